@@ -1,0 +1,1 @@
+"""Records, prompts, tokens and batches."""

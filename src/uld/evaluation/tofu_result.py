@@ -1,0 +1,167 @@
+"""From per-sample logs to the numbers of a TOFU table (Maini et al. 2024, arXiv 2401.06121)."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from uld.evaluation import metrics
+from uld.evaluation.tofu_log import LogError, TaskLog, TofuLog
+
+UTILITY_TASKS = ("retain", "real_authors", "world_facts")
+UTILITY_METRICS = ("prob", "rouge_l", "truth_ratio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TofuResult:
+    """The aggregates of one model. None where a log lacks what the number needs.
+
+    All are shares in [0, 1] (the paper prints ROUGE-L in percent). `forget_quality` needs a retain-only model's log,
+    every `rouge_l` needs generated answers, and `model_utility` needs all nine parts of retain, authors and facts.
+    """
+
+    forget_quality: float | None
+    """p-value of the Kolmogorov-Smirnov test on forget rows, against the retain-only model; high = forgotten."""
+    forget_truth_ratio: float | None
+    """``mean(min(t, 1/t))``."""
+    forget_prob: float | None
+    forget_rouge_l: float | None
+    model_utility: float | None
+    """Harmonic mean of the nine parts below."""
+    retain_prob: float | None
+    retain_rouge_l: float | None
+    retain_truth_ratio: float | None
+    real_authors_prob: float | None
+    real_authors_rouge_l: float | None
+    real_authors_truth_ratio: float | None
+    world_facts_prob: float | None
+    world_facts_rouge_l: float | None
+    world_facts_truth_ratio: float | None
+    rows: dict[str, int]
+    """Number of rows of every task in the log."""
+    compared_rows: int | None
+    """Forget rows that both models were compared on."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain JSON types."""
+        return dataclasses.asdict(self)
+
+    def table(self) -> str:
+        """Return two Markdown tables: the paper's four columns (ROUGE-L in percent), then every part as a share."""
+        head = ("F.Q.", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)")
+        first = (
+            _show(self.forget_quality, ".2e" if (self.forget_quality or 1.0) < 0.01 else ".2f"),
+            _show(self.forget_rouge_l, ".1f", 100.0),
+            _show(self.model_utility, ".3f"),
+            _show(self.retain_rouge_l, ".1f", 100.0),
+        )
+        lines = [*_markdown(head, [first]), ""]
+        body = []
+        for task in ("forget", *UTILITY_TASKS):
+            parts = (_show(getattr(self, f"{task}_{metric}"), ".4f") for metric in UTILITY_METRICS)
+            body.append((task.replace("_", " "), str(self.rows.get(task, "-")), *parts))
+        lines += _markdown(("task", "rows", "Prob", "ROUGE-L", "truth ratio"), body)
+        if self.compared_rows is not None:
+            lines += ["", f"F.Q. compares the {self.compared_rows} forget rows that both logs hold."]
+        return "\n".join(lines) + "\n"
+
+
+def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: bool = False) -> TofuResult:
+    """Compute every number of a TOFU table from per-sample logs.
+
+    Forget quality is always computed from losses, so that logs of both formats compare; rows are matched by their key.
+    The other numbers take `stored_prob` and `stored_truth_ratio` where a log holds them, as the published aggregates of
+    such logs do.
+
+    Args:
+        log: the model under test.
+        retain_log: the model that never saw the forget rows; without it forget quality is None.
+        from_losses: leave stored scores aside and derive everything but ROUGE from the losses (on published
+            open-unlearning logs this differs by up to 2e-6 relative).
+
+    Returns:
+        The aggregates; None where a log lacks what they need.
+
+    Raises:
+        LogError: if the two logs have no forget row in common, or their answers show that their splits differ.
+    """
+    parts: dict[str, float | None] = {}
+    for name in ("forget", *UTILITY_TASKS):
+        values = _parts(log[name], name, from_losses) if name in log else (None, None, None)
+        parts |= {f"{name}_{metric}": value for metric, value in zip(UTILITY_METRICS, values, strict=True)}
+    nine = [parts[f"{task}_{metric}"] for task in UTILITY_TASKS for metric in UTILITY_METRICS]
+    known = [part for part in nine if part is not None]
+    quality, compared = (None, None) if retain_log is None else _forget_quality(log, retain_log)
+    return TofuResult(
+        forget_quality=quality,
+        compared_rows=compared,
+        model_utility=metrics.model_utility(known) if len(known) == len(nine) else None,
+        rows={name: len(task) for name, task in log.items()},
+        **parts,
+    )
+
+
+def _parts(task: TaskLog, name: str, from_losses: bool) -> tuple[float, float | None, float]:
+    """Return Prob, ROUGE-L and truth ratio of a task."""
+    if task.stored_prob is not None and not from_losses:
+        prob = np.asarray(task.stored_prob)
+    elif name in ("forget", "retain"):
+        prob = metrics.probability(task.avg_loss)
+    else:
+        prob = metrics.normalised_probability(task.avg_loss, task.wrong_losses)
+    if task.stored_truth_ratio is not None and not from_losses:
+        with np.errstate(divide="ignore"):
+            t = 1.0 / np.asarray(task.stored_truth_ratio)
+    else:
+        t = metrics.truth_ratio_statistic(task.paraphrase_loss, task.wrong_losses)
+    ratio = metrics.truth_ratio_forget(t) if name == "forget" else metrics.truth_ratio_other(t)
+    return float(np.mean(prob)), None if task.rougeL is None else float(np.mean(task.rougeL)), ratio
+
+
+def _forget_quality(log: TofuLog, retain_log: TofuLog) -> tuple[float | None, int | None]:
+    """Return the p-value and the number of rows compared; None for both where a log has no forget task."""
+    if "forget" not in log or "forget" not in retain_log:
+        return None, None
+    ours, theirs = log["forget"], retain_log["forget"]
+    where = {key: row for row, key in enumerate(theirs.keys)}
+    pairs = [(row, where[key]) for row, key in enumerate(ours.keys) if key in where]
+    if not pairs:
+        raise LogError(
+            f"{log.source} and {retain_log.source} have no forget row in common; "
+            "evaluate both models on the same split."
+        )
+    _check_same_rows(log, retain_log, pairs)
+    t = metrics.truth_ratio_statistic(ours.paraphrase_loss, ours.wrong_losses)
+    t_retain = metrics.truth_ratio_statistic(theirs.paraphrase_loss, theirs.wrong_losses)
+    rows, retain_rows = zip(*pairs, strict=True)
+    return metrics.forget_quality(t[list(rows)], t_retain[list(retain_rows)]), len(pairs)
+
+
+def _check_same_rows(log: TofuLog, retain_log: TofuLog, pairs: list[tuple[int, int]]) -> None:
+    """Refuse logs whose true answers differ in most rows: the keys 0, 1, 2 … of every split look alike.
+
+    Only letters and digits count, and a minority may differ, because the text went through each model's tokenizer.
+    """
+    ours, theirs = log["forget"].generated, retain_log["forget"].generated
+    if ours is None or theirs is None:
+        return
+    different = sum(_letters(ours[row][2]) != _letters(theirs[other][2]) for row, other in pairs)
+    if different > len(pairs) / 2:
+        raise LogError(
+            f"{log.source} and {retain_log.source} hold other true answers in {different} of {len(pairs)} forget rows; "
+            "evaluate both models on the same split."
+        )
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
+
+
+def _show(value: float | None, form: str, factor: float = 1.0) -> str:
+    return "-" if value is None else format(value * factor, form)
+
+
+def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]

@@ -1,0 +1,48 @@
+"""Pure per-position losses on logits, fp32 inside, one paper each.
+
+Ground floor: each takes ``(positions, vocab)`` logits and gives one value a position, so that callers choose the
+positions and the normaliser. Values are in nats, and finite in bf16 and fp32 for logits of magnitude up to 1e30.
+"""
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class PositionLoss(Protocol):
+    """A loss at each position: ``(positions, vocab)`` logits and ``(positions,)`` token ids to ``(positions,)``."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every position, fp32, in nats."""
+        ...
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of the label: ``−log softmax(logits)[label]`` (remembering, Eq. 4 of arXiv 2406.08607).
+
+    Args:
+        logits: ``(positions, vocab)``.
+        labels: ``(positions,)`` token ids.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0.
+    """
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def uniform(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy from the uniform distribution: ``logsumexp(l) − mean(l)`` (Eq. 5 of arXiv 2406.08607).
+
+    Its minimum, ``log V``, is reached by equal logits. The label is not used.
+
+    Args:
+        logits: ``(positions, vocab)``.
+        labels: ``(positions,)``, ignored.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ log V.
+    """
+    x = logits.float()
+    x = x - x.amax(-1, keepdim=True).detach()
+    return x.exp().sum(-1).log() - x.mean(-1)
