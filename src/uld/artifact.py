@@ -1,0 +1,251 @@
+"""What a run leaves on disk, and how it gets there: ``uld.json``, fingerprints, digests, atomic writes.
+
+A run folder holds ``uld.json`` (this module's `Manifest`, the truth about the unlearning), ``adapter/`` (LoRA in PEFT's
+own format), ``config.json`` and ``generation_config.json`` (so that `AutoModelForCausalLM` finds it), the tokenizer,
+``train.yaml`` (the resolved settings) and ``metrics.jsonl``. Everything is safetensors, JSON or YAML: no pickle.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from uld.errors import ULDError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "uld.json"
+ADAPTER = "adapter"
+METRICS = "metrics.jsonl"
+SETTINGS = "train.yaml"
+CHECKPOINTS = "checkpoints"
+_SAMPLES = 65_536
+
+
+class ArtifactError(ULDError):
+    """A run folder is missing, damaged, taken, or belongs to another target."""
+
+
+class CombinationSettings(BaseModel):
+    """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+    rule: Literal["suppress", "subtract", "reference"]
+    weight: float
+    filter: float
+    min_tokens: float
+    outside: Literal["keep", "mask"]
+
+
+class DataFile(BaseModel):
+    """One input file: where it was, what was in it."""
+
+    path: str
+    sha256: str
+    rows: int
+
+
+class Manifest(BaseModel):
+    """``uld.json``: which target, which layers, which rule, made from what.
+
+    Attributes:
+        format: Version of this layout.
+        method: Registered name of the method.
+        target: Folder or Hub id of the target as it was given.
+        target_revision: Hub revision, if any.
+        target_fingerprint: `fingerprint` of the tensors that the assistant shares with the target.
+        num_layers: K.
+        combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
+        data: Files that were trained on.
+        versions: Versions of the libraries that trained it.
+        training: Steps, rows, seconds, last losses and other facts of the run.
+    """
+
+    format: Literal[1] = 1
+    method: str
+    target: str
+    target_revision: str | None = None
+    target_fingerprint: str
+    num_layers: int
+    combination: CombinationSettings
+    data: dict[str, list[DataFile]] = {}
+    versions: dict[str, str] = {}
+    training: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Manifest":
+        """Read a run folder's ``uld.json``.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        path = Path(folder) / MANIFEST
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{folder} is not a finished uld run: it has no {MANIFEST}") from error
+        except (ValidationError, UnicodeDecodeError) as error:
+            detail = error.errors()[0] if isinstance(error, ValidationError) else None
+            where = ".".join(str(part) for part in detail["loc"]) if detail else "its text"
+            raise ArtifactError(f"{path} is damaged at {where or 'its top level'}: train the run again") from error
+
+    def write(self, folder: str | Path) -> None:
+        """Write ``uld.json`` into a folder, atomically."""
+        write_text(Path(folder) / MANIFEST, self.model_dump_json(indent=2) + "\n")
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a finished run folder (and not a plain model)."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def fingerprint(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
+    """Identify a set of weights, whatever dtype or device they are loaded in.
+
+    SHA-256 over each tensor's name, shape and up to 65,536 evenly spaced elements rounded to bf16, so that a model
+    loaded in bf16 and in fp32 gets the same fingerprint and a fine-tuned one another. It guards against mistakes, not
+    against someone who forges weights.
+
+    Args:
+        tensors: Pairs of name and tensor; the order does not matter.
+
+    Returns:
+        ``sha256:`` and 64 hexadecimal digits.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        flat = tensor.detach().reshape(-1)
+        stride = max(1, flat.numel() // _SAMPLES)
+        sample = flat[::stride].to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(sample.tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file atomically: a temporary file beside it, flushed to disk, then renamed over it.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """Turn failures to write below a folder into one clear sentence.
+
+    Raises:
+        ArtifactError: the disk is full, the folder is read-only, or something else is in the way.
+    """
+    try:
+        yield
+    except ULDError:
+        raise
+    except Exception as error:
+        # torch and safetensors report a full disk as errors of their own, so the disk itself is asked.
+        if _disk_is_full(error, Path(folder)):
+            raise ArtifactError(f"the disk that holds {folder} is full: free some space and run again") from error
+        if isinstance(error, OSError):
+            raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise
+
+
+def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
+    """Whether an error, or one that it wraps, comes from a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(hint in str(error) for hint in ("No space left", "file write failed", "unexpected pos")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Make a folder atomically: yields a temporary sibling, which takes the path's place only when all went well.
+
+    Args:
+        path: The folder to make.
+        replace: Whether an existing folder may be replaced.
+
+    Raises:
+        ArtifactError: the path exists and may not be replaced, or cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise ArtifactError(f"{path} exists already: choose another folder")
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            os.chmod(temporary, 0o755)
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a run folder for this process alone; the lock goes with the process, however it ends.
+
+    Raises:
+        ArtifactError: another process is working in the folder.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArtifactError(
+                f"another run is working in {folder}: wait for it to end, or choose another folder (--output)"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a run's numbers."""
+    import platform
+    from importlib.metadata import version
+
+    packages = {"uld": "uld-llm", "torch": "torch", "transformers": "transformers", "peft": "peft"}
+    return {"python": platform.python_version()} | {name: version(package) for name, package in packages.items()}

@@ -1,0 +1,185 @@
+"""Batches: which rows go together, and how they become padded tensors.
+
+The plan is made for the whole epoch, the same for every process: forget and retain rows are mixed in every batch in
+proportion, rows of similar length go together, every row is seen exactly once.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from uld.data.prompt import Encoded
+
+NO_LOSS, FORGET, RETAIN = 0, 1, 2
+LENGTH_MULTIPLE = 16
+_WINDOW = 32  # batches that are sorted by length together
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of tokens with the side that it is on.
+
+    Attributes:
+        encoded: Tokens and which of them are learnt.
+        kind: `FORGET` or `RETAIN`.
+        everywhere: Loss on every position, prompt included, instead of on the learnt tokens.
+    """
+
+    encoded: Encoded
+    kind: int
+    everywhere: bool = False
+
+
+class Rows(Dataset[Row]):
+    """Forget rows, then retain rows."""
+
+    def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], *, uniform_on: str = "answer") -> None:
+        """Join both sets; ``uniform_on`` is ``answer`` or ``all`` (retain positions that carry the loss)."""
+        self.rows = [Row(row, FORGET) for row in forget]
+        self.rows += [Row(row, RETAIN, uniform_on == "all") for row in retain]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        """One row."""
+        return self.rows[index]
+
+
+def epoch_plan(kinds: Sequence[int], lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
+    """Global batches of one epoch.
+
+    Args:
+        kinds: Side of each row.
+        lengths: Tokens of each row.
+        batch_size: Rows of a global batch; the last may have fewer.
+        seed: Decides the whole plan.
+
+    Returns:
+        Lists of row indices: every row once; in each list both sides in proportion, up to one row.
+    """
+    rng = random.Random(seed)
+    sides = [[i for i, k in enumerate(kinds) if k == kind] for kind in sorted(set(kinds))]
+    for side in sides:
+        rng.shuffle(side)
+    total = len(kinds)
+    count = -(-total // batch_size)
+    # Batch b takes rows [b·share, (b+1)·share) of the mixed order: an even mix by largest remainder.
+    ends = [min((b + 1) * batch_size, total) for b in range(count)]
+    batches: list[list[int]] = [[] for _ in range(count)]
+    taken = [0] * len(sides)
+    for first in range(0, count, _WINDOW):
+        window = range(first, min(first + _WINDOW, count))
+        quotas = {b: [round(len(side) * ends[b] / total) for side in sides] for b in window}
+        for b in window:  # rounding must not change a batch's size; the last side absorbs the difference
+            quotas[b][-1] = ends[b] - sum(quotas[b][:-1])
+        order = list(window)
+        for s, side in enumerate(sides):
+            rows = side[taken[s] : quotas[window[-1]][s]]
+            rows.sort(key=lambda i: lengths[i])
+            position = 0
+            for b in order:
+                before = quotas[b - 1][s] if b - 1 in quotas else taken[s]
+                batches[b] += rows[position : position + quotas[b][s] - before]
+                position += quotas[b][s] - before
+            taken[s] = quotas[window[-1]][s]
+    full, last = batches[:-1], batches[-1:]
+    rng.shuffle(full)
+    return full + last
+
+
+class PlanSampler(Sampler[list[int]]):
+    """This process's micro-batches of an epoch, cut from the plan that all processes share.
+
+    Each global batch is dealt into ``world × accumulation`` micro-batches; process r takes those numbered
+    ``a · world + r``. A process without a row left in a short last batch gets an empty list.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        """Remember the settings; `set_epoch` chooses the epoch."""
+        self.kinds = [row.kind for row in rows.rows]
+        self.lengths = [len(row.encoded.ids) for row in rows.rows]
+        self.batch_size, self.seed, self.rank, self.world, self.accumulation = (
+            batch_size,
+            seed,
+            rank,
+            world,
+            accumulation,
+        )
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Micro-batches of this process in an epoch."""
+        return -(-len(self.kinds) // self.batch_size) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the micro-batches."""
+        parts = self.world * self.accumulation
+        for batch in epoch_plan(self.kinds, self.lengths, self.batch_size, self.seed * 1_000_003 + self.epoch):
+            for a in range(self.accumulation):
+                yield batch[a * self.world + self.rank :: parts]
+
+
+class PlanLoader(DataLoader[Row]):
+    """A DataLoader whose plan follows the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class Collator:
+    """Pads rows on the right to their longest, rounded up so that few tensor shapes occur."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        """Remember the padding token."""
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Make a batch.
+
+        Args:
+            rows: Any number; none gives one row of padding without a loss.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``labels`` (the *next* token at each position) and ``kind`` (`NO_LOSS`,
+            `FORGET` or `RETAIN` at each position), all ``(batch, tokens)`` int64.
+        """
+        longest = max((len(row.encoded.ids) for row in rows), default=1)
+        shape = (max(1, len(rows)), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        batch: dict[str, Any] = {
+            "input_ids": torch.full(shape, self.pad_token_id),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.zeros(shape, dtype=torch.long),
+            "kind": torch.full(shape, NO_LOSS),
+        }
+        if not rows:
+            batch["attention_mask"][0, 0] = 1
+        for i, row in enumerate(rows):
+            ids, learn = row.encoded.ids, row.encoded.learn
+            n = len(ids)
+            batch["input_ids"][i, :n] = torch.tensor(ids)
+            batch["attention_mask"][i, :n] = 1
+            batch["labels"][i, : n - 1] = torch.tensor(ids[1:])
+            wanted = torch.tensor([row.everywhere or flag for flag in learn[1:]], dtype=torch.bool)
+            batch["kind"][i, : n - 1][wanted] = row.kind
+        return batch

@@ -1,0 +1,171 @@
+"""Records: what a user's JSON-lines file may hold, one record a line, in four forms.
+
+``{"question", "answer"}``, ``{"prompt", "completion"}``, ``{"messages": [{"role", "content"}, …]}`` or ``{"text"}``.
+Other keys are ignored. Every problem is reported with file and line.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uld.errors import ULDError
+
+MAX_LINE_BYTES = 8 * 2**20
+FORMS = '{"question", "answer"}, {"prompt", "completion"}, {"messages": [...]} or {"text"}'
+_ROLES = ("system", "user", "assistant")
+
+
+class DataError(ULDError):
+    """A file or a line of it cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One document in normal form; exactly one of the three shapes is filled.
+
+    Attributes:
+        messages: ``(role, content)`` pairs of a conversation; a question and its answer are two of them.
+        prompt: Raw prompt, with ``completion``.
+        completion: Raw completion.
+        text: A whole text.
+        source: ``file:line``, for messages about it.
+    """
+
+    messages: tuple[tuple[str, str], ...] = ()
+    prompt: str | None = None
+    completion: str | None = None
+    text: str | None = None
+    source: str = ""
+
+    @classmethod
+    def qa(cls, question: str, answer: str, source: str = "") -> "Record":
+        """A question and its answer."""
+        return cls(messages=(("user", question), ("assistant", answer)), source=source)
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What the record says, without where it stood: equal for equal documents."""
+        return (self.messages, self.prompt, self.completion, self.text)
+
+
+def parse_record(row: Any, source: str) -> Record:
+    """Turn one decoded JSON value into a record.
+
+    Args:
+        row: The decoded line.
+        source: ``file:line``.
+
+    Raises:
+        DataError: it has none of the four forms.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"{source}: expected a JSON object, one of {FORMS}, but found {type(row).__name__}")
+    if "messages" in row:
+        return Record(messages=_messages(row["messages"], source), source=source)
+    for first, second in (("question", "answer"), ("prompt", "completion")):
+        if first in row and second in row:
+            one, two = (_text(row[key], key, source) for key in (first, second))
+            return Record.qa(one, two, source) if first == "question" else Record((), one, two, source=source)
+        if (first in row) != (second in row):
+            present, missing = (first, second) if first in row else (second, first)
+            raise DataError(f"{source}: has {present!r} but no {missing!r}: expected one of {FORMS}")
+    if "text" in row:
+        return Record(text=_text(row["text"], "text", source), source=source)
+    found = ", ".join(repr(key) for key in list(row)[:5]) or "none"
+    raise DataError(f"{source}: expected one of {FORMS}, but found the keys {found}")
+
+
+def _text(value: Any, key: str, source: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{source}: {key!r} must be a string, not {type(value).__name__}")
+    if not value.strip():
+        raise DataError(f"{source}: {key!r} is empty")
+    return value
+
+
+def _messages(value: Any, source: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise DataError(f'{source}: \'messages\' must be a list of {{"role", "content"}} objects')
+    pairs = []
+    for message in value:
+        if message.get("role") not in _ROLES:
+            raise DataError(
+                f"{source}: a message's 'role' must be one of {', '.join(_ROLES)}, not {message.get('role')!r}"
+            )
+        pairs.append((message["role"], _text(message.get("content"), "content", source)))
+    if not any(role == "assistant" for role, _ in pairs):
+        raise DataError(f"{source}: 'messages' holds no assistant turn, so there is nothing to learn from it")
+    return tuple(pairs)
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """The values of a JSON-lines file, in order; see `read_lines`."""
+    return [value for _, value in read_lines(path)]
+
+
+def read_lines(path: str | Path) -> list[tuple[int, Any]]:
+    """Decode a JSON-lines file.
+
+    Returns:
+        Line number (from 1) and value of every line that is not blank.
+
+    Raises:
+        DataError: with file and line: missing, empty, not UTF-8, not JSON, or a line over 8 MiB.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if len(line) > MAX_LINE_BYTES:
+                raise DataError(
+                    f"{path}:{number}: the line is {len(line) / 2**20:.1f} MiB long, at most {MAX_LINE_BYTES // 2**20} "
+                    "are read: put one record on each line, and split long texts over several"
+                )
+            if not line.strip():
+                continue
+            try:
+                rows.append((number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8: "
+                    "save the file as UTF-8"
+                ) from error
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}): expected one record a line"
+                ) from error
+    if not rows:
+        raise DataError(f"{path}: the file is empty: expected JSON lines, each one of {FORMS}")
+    return rows
+
+
+def read_records(paths: Sequence[str | Path]) -> list[Record]:
+    """Read JSON-lines files as records, in order.
+
+    Raises:
+        DataError: with file and line.
+    """
+    records = []
+    for path in paths:
+        records += [parse_record(row, f"{path}:{number}") for number, row in read_lines(path)]
+    return records
+
+
+def refuse_equal(forget: Iterable[Record], retain: Iterable[Record]) -> None:
+    """Refuse a retain set that holds documents to be forgotten: it would train against itself.
+
+    Raises:
+        DataError: names the first shared record and how many there are.
+    """
+    known = {record.content: record.source for record in forget}
+    shared = [record for record in retain if record.content in known]
+    if shared:
+        one = shared[0]
+        raise DataError(
+            f"{one.source}: this retain record stands also in the forget set ({known[one.content]}), "
+            f"as {len(shared)} do: remove from the retain set what is to be forgotten"
+        )
