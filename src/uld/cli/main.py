@@ -1,0 +1,44 @@
+"""The ``uld`` command: collects the subcommands; heavy imports happen inside them."""
+
+from typing import Annotated
+
+import typer
+
+import uld
+from uld.cli import demo, doctor, evaluate, generate, ls
+from uld.cli import train as training
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a language model unlearn chosen documents without touching its weights.",
+    epilog="Start with: uld demo",
+)
+app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
+app.add_typer(evaluate.app, name="eval")
+app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
+app.command("chat")(generate.chat)
+app.command("ls")(ls.ls)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(uld.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make a language model unlearn chosen documents without touching its weights."""
+
+
+def main() -> None:
+    """Entry point of the ``uld`` command."""
+    app()
