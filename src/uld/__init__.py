@@ -1,3 +1,75 @@
-"""Make a language model unlearn chosen documents without touching its weights (Unlearning from Logit Difference)."""
+"""Make a language model unlearn chosen documents without touching its weights (Unlearning from Logit Difference).
+
+``import uld`` is light: what needs torch is imported when it is first asked for. From then on transformers knows run
+folders, too: ``AutoModelForCausalLM.from_pretrained("runs/x")``.
+"""
+
+import importlib
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import TYPE_CHECKING, Any
+
+from uld.errors import ULDError
+
+if TYPE_CHECKING:
+    from uld.config import TrainConfig
+    from uld.configuration import ULDConfig
+    from uld.logits import Combination
+    from uld.modeling import ULDForCausalLM, load
+    from uld.training import train
 
 __version__ = "0.1.0"
+__all__ = ["Combination", "TrainConfig", "ULDConfig", "ULDError", "ULDForCausalLM", "load", "train"]
+
+_LAZY = {
+    "Combination": "uld.logits",
+    "TrainConfig": "uld.config",
+    "ULDConfig": "uld.configuration",
+    "ULDForCausalLM": "uld.modeling",
+    "load": "uld.modeling",
+    "train": "uld.training",
+}
+_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, also those that are not imported yet."""
+    return sorted({*globals(), *__all__})
+
+
+class _RegisterAfterTransformers(MetaPathFinder):
+    """Registers `ULDConfig` right after transformers has made its `AutoConfig`; finds nothing by itself.
+
+    transformers has no way to announce a model type without importing transformers, which takes seconds.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if fullname != _AUTO_CONFIG:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: Any) -> None:
+                execute(module)
+                importlib.import_module("uld.configuration")
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if _AUTO_CONFIG in sys.modules:
+    importlib.import_module("uld.configuration")
+else:
+    sys.meta_path.insert(0, _RegisterAfterTransformers())

@@ -14,18 +14,25 @@ import copy
 import json
 import math
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from uld.errors import ULDError
 
+WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+_HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def default_num_layers(total: int) -> int:
@@ -56,7 +63,8 @@ def slice_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrained
         )
     sliced = copy.deepcopy(text)
     for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == total:
+        per_layer = isinstance(value, list) and len(value) == total
+        if per_layer and not name.endswith(("token_id", "token_ids")):  # there may be as many end tokens as layers
             setattr(sliced, name, value[:keep])
     sliced.num_hidden_layers = keep
     return sliced
@@ -76,9 +84,12 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         ULDError: K is out of range, or the target is not laid out as one decoder-only model.
     """
     config = slice_config(target.config, num_layers)
-    config._attn_implementation = target.config._attn_implementation
+    if type(config) is not type(target.config):
+        raise ULDError(f"{type(target).__name__} is more than a text decoder: only decoder-only models can be used")
     with torch.device("meta"):
-        assistant = AutoModelForCausalLM.from_config(config, dtype=target.dtype)
+        assistant = type(target)._from_config(
+            config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
+        )
     shared = dict(target.named_modules())
     for name, module in list(assistant.named_modules()):
         tensors = list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False))
@@ -116,7 +127,7 @@ def load_sliced(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """Load only the embedding, the first K layers, the final norm and the head of a checkpoint.
 
@@ -137,29 +148,65 @@ def load_sliced(
     Raises:
         ULDError: the model cannot be found or K is out of range.
     """
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
-    config = load_config(target, **hub)
+    files = {"revision": revision} | {name: kwargs[name] for name in _HUB if name in kwargs}
+    config = load_config(target, trust_remote_code=trust_remote_code, **files)
     sliced = slice_config(config, num_layers)
-    index_file = cached_file(str(target), WEIGHTS_INDEX, revision=revision, _raise_exceptions_for_missing_entries=False)
+    index_file = _file(target, WEIGHTS_INDEX, **files)
     if index_file is None:
-        return _from_pretrained(target, sliced, dtype=dtype, **hub, **kwargs)
-    index = json.loads(Path(index_file).read_text())
+        _file(target, WEIGHTS, **files)  # downloaded here, where its progress is shown
+        with _quiet_loading():
+            return _from_pretrained(
+                target, sliced, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
+            )
+    index = json.loads(index_file.read_text())
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(sliced, trust_remote_code=trust_remote_code)
     deeper = _deeper_layer_prefixes(skeleton, sliced.num_hidden_layers, config)
     index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith(deeper)}
     with tempfile.TemporaryDirectory(prefix="uld-slice-") as folder:
         for shard in set(index["weight_map"].values()):
-            path = cached_file(str(target), shard, revision=revision)
-            Path(folder, shard).symlink_to(Path(str(path)).resolve())
+            path = _file(target, shard, **files)
+            if path is None:
+                raise ULDError(f"{str(target)!r} lacks {shard}, which holds tensors of its first layers")
+            Path(folder, shard).symlink_to(path.resolve())
         Path(folder, WEIGHTS_INDEX).write_text(json.dumps(index))
         config.save_pretrained(folder)
-        model = _from_pretrained(folder, sliced, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs)
+        with _quiet_loading():
+            model = _from_pretrained(folder, sliced, loader=type(skeleton), name=str(target), dtype=dtype, **kwargs)
     model.name_or_path = model.config.name_or_path = str(target)
     return model
 
 
-def load_config(target: str | Path, **hub: object) -> PreTrainedConfig:
+def _file(target: str | Path, name: str, **hub: Any) -> Path | None:
+    """Path of a file of a model folder or Hub model, downloaded if need be; None where there is none."""
+    found = cached_file(str(target), name, _raise_exceptions_for_missing_entries=False, **hub)
+    return None if found is None else Path(str(found))
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Leave out transformers' progress bar and its table of surplus tensors, which are left aside on purpose here."""
+    log = transformers.utils.logging
+    verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bar:
+            log.enable_progress_bar()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leave out a warning that PEFT causes by asking transformers for an attribute of an older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+def load_config(target: str | Path, **hub: Any) -> PreTrainedConfig:
     """`AutoConfig.from_pretrained` with one clear sentence when the model cannot be found.
 
     Raises:
@@ -172,30 +219,44 @@ def load_config(target: str | Path, **hub: object) -> PreTrainedConfig:
         raise ULDError(f"cannot load a model from {str(target)!r}: {first}") from error
 
 
-def load_target(target: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: object) -> PreTrainedModel:
+def load_target(target: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> PreTrainedModel:
     """Load a whole causal LM from a folder or the Hub.
 
     Raises:
         ULDError: the model cannot be found or read.
     """
-    hub = {k: kwargs.pop(k) for k in ("revision", "trust_remote_code") if k in kwargs}
-    return _from_pretrained(target, load_config(target, **hub), dtype=dtype, **hub, **kwargs)
+    hub = {name: kwargs[name] for name in (*_HUB, "trust_remote_code") if name in kwargs}
+    return _from_pretrained(target, load_config(target, **hub), dtype=dtype, **kwargs)
 
 
-def _from_pretrained(target: str | Path, config: PreTrainedConfig, **kwargs: object) -> PreTrainedModel:
-    """Load weights into the architecture that the config says; missing weights are an error, surplus ones are not."""
+def _from_pretrained(
+    target: str | Path,
+    config: PreTrainedConfig,
+    *,
+    loader: Any = AutoModelForCausalLM,
+    name: str = "",
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """Load weights into the architecture that the config says; missing weights are an error, surplus ones are not.
+
+    Args:
+        target: Where the files are.
+        config: The architecture.
+        loader: The class whose ``from_pretrained`` does it.
+        name: What the user calls the place, for messages.
+        kwargs: Handed to ``from_pretrained``.
+    """
+    name = name or str(target)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(target), config=config, output_loading_info=True, **kwargs
-        )
-    except (OSError, ValueError) as error:
+        loaded: Any = loader.from_pretrained(str(target), config=config, output_loading_info=True, **kwargs)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ULDError(
-            f"cannot load a causal language model from {str(target)!r}: {str(error).strip().splitlines()[0]}"
+            f"cannot load a causal language model from {name!r}: {str(error).strip().splitlines()[0]}"
         ) from error
     model, info = loaded
     if info["missing_keys"]:
         raise ULDError(
-            f"{str(target)!r} lacks {len(info['missing_keys'])} tensors of {type(model).__name__}, "
+            f"{name!r} lacks {len(info['missing_keys'])} tensors of {type(model).__name__}, "
             f"the first is {sorted(info['missing_keys'])[0]}"
         )
     return model.eval()
@@ -250,7 +311,8 @@ def add_lora(
         target_modules=target_modules,
         task_type="CAUSAL_LM",  # type: ignore[arg-type]
     )
-    return get_peft_model(assistant, config)  # type: ignore[return-value]
+    with quiet_peft():
+        return get_peft_model(assistant, config)  # type: ignore[return-value]
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -289,8 +351,3 @@ def check_head(model: PreTrainedModel) -> None:
         raise ULDError(
             f"{type(model).__name__} computes its logits in a way that uld does not know, so it cannot be trained on"
         )
-
-
-def checkpoint_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Name → tensor of everything that the assistant shares: embedding, K layers, norm and head (no LoRA)."""
-    return {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}

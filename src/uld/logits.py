@@ -9,6 +9,7 @@ Source: Ji et al. 2024, "Reversing the Forget-Retain Objectives", arXiv 2406.086
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -19,6 +20,8 @@ from uld.errors import ULDError
 
 Rule = Literal["suppress", "subtract", "reference"]
 Outside = Literal["keep", "mask"]
+
+_SAFE_SPREAD = 60.0  # nats; fp32 holds exp(−87) to exp(88)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,25 @@ class Combination:
             raise ULDError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
         if self.outside not in get_args(Outside):
             raise ULDError(f"outside must be one of {', '.join(get_args(Outside))}, not {self.outside!r}")
+        for name in ("weight", "filter", "min_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ULDError(f"{name} must be a number, not {value!r}")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ULDError(f"weight (α) must be a number ≥ 0, not {self.weight}")
         for name in ("filter", "min_tokens"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ULDError(f"{name} must lie between 0 and 1, not {value}")
+
+    @property
+    def filters(self) -> bool:
+        """Whether the filter has a say: the rule uses one and τ is not 0."""
+        return self.rule != "suppress" and self.filter > 0
+
+    def least(self, vocab: int) -> int:
+        """The number of tokens that the filter never goes below, of ``vocab``."""
+        return int(self.filter * vocab) if self.rule == "reference" else math.ceil(round(self.min_tokens * vocab, 6))
 
     def override(self, **changes: object) -> "Combination":
         """Return a copy with every change that is not None; an unknown field is a TypeError."""
@@ -69,8 +85,8 @@ class Combination:
 def log_ratio_to_uniform(logits: Tensor) -> Tensor:
     """Log-probability of each token relative to the uniform distribution: ``log_softmax(logits) + log V``.
 
-    Written as ``x − log mean exp x`` so that constant logits give exactly 0. Entries of −inf (tokens that a model
-    masks out itself) count as 0: the assistant has nothing to say about them.
+    Written as ``x − log mean exp x`` so that constant logits give exactly 0. Tokens of −inf, which a model masks out
+    itself, do not count: V is the number of the others, and the masked ones get 0.
 
     Args:
         logits: ``(..., vocab)``, any float dtype.
@@ -79,9 +95,11 @@ def log_ratio_to_uniform(logits: Tensor) -> Tensor:
         ``(..., vocab)`` fp32, in nats, in (−inf, log V].
     """
     x = logits.float()
+    masked = torch.isneginf(x)
     x = x - x.amax(-1, keepdim=True)
-    ratio = x - x.exp().mean(-1, keepdim=True).log()
-    return ratio.masked_fill(torch.isneginf(x), 0.0)
+    count = masked.logical_not().sum(-1, keepdim=True)
+    ratio = x - (x.exp().sum(-1, keepdim=True) / count).log()
+    return ratio.masked_fill(masked, 0.0)
 
 
 def plausible(target: Tensor, filter: float, min_tokens: int) -> Tensor:
@@ -125,17 +143,103 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
     """
     if how.weight == 0:
         return target
-    vocab = target.shape[-1]
     logits = target.float()
-    if how.rule == "suppress":
-        combined = logits - how.weight * log_ratio_to_uniform(assistant).clamp_min(0)
-        return combined.to(target.dtype)
-    if how.rule == "subtract":
-        change, least = log_ratio_to_uniform(assistant), math.ceil(how.min_tokens * vocab)
-    else:
-        change, least = assistant.float(), int(how.filter * vocab)
-    combined = logits - how.weight * change
-    if how.filter > 0:
+    combined = logits - how.weight * _change(assistant, how.rule)
+    if how.filters:
         outside = logits if how.outside == "keep" else torch.full_like(logits, -torch.inf)
-        combined = torch.where(plausible(target, how.filter, least), combined, outside)
+        combined = torch.where(plausible(target, how.filter, how.least(target.shape[-1])), combined, outside)
     return combined.to(target.dtype)
+
+
+def _change(assistant: Tensor, rule: Rule) -> Tensor:
+    """What a rule subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
+    if rule == "reference":
+        change = assistant.float()
+        return change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
+    ratio = log_ratio_to_uniform(assistant)
+    return ratio.clamp_min(0) if rule == "suppress" else ratio
+
+
+def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence[Combination]) -> Tensor:
+    """Unlearned logits from a target and several assistants: the changes of all of them, each as `combine` makes it.
+
+    Every filter looks at the target's own logits, so the order does not matter.
+
+    Args:
+        target: ``(..., vocab)`` logits of the target.
+        assistants: Logits of each assistant, same shape.
+        settings: One for each assistant.
+
+    Returns:
+        ``(..., vocab)`` in the target's dtype.
+    """
+    if len(assistants) == 1:
+        return combine(target, assistants[0], settings[0])
+    logits = target.float()
+    total = logits
+    for assistant, how in zip(assistants, settings, strict=True):
+        change = combine(logits, assistant, how) - logits
+        total = torch.where(torch.isneginf(logits), logits, total + change)
+    return total.to(target.dtype)
+
+
+def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
+    """Cross-entropy of one label a position under many settings, for little more than the price of one.
+
+    The normaliser of a setting is ``Σ_kept exp(l − α d) + Σ_outside exp(l)``, where d is the rule's change. The
+    exponentials of one α follow from those of the next smaller one by a product, and serve every τ and ``outside``.
+
+    Args:
+        target: ``(positions, vocab)`` logits of the target.
+        assistant: ``(positions, vocab)`` logits of the assistant.
+        labels: ``(positions,)`` token ids.
+        settings: Any number of combinations.
+
+    Returns:
+        ``(settings, positions)`` fp32 in nats; equal to `combine` and cross-entropy up to rounding (1e-5), and inf
+        where ``outside`` is ``mask`` and the filter drops the label.
+    """
+    losses = torch.empty(len(settings), len(target), dtype=torch.float32, device=target.device)
+    logits = target.float()
+    logits = logits - logits.amax(-1, keepdim=True)
+    before = logits.exp()
+    own = logits.gather(-1, labels[:, None])[:, 0]
+    kept: dict[tuple[float, int], tuple[Tensor, Tensor, Tensor]] = {}
+    rules: list[Rule] = list(dict.fromkeys(one.rule for one in settings))
+    for rule in rules:
+        change = _change(assistant, rule)
+        own_change = change.gather(-1, labels[:, None])[:, 0]
+        spread = change.amax(-1) - change.amin(-1)
+        steps: dict[float, Tensor] = {}
+        weights, weight = before, 0.0
+        for i in sorted((i for i, one in enumerate(settings) if one.rule == rule), key=lambda i: settings[i].weight):
+            how = settings[i]
+            step = round(how.weight - weight, 9)
+            if step > 0:
+                if step not in steps:
+                    steps[step] = (change * -step).exp_()
+                weights, weight = weights * steps[step], how.weight
+            loss = how.weight * own_change - own
+            masked = torch.zeros_like(own, dtype=torch.bool)
+            if how.weight == 0 or not how.filters:
+                total = weights.sum(-1)
+            else:
+                filter = (how.filter, how.least(target.shape[-1]))
+                if filter not in kept:
+                    inside = plausible(target, *filter).float()
+                    own_inside = inside.gather(-1, labels[:, None])[:, 0].bool()
+                    kept[filter] = inside, own_inside, (before * (1 - inside)).sum(-1)
+                inside, own_inside, outside = kept[filter]
+                total = torch.linalg.vecdot(weights, inside)
+                if how.outside == "keep":
+                    total = total + outside
+                    loss = torch.where(own_inside, loss, -own)
+                else:
+                    masked = ~own_inside
+            losses[i] = torch.where(masked, torch.inf, loss + total.log())
+            # Products of exponentials lose what lies further apart than fp32 reaches: such positions are done alone.
+            wrong = ((how.weight * spread > _SAFE_SPREAD) & ~masked).nonzero()[:, 0]
+            if len(wrong):
+                exact = combine(target[wrong].float(), assistant[wrong], how)
+                losses[i, wrong] = torch.logsumexp(exact, -1) - exact.gather(-1, labels[wrong, None])[:, 0]
+    return losses

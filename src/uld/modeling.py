@@ -1,86 +1,80 @@
-"""`ULDForCausalLM`: target and assistant as one ordinary Hugging Face causal language model.
+"""`ULDForCausalLM`: target and assistants as one ordinary Hugging Face causal language model.
 
 ``forward`` returns the unlearned logits, so scoring, ``generate``, ``pipeline``, lm-eval and serving need to know
-nothing of unlearning. There is no decoding loop here: `GenerationMixin` decodes, over a cache that answers for both
+nothing of unlearning. There is no decoding loop here: `GenerationMixin` decodes, over a cache that answers for all
 models. On disk the model is a run folder (see `uld.artifact`): the target's weights are never copied.
 
 Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, is_run
-from uld.assistant import build_assistant, load_target
+from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, is_run, new_folder, save_adapter, writing
+from uld.assistant import build_assistant, load_sliced, load_target, quiet_peft
+from uld.configuration import ULDConfig
 from uld.errors import ULDError
-from uld.logits import Combination, combine
+from uld.fused import FusedCache, FusedModel, NotFusable
+from uld.logits import Combination, combine_all
+
+logger = logging.getLogger(__name__)
 
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
 
 
-class ULDConfig(PreTrainedConfig):
-    """Names the target and holds its config; the rule, α and τ live in ``uld.json`` and on the model.
-
-    Attributes:
-        target: Folder or Hub id of the target.
-        target_config: The target's own config as a dictionary.
-        num_layers: K.
-    """
-
-    model_type = "uld"
-
-    def __init__(
-        self, target: str = "", target_config: dict[str, Any] | None = None, num_layers: int = 1, **kwargs: Any
-    ) -> None:
-        """Make the config; everything that generation asks of a config is answered from the target's."""
-        self.target = target
-        self.target_config = target_config or {}
-        self.num_layers = num_layers
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, self.target_config.get(name))
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
-            if name in self.target_config:
-                kwargs.setdefault(name, self.target_config[name])
-        super().__init__(**kwargs)
-
-
 class PairedCache(Cache):
-    """Keys and values of both models: the target's layers, then the assistant's.
+    """Keys and values for separate passes: the target's layers, then each assistant's.
 
     Being one list of layers, it is reordered, cropped, repeated and reset as one; its length and mask sizes are those
-    of the target's first layer. ``target`` and ``assistant`` are views on the same layers for the two forwards.
+    of the target's first layer.
     """
 
-    def __init__(self, target: Cache, assistant: Cache) -> None:
-        """Join two caches that already have all their layers."""
-        super().__init__(layers=[*target.layers, *assistant.layers])
-        self.target = target
-        self.assistant = assistant
+    def __init__(self, *parts: Cache) -> None:
+        """Join the target's cache and the assistants', which already have all their layers."""
+        super().__init__(layers=[layer for part in parts for layer in part.layers])
+        self.parts = parts
+
+    def split(self) -> list[Cache]:
+        """One cache a model, each a view on its own layers."""
+        views, start = [], 0
+        for part in self.parts:
+            view = copy.copy(part)
+            view.layers = self.layers[start : start + len(part.layers)]
+            views.append(view)
+            start += len(part.layers)
+        return views
 
 
 class ULDForCausalLM(PreTrainedModel, GenerationMixin):
-    """The unlearned model: ``l`` of the target combined with ``la`` of the assistant at every position.
+    """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
+
+    Target and assistants run as one pass (`uld.fused`) where that is possible, and one after the other where not.
 
     Attributes:
         target: The target, frozen.
-        assistant: A `PeftModel` over the target's first K layers.
-        combination: Rule, α and τ in force; assign `combination.override(weight=…)` to change them.
-        manifest: What the run folder says about the model.
+        assistants: `PeftModel`s over the target's first layers; usually one.
+        combinations: Rule, α and τ of each assistant.
+        manifests: What each assistant's run folder says.
+        fused: Whether one pass is wanted; set it to False for separate passes.
     """
 
     config_class = ULDConfig
@@ -94,20 +88,59 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         config: ULDConfig,
         target: PreTrainedModel,
-        assistant: PeftModel,
-        combination: Combination,
-        manifest: Manifest | None = None,
+        assistants: PeftModel | Sequence[PeftModel],
+        combinations: Combination | Sequence[Combination],
+        manifests: Sequence[Manifest] = (),
+        *,
+        fused: bool = True,
     ) -> None:
-        """Join a target and its assistant (whose weights are the target's own); both are put in evaluation mode."""
+        """Join a target and its assistants (whose weights are the target's own), in evaluation mode."""
         super().__init__(config)
         self.target = target
-        self.assistant = assistant
-        self.combination = combination
-        self.manifest = manifest
+        self.assistants = nn.ModuleList([assistants] if isinstance(assistants, PeftModel) else assistants)
+        settings = [combinations] if isinstance(combinations, Combination) else list(combinations)
+        if len(settings) != len(self.assistants):
+            raise ULDError(f"{len(self.assistants)} assistants need as many combinations, not {len(settings)}")
+        self.combinations = settings
+        self.manifests = list(manifests)
+        self.fused = fused
+        self._one_pass: FusedModel | NotFusable | None = None
         self.requires_grad_(False)
         self.eval()
         if target.generation_config is not None:
             self.generation_config = target.generation_config
+
+    @property
+    def assistant(self) -> PeftModel:
+        """The first assistant, which is the only one unless several runs were loaded together."""
+        return self.assistants[0]  # type: ignore[return-value]
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The first assistant's manifest; None for a model that was put together by hand."""
+        return self.manifests[0] if self.manifests else None
+
+    @property
+    def combination(self) -> Combination:
+        """Rule, α and τ of the first assistant; assigning sets those of all."""
+        return self.combinations[0]
+
+    @combination.setter
+    def combination(self, value: Combination) -> None:
+        self.combinations = [value] * len(self.assistants)
+
+    @property
+    def one_pass(self) -> FusedModel | None:
+        """The model that runs all rows as one pass; None where ``fused`` is off or it cannot be had."""
+        if not self.fused:
+            return None
+        if self._one_pass is None:
+            try:
+                self._one_pass = FusedModel(self.target, list(self.assistants))  # type: ignore[arg-type]
+            except NotFusable as reason:
+                logger.info("target and assistant run in separate passes: %s", reason)
+                self._one_pass = reason
+        return self._one_pass if isinstance(self._one_pass, FusedModel) else None
 
     def forward(
         self,
@@ -127,28 +160,29 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids: ``(batch, tokens)``.
             attention_mask: ``(batch, past + tokens)``, 0 where padded (left or right).
             position_ids: ``(batch, tokens)``.
-            past_key_values: A `PairedCache`; made where it is None and ``use_cache`` is set.
+            past_key_values: From `new_cache`; made where it is None and ``use_cache`` is set.
             inputs_embeds: ``(batch, tokens, hidden)`` instead of ``input_ids``.
             labels: ``(batch, tokens)``; gives ``loss``, the mean NLL in nats of the unlearned model.
             use_cache: Whether to return a cache.
             logits_to_keep: As in transformers: the last n positions only, or an index.
-            kwargs: Handed to both models.
+            kwargs: Handed to all models; of ``return_dict`` a tuple comes where it is False.
 
         Returns:
             ``logits`` ``(batch, tokens, vocab)`` in the target's dtype, ``past_key_values``, ``loss``.
 
         Raises:
-            ULDError: the given cache was not made for two models.
+            ULDError: the given cache was not made for this model, or hidden states or attentions are asked for.
         """
+        return_dict = kwargs.pop("return_dict", None)
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.pop(name, None):
+                raise ULDError(
+                    f"{name}: an unlearned model has logits only; ask model.target or model.assistant for it"
+                )
         use_cache = use_cache if use_cache is not None else (past_key_values is not None or not self.training)
         if use_cache and past_key_values is None:
             past_key_values = self.new_cache()
-        if past_key_values is not None and not isinstance(past_key_values, PairedCache):
-            raise ULDError(
-                f"past_key_values is a {type(past_key_values).__name__}, which holds the keys of one model: "
-                "pass model.new_cache() instead"
-            )
-        shared: dict[str, Any] = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
@@ -157,45 +191,82 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
             **kwargs,
         }
-        target, assistant = self.both_logits(past_key_values, **shared)
-        logits = combine(target, assistant.to(target.device), self.combination)
+        logits = self.combined(self.all_logits(past_key_values, **inputs))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
+        return output.to_tuple() if return_dict is False else output  # type: ignore[return-value]
 
-    def both_logits(self, cache: PairedCache | None = None, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """Logits of the target and of the assistant on the same input, before they are combined.
+    def combined(self, logits: Sequence[Tensor]) -> Tensor:
+        """Unlearned logits from what `all_logits` returns, under the settings in force."""
+        target, *assistants = logits
+        return combine_all(target, [one.to(target.device) for one in assistants], self.combinations)
+
+    def all_logits(self, cache: Cache | None = None, **inputs: Any) -> list[Tensor]:
+        """Logits of the target and of each assistant on the same input, before they are combined.
 
         Args:
-            cache: Holds the past of both, or None.
-            inputs: What both models' ``forward`` takes.
+            cache: From `new_cache`, or None.
+            inputs: What the target's ``forward`` takes.
 
         Returns:
-            Two tensors ``(batch, tokens, vocab)``.
-        """
-        target = self.target(past_key_values=cache.target if cache else None, **inputs).logits
-        assistant = self.assistant(past_key_values=cache.assistant if cache else None, **inputs).logits
-        return target, assistant
+            The target's, then each assistant's: ``(batch, tokens, vocab)``.
 
-    def new_cache(self) -> PairedCache:
-        """An empty cache for both models."""
-        sliced: Any = self.assistant.get_base_model()
-        return PairedCache(DynamicCache(config=self.target.config), DynamicCache(config=sliced.config))
+        Raises:
+            ULDError: the given cache was not made for this model.
+        """
+        if (one_pass := self._pass_for(cache)) is not None:
+            return one_pass.logits(cache, **inputs)  # type: ignore[arg-type]
+        return [model(past_key_values=past, **inputs).logits for model, past in self._each(cache)]
+
+    def all_hidden(self, cache: Cache | None = None, **inputs: Any) -> list[Tensor]:
+        """Like `all_logits`, but final hidden states ``(batch, tokens, hidden)``, before the head that all share."""
+        if (one_pass := self._pass_for(cache)) is not None:
+            return one_pass.hidden(cache, **inputs)  # type: ignore[arg-type]
+        return [
+            model.get_decoder()(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
+        ]
+
+    def _pass_for(self, cache: Cache | None) -> FusedModel | None:
+        """The one pass, unless the cache belongs to separate ones."""
+        if isinstance(cache, PairedCache):
+            return None
+        if cache is not None and not isinstance(cache, FusedCache):
+            raise ULDError(
+                f"past_key_values is a {type(cache).__name__}, which holds the keys of one model: "
+                "pass model.new_cache() instead"
+            )
+        return self.one_pass
+
+    def _each(self, cache: PairedCache | Cache | None) -> Iterator[tuple[Any, Cache | None]]:
+        """Each model with its own part of the cache."""
+        models: list[Any] = [self.target, *(assistant.get_base_model() for assistant in self.assistants)]  # type: ignore[operator]
+        return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
+
+    def new_cache(self) -> PairedCache | FusedCache:
+        """An empty cache for all models."""
+        if self.one_pass is not None:
+            return self.one_pass.cache(DynamicCache(config=self.target.config))
+        return PairedCache(*(DynamicCache(config=model.config) for model, _ in self._each(None)))
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **kwargs: Any
     ) -> None:
-        """Make one cache a model with the kind of cache that the user asked for, and pair them."""
+        """Make the kind of cache that the user asked for, for all models."""
         if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
             super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **kwargs)  # type: ignore
             return
-        caches = []
-        for part in (self.target, self.assistant.get_base_model()):
+
+        def made(model: Any) -> Cache:
             own = dict(model_kwargs)
-            part._prepare_cache_for_generation(generation_config, own, *rest, **kwargs)  # type: ignore[operator]
-            caches.append(own["past_key_values"])
-        model_kwargs["past_key_values"] = PairedCache(*caches)
+            model._prepare_cache_for_generation(generation_config, own, *rest, **kwargs)
+            return own["past_key_values"]
+
+        if self.one_pass is not None:
+            model_kwargs["past_key_values"] = self.one_pass.cache(made(self.target))
+        else:
+            model_kwargs["past_key_values"] = PairedCache(*(made(model) for model, _ in self._each(None)))
 
     def get_input_embeddings(self) -> Any:
         """The target's embedding, which the assistant shares."""
@@ -207,17 +278,18 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *args: Any, config: Any = None, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | Path | Sequence[str | Path], *args: Any, **kwargs: Any
     ) -> "ULDForCausalLM":
         """Load a run folder: its target, the assistant that shares the target's weights, and the adapter.
 
         Args:
-            pretrained_model_name_or_path: Run folder written by training.
+            pretrained_model_name_or_path: Run folder written by training; or several, of the same target, whose
+                documents are then all unlearned.
             args: Not used.
-            config: Not used; the run folder says it all.
             kwargs: ``target`` names another place of the same target; ``rule``, ``weight``, ``filter``,
-                ``min_tokens``, ``outside`` override the artefact; the rest (``dtype``, ``device_map``,
-                ``quantization_config``, ``attn_implementation``, …) goes to the target's ``from_pretrained``.
+                ``min_tokens``, ``outside`` override the artefact; ``fused=False`` runs target and assistant one after
+                the other; the rest (``dtype``, ``device_map``, ``quantization_config``, ``attn_implementation``, …)
+                goes to the target's ``from_pretrained``. ``config`` is not used: the run folder says it all.
 
         Returns:
             The unlearned model, in evaluation mode.
@@ -225,44 +297,55 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ULDError: no such run, another target, or a value out of range.
         """
-        folder = Path(pretrained_model_name_or_path)
-        manifest = Manifest.read(folder)
+        given = pretrained_model_name_or_path
+        folders = [Path(given)] if isinstance(given, str | Path) else [Path(one) for one in given]
+        if not folders:
+            raise ULDError("name at least one run to load")
+        manifests = [Manifest.read(folder) for folder in folders]
         changes = {name: kwargs.pop(name, None) for name in Combination.__dataclass_fields__}
-        combination = Combination(**manifest.combination.model_dump()).override(**changes)
-        place = kwargs.pop("target", None) or manifest.target
+        settings = [Combination(**one.combination.model_dump()).override(**changes) for one in manifests]
+        config = kwargs.pop("config", None)
+        moved = kwargs.pop("target", None) or getattr(config, "target", None)  # the Auto classes put it into the config
+        place = str(moved or manifests[0].target)
+        fused = kwargs.pop("fused", True)
         for name in _HUB_ONLY:
             kwargs.pop(name, None)
         if "torch_dtype" in kwargs:
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-        kwargs.setdefault("revision", manifest.target_revision)
-        target = load_target(place, **kwargs)
-        assistant = build_assistant(target, manifest.num_layers)
-        verify_target(assistant, manifest, str(place))
+        if kwargs.get("revision") is None and place == manifests[0].target:
+            kwargs["revision"] = manifests[0].target_revision
         try:
-            peft = PeftModel.from_pretrained(assistant, str(folder / ADAPTER))
-        except (OSError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ArtifactError(f"the adapter in {folder / ADAPTER} cannot be loaded: {first}") from error
-        return cls.join(target, peft, combination, manifest, name=str(folder))
+            target = load_target(place, **kwargs)
+        except ULDError as error:
+            raise ULDError(f"{error}; if the target of {folders[0]} is elsewhere now, name it with --target") from error
+        assistants = []
+        for folder, manifest in zip(folders, manifests, strict=True):
+            assistant = build_assistant(target, manifest.num_layers)
+            verify_target(assistant, manifest, place)
+            assistants.append(_load_adapter(assistant, folder / ADAPTER))
+        manifests = [manifest.model_copy(update={"target": place}) for manifest in manifests]
+        return cls.join(target, assistants, settings, manifests, name=str(folders[0]), fused=fused)
 
     @classmethod
     def join(
         cls,
         target: PreTrainedModel,
-        assistant: PeftModel,
-        combination: Combination,
-        manifest: Manifest | None = None,
+        assistants: PeftModel | Sequence[PeftModel],
+        combinations: Combination | Sequence[Combination],
+        manifests: Sequence[Manifest] = (),
         name: str = "",
+        fused: bool = True,
     ) -> "ULDForCausalLM":
         """Make the model from its loaded parts."""
-        sliced: Any = assistant.get_base_model()
+        first = assistants if isinstance(assistants, PeftModel) else assistants[0]
+        sliced: Any = first.get_base_model()
         config = ULDConfig(
             target=str(target.config.name_or_path),
             target_config=target.config.get_text_config(decoder=True).to_dict(),
             num_layers=sliced.config.num_hidden_layers,
         )
         config.name_or_path = name
-        return cls(config, target, assistant, combination, manifest)
+        return cls(config, target, assistants, combinations, manifests, fused=fused)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Write the run folder: adapter, ``uld.json``, ``config.json``; the target's weights stay where they are.
@@ -273,21 +356,39 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: Not used; what other models take (``max_shard_size``, …) has no meaning for an adapter.
 
         Raises:
-            ULDError: the model was put together by hand and has no manifest.
+            ULDError: the model was put together by hand and has no manifest, or holds several assistants.
         """
         if self.manifest is None:
             raise ULDError("this model has no manifest (it was not trained or loaded by uld), so it cannot be saved")
+        if len(self.assistants) > 1:
+            raise ULDError(f"this model joins {len(self.assistants)} runs: each of them is saved already, as a run")
         folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.assistant.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
-        (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
-        self.config.architectures = [type(self).__name__]
-        self.config.save_pretrained(folder)
-        if self.generation_config is not None:
-            self.generation_config.save_pretrained(folder)
+        with writing(folder):
+            with new_folder(folder / ADAPTER, replace=True) as adapter:
+                save_adapter(self.assistant, adapter, self.manifest.target)
+            self.config.architectures = [type(self).__name__]
+            self.config.save_pretrained(folder)
+            if self.generation_config is not None:
+                self.generation_config.save_pretrained(folder)
         settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
         updated = self.manifest.model_dump() | {"combination": settings}
         Manifest.model_validate(updated).write(folder)
+
+
+def _load_adapter(assistant: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on an assistant.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or made for other layers.
+    """
+    try:
+        with quiet_peft():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            # LoRA in the target's dtype: as many bytes as are needed, and no casts in every layer.
+            return PeftModel.from_pretrained(assistant, str(folder), autocast_adapter_dtype=False)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(f"the adapter in {folder} cannot be loaded: {first}") from error
 
 
 def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) -> None:
@@ -304,6 +405,11 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) ->
     if getattr(assistant, "is_quantized", False):
         return  # quantised weights have bytes of their own: the name of the target is all that can be compared
     found = fingerprint(assistant.named_parameters())
+    if found != manifest.target_fingerprint and assistant.dtype == torch.float16:
+        # fp16 cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
+        revision = manifest.target_revision if place == manifest.target else None
+        stored = load_sliced(place, manifest.num_layers, revision=revision)
+        found = fingerprint(stored.named_parameters())
     if found != manifest.target_fingerprint:
         raise ArtifactError(
             f"the adapter belongs to another target: it was trained on {manifest.target} with fingerprint "
@@ -312,12 +418,12 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) ->
 
 
 def load(
-    path: str | Path, *, tokenizer: str | Path | None = None, **kwargs: Any
+    path: str | Path | Sequence[str | Path], *, tokenizer: str | Path | None = None, **kwargs: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a run (the unlearned model), or any ordinary causal LM, with its tokenizer.
 
     Args:
-        path: Run folder, model folder or Hub id.
+        path: Run folder, model folder or Hub id; or several run folders of one target, to unlearn them all.
         tokenizer: Another place to take the tokenizer from.
         kwargs: See `ULDForCausalLM.from_pretrained`.
 
@@ -327,14 +433,19 @@ def load(
     Raises:
         ULDError: neither a run nor a model, or a model without a tokenizer.
     """
-    if is_run(path):
-        model: PreTrainedModel = ULDForCausalLM.from_pretrained(path, **kwargs)
+    model: PreTrainedModel
+    if not isinstance(path, str | Path):
+        model = ULDForCausalLM.from_pretrained(path, **kwargs)
+        path = path[0]
+    elif is_run(path):
+        model = ULDForCausalLM.from_pretrained(path, **kwargs)
     else:
         if (Path(path) / ADAPTER).exists() or (Path(path) / "checkpoints").exists():
             raise ArtifactError(f"{path} is an unfinished run: finish it with uld train --resume")
         given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
         if any(kwargs.pop(name) is not None for name in given):
             raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
+        kwargs.pop("fused", None)
         model = load_target(path, **kwargs)
     return model, load_tokenizer(tokenizer or path)
 
@@ -358,7 +469,6 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-AutoConfig.register("uld", ULDConfig)
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)
 
 __all__ = ["PairedCache", "ULDConfig", "ULDForCausalLM", "load", "load_tokenizer", "verify_target"]
