@@ -4,7 +4,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 
-.PHONY: env demo test test-slow lint format clean
+.PHONY: env demo test test-slow bench lint format clean
 
 env: $(STAMP)
 
@@ -27,6 +27,10 @@ test: lint
 
 test-slow: env
 	$(PY) -m pytest -q -m "slow or gpu" --timeout 3000 -rs
+
+bench: env
+	cd benchmarks && for name in startup memory decode scoring "training --model tofu-4m" "training --model 370m" scaling; do \
+		set -- $$name; script=$$1; shift; ../$(PY) $$script.py "$$@" || exit 1; done
 
 format: env
 	$(VENV)/bin/ruff format .
