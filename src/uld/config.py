@@ -5,6 +5,7 @@ Light on purpose: the command line reads it without importing torch.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -19,6 +20,16 @@ from uld.errors import ULDError
 
 class ConfigError(ULDError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a text or a list of texts",
+    type(None): "",  # not given; it needs no mention
+}
 
 
 def _setting(default: Any, text: str, group: str = "Training") -> Any:
@@ -52,7 +63,7 @@ class TrainConfig:
 
     method: str = _setting("uld", "Unlearning method (uld ls methods).", "Method")
     num_layers: int | None = _setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
-    lora_rank: int = _setting(32, "LoRA rank.", "Method")
+    lora_rank: int = _setting(32, "Rank of LoRA's matrices.", "Method")
     lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank.", "Method")
     lora_dropout: float = _setting(0.0, "LoRA dropout.", "Method")
     retain_weight: float = _setting(6.5, "β, weight of the retain loss.", "Method")
@@ -95,11 +106,18 @@ class TrainConfig:
         """
         least = {"paraphrases": 0, "wrong_answers": 0, "retain_rows": 0, "max_length": 2, "num_layers": 1}
         least |= dict.fromkeys(("lora_rank", "lora_alpha", "epochs", "batch_size", "micro_batch_size", "save_steps"), 1)
-        least |= dict.fromkeys(("retain_weight", "weight_decay", "max_grad_norm", "seed"), 0)
+        least |= dict.fromkeys(("weight", "retain_weight", "weight_decay", "max_grad_norm", "seed"), 0)
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{flag(name)} must be a finite number, not {value}")
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{flag(name)} must be at least {low}, not {value}")
+        for name in ("filter", "min_tokens"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"{flag(name)} must lie between 0 and 1, not {value}")
         for name in ("warmup", "lora_dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{flag(name)} must be at least 0 and less than 1, not {getattr(self, name)}")
@@ -145,7 +163,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file (--config)") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error} (--config)") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f"{path}:{line + 1}" if line is not None else str(path)
         raise ConfigError(f"{where}: not a YAML file: {getattr(error, 'problem', None) or error}") from error
@@ -195,9 +215,8 @@ def _coerce(value: Any, kind: Any, name: str, source: str) -> Any:
                 continue
         if option in (int, str, bool) and type(value) is option:
             return value
-    wanted = [get_args(o) if get_origin(o) is Literal else getattr(o, "__name__", str(o)) for o in options]
-    readable = [", ".join(w) if isinstance(w, tuple) else w for w in wanted if w != "NoneType"]
-    raise ConfigError(f"{source}: {name} must be {' or '.join(readable)}, not {value!r}")
+    wanted = [", ".join(get_args(o)) if get_origin(o) is Literal else _KINDS[get_origin(o) or o] for o in options]
+    raise ConfigError(f"{source}: {name} must be {' or '.join(w for w in wanted if w)}, not {value!r}")
 
 
 def setting_fields() -> list[dataclasses.Field[Any]]:

@@ -55,6 +55,10 @@ class Rows(Dataset[Row]):
 def epoch_plan(kinds: Sequence[int], lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
     """Global batches of one epoch.
 
+    Rows are sorted by length within windows of `_WINDOW` batches; then all batches but the last, which may be short,
+    are shuffled. On TOFU's augmented forget10 at batch size 32, 17 % of all positions are padding, 10 points of it from
+    rounding lengths up to `LENGTH_MULTIPLE`; in random batches it would be 51 %.
+
     Args:
         kinds: Side of each row.
         lengths: Tokens of each row.
@@ -69,26 +73,18 @@ def epoch_plan(kinds: Sequence[int], lengths: Sequence[int], batch_size: int, se
     for side in sides:
         rng.shuffle(side)
     total = len(kinds)
-    count = -(-total // batch_size)
-    # Batch b takes rows [b·share, (b+1)·share) of the mixed order: an even mix by largest remainder.
-    ends = [min((b + 1) * batch_size, total) for b in range(count)]
-    batches: list[list[int]] = [[] for _ in range(count)]
-    taken = [0] * len(sides)
-    for first in range(0, count, _WINDOW):
-        window = range(first, min(first + _WINDOW, count))
-        quotas = {b: [round(len(side) * ends[b] / total) for side in sides] for b in window}
-        for b in window:  # rounding must not change a batch's size; the last side absorbs the difference
-            quotas[b][-1] = ends[b] - sum(quotas[b][:-1])
-        order = list(window)
-        for s, side in enumerate(sides):
-            rows = side[taken[s] : quotas[window[-1]][s]]
-            rows.sort(key=lambda i: lengths[i])
-            position = 0
-            for b in order:
-                before = quotas[b - 1][s] if b - 1 in quotas else taken[s]
-                batches[b] += rows[position : position + quotas[b][s] - before]
-                position += quotas[b][s] - before
-            taken[s] = quotas[window[-1]][s]
+    ends = [min(end, total) for end in range(batch_size, total + batch_size, batch_size)]
+    # Rows of each side up to each batch's end, rounded; the last side takes the rest, so that every batch is full.
+    bounds = [[round(len(side) * end / total) for end in ends] for side in sides[:-1]]
+    bounds.append([end - sum(bound[b] for bound in bounds) for b, end in enumerate(ends)])
+    batches: list[list[int]] = [[] for _ in ends]
+    for side, stops in zip(sides, bounds, strict=False):
+        starts = [0, *stops]
+        for first in range(0, len(ends), _WINDOW):
+            last = min(first + _WINDOW, len(ends))
+            rows = sorted(side[starts[first] : starts[last]], key=lengths.__getitem__)
+            for b in range(first, last):
+                batches[b] += rows[starts[b] - starts[first] : starts[b + 1] - starts[first]]
     full, last = batches[:-1], batches[-1:]
     rng.shuffle(full)
     return full + last

@@ -7,6 +7,7 @@ answer's follow, the end-of-sequence token included.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,8 @@ NAMED = {
 }
 """Templates by name; ``llama2`` is the one that TOFU's Llama-2 models were trained with."""
 
+_PROBE = "0x7e57"  # an answer that no template writes itself
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -28,7 +31,7 @@ class Encoded:
     Attributes:
         ids: Token ids, special tokens included.
         learn: For each token whether a loss falls on predicting it.
-        cut: Tokens of the answer that did not fit ``max_length``.
+        cut: Learnt tokens that did not fit ``max_length``.
     """
 
     ids: list[int]
@@ -44,8 +47,9 @@ class PromptFormat:
 
         Args:
             tokenizer: With a chat template, unless a template is named.
-            template: Name, inline template with ``{question}`` and ``{answer}``, or None for the chat template
-                (``qa`` where the tokenizer has none).
+            template: Name, inline template with ``{question}`` and ``{answer}`` (in which a backslash and an n, as a
+                shell hands them on, stand for a line feed), or None for the chat template (``qa`` where the tokenizer
+                has none).
 
         Raises:
             DataError: an unknown name or an inline template without its two fields.
@@ -54,11 +58,13 @@ class PromptFormat:
         if template is None and not getattr(tokenizer, "chat_template", None):
             template = "qa"
         if template is not None:
-            inline = NAMED.get(template, template)
-            if inline.count("{question}") != 1 or not inline.endswith("{answer}"):
+            inline = NAMED.get(template, template).replace("\\n", "\n")
+            if [inline.count(field) for field in ("{question}", "{answer}")] != [1, 1] or not inline.endswith(
+                "{answer}"
+            ):
                 raise DataError(
                     f"template {template!r} is neither one of {', '.join(NAMED)} nor an inline template that holds "
-                    "{question} once and ends in {answer}"
+                    "{question} once and ends in {answer} (--template)"
                 )
             template = inline
         self.template = template
@@ -66,131 +72,87 @@ class PromptFormat:
         special = list(self.tokenizer("a").input_ids)
         self._prefix = special[: special.index(some[0])] if some and some[0] in special else []
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-
-    def _chat(self, messages: Sequence[tuple[str, str]], prompt: bool) -> str:
-        turns = [{"role": role, "content": content} for role, content in messages]
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-
-    def _pieces(self, record: Record) -> Iterable[tuple[str, bool]]:
-        """Consecutive pieces of the formatted record, and whether each is learnt."""
-        if record.prompt is not None and record.completion is not None:
-            yield record.prompt, False
-            yield record.completion, True
-        elif self.template is not None:
-            yield from self._templated(record)
-        else:
-            done = ""
-            for i, (role, _) in enumerate(record.messages):
-                if role != "assistant":
-                    continue
-                before, through = self._chat(record.messages[:i], True), self._chat(record.messages[: i + 1], False)
-                if not (before.startswith(done) and through.startswith(before)):
-                    raise DataError(
-                        f"{record.source}: the tokenizer's chat template does not put the answer behind its prompt, "
-                        "so the answer cannot be told from it: choose a template with --template"
-                    )
-                yield before[len(done) :], False
-                yield through[len(before) :], True
-                done = through
-
-    def _templated(self, record: Record) -> Iterable[tuple[str, bool]]:
-        template = self.template or ""
-        frame = template.removesuffix("{answer}")
-        prompt = frame.rstrip(" ")
-        gap = frame[len(prompt) :]
-        questions = [content for role, content in record.messages if role == "user"]
-        answers = [content for role, content in record.messages if role == "assistant"]
-        if len(questions) != len(answers):
-            raise DataError(f"{record.source}: --template needs as many user turns as assistant turns")
-        for question, answer in zip(questions, answers, strict=True):
-            yield prompt.replace("{question}", question.strip()), False
-            yield gap + answer.strip(), True
-
     def prompt_ids(self, question: str | Sequence[tuple[str, str]]) -> list[int]:
-        """Tokens of a prompt, ready for generation.
+        """Tokens of a prompt, ready for generation: the very tokens that `encode` puts before the answer.
 
         Args:
             question: A question, or a conversation that ends with the user's turn.
+
+        Raises:
+            DataError: the template cannot format it.
         """
         messages = (("user", question),) if isinstance(question, str) else tuple(question)
-        if self.template is None:
-            return self._ids(self._chat(messages, True))
-        last = (*messages, ("assistant", "-"))
-        *pieces, _ = self._templated(Record(messages=last))
-        return self._prefix + self._ids("".join(text for text, _ in pieces))
+        try:
+            pieces = self._pieces(Record(messages=(*messages, ("assistant", _PROBE)), source="this prompt"))
+        except DataError:
+            if self.template is not None or len(messages) == 1:
+                raise
+            # Some chat templates rewrite earlier turns (they drop their reasoning): fine to go on from, not to learn.
+            return self._ids(self._chat(messages, "this prompt", prompt=True) + self._chat_frame[0])
+        last = max(i for i, (_, learnt) in enumerate(pieces) if learnt)
+        return [token for ids, _ in pieces[:last] for token in ids]
 
     def encode(self, record: Record, max_length: int) -> Encoded:
         """Tokens of a record that is not a whole text.
 
         The prompt's tokens are those of the prompt alone. The answer's are what joint tokenisation puts behind them;
-        where that would merge tokens across the boundary, the answer is tokenised on its own.
+        where that would merge tokens across the boundary, the answer is tokenised on its own. Learnt are the answers
+        and what ends them: what the chat template writes there (blanks aside), or the end-of-sequence token.
 
         Args:
             record: Question and answer, prompt and completion, or messages.
-            max_length: Rows are cut to this many tokens; never inside a prompt.
+            max_length: Rows are cut to this many tokens; never inside the first prompt.
 
         Raises:
-            DataError: the prompt alone leaves no room for an answer.
+            DataError: the prompt alone leaves no room for an answer, or the template cannot format the record.
         """
-        chat = self.template is None and record.prompt is None
-        ids: list[int] = [] if chat else list(self._prefix)
-        learn = [False] * len(ids)
-        text, eos = "", self.tokenizer.eos_token_id
-        prompt_end = 0
-        for piece, learnt in self._pieces(record):
-            new = self._behind(text, ids[len(self._prefix) if not chat else 0 :], piece)
-            if learnt:
-                prompt_end = prompt_end or len(ids)
-                new, rest = (new[: new.index(eos) + 1], new[new.index(eos) + 1 :]) if eos in new else (new, [])
-                if eos is not None and (not new or new[-1] != eos):
-                    new = [*new, eos]
-                ids += new + rest
-                learn += [True] * len(new) + [False] * len(rest)
-            else:
-                ids += new
-                learn += [False] * len(new)
-            text += piece
-        while learn and not learn[-1]:
-            ids.pop()
-            learn.pop()
-        if prompt_end >= max_length:
+        pieces = self._pieces(record)
+        ids = [token for piece, _ in pieces for token in piece]
+        learn = [learnt for piece, learnt in pieces for _ in piece]
+        if not any(learn):
             raise DataError(
-                f"{record.source}: the prompt is {prompt_end} tokens long, which leaves no room for the answer in "
+                f"{record.source}: the tokenizer makes no token of the answer, so there is nothing to learn"
+            )
+        prompt = learn.index(True)
+        if prompt >= max_length:
+            raise DataError(
+                f"{record.source}: the prompt is {prompt} tokens long, which leaves no room for the answer in "
                 f"max_length {max_length}: shorten it or raise --max-length"
             )
-        return Encoded(ids[:max_length], learn[:max_length], cut=max(0, len(ids) - max_length))
+        kept = min(len(ids), max_length)
+        while not learn[kept - 1]:
+            kept -= 1
+        return Encoded(ids[:kept], learn[:kept], cut=sum(learn[kept:]))
 
-    def _behind(self, text: str, ids: list[int], piece: str) -> list[int]:
-        """Tokens of a piece that stands behind a text whose tokens are already fixed."""
-        if not text:
-            return self._ids(piece)
-        joint = self._ids(text + piece)
-        if joint[: len(ids)] == ids:
-            return joint[len(ids) :]
-        # SentencePiece puts a blank before any text that it tokenises alone; behind a line feed it does not.
-        lead, led = self._ids("\n"), self._ids("\n" + piece)
-        return led[len(lead) :] if led[: len(lead)] == lead else self._ids(piece)
+    def chunks(self, text: str, max_length: int, source: str = "") -> list[Encoded]:
+        """A whole text as consecutive chunks of at most ``max_length`` tokens, end-of-sequence at its end.
 
-    def chunks(self, text: str, max_length: int) -> list[Encoded]:
-        """A whole text as consecutive chunks of at most ``max_length`` tokens, every token learnt.
+        Every token is learnt exactly once, but for the first of a text where the tokenizer puts no special token before
+        it: nothing predicts that one. Each chunk begins with the tokenizer's special tokens, or without any with the
+        last token of the chunk before it.
 
-        Each chunk begins with the special tokens that the tokenizer puts first; the last ends with end-of-sequence.
+        Args:
+            text: Any length.
+            max_length: Tokens of a chunk.
+            source: ``file:line``, for messages.
+
+        Raises:
+            DataError: the text has nothing to learn, or ``max_length`` no room.
         """
         ids = self._ids(text)
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
-        size = max_length - len(self._prefix)
-        if size < 2:
-            raise DataError(f"max_length {max_length} is too short to cut a text into chunks")
-        starts = range(0, len(ids), size)
-        head = [False] * len(self._prefix)
-        return [
-            Encoded(self._prefix + ids[i : i + size], head + [True] * len(ids[i : i + size]))
-            for i in starts
-            if len(ids) - i > 1 or i == 0
-        ]
+        body = ids if self._prefix else ids[1:]
+        size = max_length - max(1, len(self._prefix))
+        if size < 1:
+            raise DataError(f"max_length {max_length} is too short to cut a text into chunks (--max-length)")
+        if not body:
+            raise DataError(f"{source}: the text is too short: the tokenizer makes {len(ids)} token of it")
+        rows = []
+        for start in range(0, len(body), size):
+            head, part = self._prefix or ids[start : start + 1], body[start : start + size]
+            rows.append(Encoded(head + part, [False] * len(head) + [True] * len(part)))
+        return rows
 
     def encode_all(self, records: Iterable[Record], max_length: int) -> tuple[list[Encoded], int]:
         """Encode records; texts become several rows.
@@ -203,5 +165,110 @@ class PromptFormat:
         """
         rows: list[Encoded] = []
         for record in records:
-            rows += [self.encode(record, max_length)] if record.text is None else self.chunks(record.text, max_length)
+            if record.text is None:
+                rows.append(self.encode(record, max_length))
+            else:
+                rows += self.chunks(record.text, max_length, record.source)
         return rows, sum(row.cut > 0 for row in rows)
+
+    def _pieces(self, record: Record) -> list[tuple[list[int], bool]]:
+        """The record's tokens in consecutive pieces, and whether each is learnt."""
+        chat = self.template is None and record.prompt is None
+        eos = None if chat and self._chat_frame[1] else self.tokenizer.eos_token_id
+        pieces: list[tuple[list[int], bool]] = []
+        text: str = ""
+        ids: list[int] = []
+        for turn in self._chat_turns(record) if chat else self._plain_turns(record):
+            if not chat:  # every turn stands on its own, special tokens first
+                text, ids = "", []
+                pieces.append((self._prefix, False))
+            for part, learnt in zip(turn, (False, True, False), strict=True):
+                new = self._behind(text, ids, part) + ([eos] if learnt and eos is not None else [])
+                pieces.append((new, learnt))
+                text, ids = text + part, ids + new
+        return pieces
+
+    def _plain_turns(self, record: Record) -> Iterable[tuple[str, str, str]]:
+        """What is given, what is learnt and what follows, for each answer, without a chat template."""
+        if record.prompt is not None and record.completion is not None:
+            yield record.prompt, record.completion, ""
+            return
+        frame = (self.template or "").removesuffix("{answer}")
+        prompt = frame.rstrip(" ")  # a blank belongs to the token behind it
+        roles = [role for role, _ in record.messages]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            raise DataError(
+                f"{record.source}: a prompt template formats user and assistant turns in alternation, not "
+                f"{', '.join(roles)}: use the tokenizer's chat template, or take the other turns out"
+            )
+        contents = [content.strip() for _, content in record.messages]
+        for i in range(0, len(contents), 2):
+            gap = "\n" if i and self.tokenizer.eos_token_id is None else ""
+            yield gap + prompt.replace("{question}", contents[i]), frame[len(prompt) :] + contents[i + 1], ""
+
+    def _chat_turns(self, record: Record) -> Iterable[tuple[str, str, str]]:
+        """The same for each assistant turn, as the chat template formats it."""
+        opening, closes = self._chat_frame
+        done = ""
+        for i, (role, _) in enumerate(record.messages):
+            if role != "assistant":
+                continue
+            before, answer = self._chat_turn(record.messages[: i + 1], record.source)
+            if not before.startswith(done):
+                raise DataError(
+                    f"{record.source}: the tokenizer's chat template rewrites earlier turns, so that they cannot be "
+                    "learnt together: put each question on a line of its own, or choose a template with --template"
+                )
+            given = before + opening if answer.startswith(opening) else before
+            full = before + answer
+            end = len(full.rstrip()) if closes else len(full)
+            yield given[len(done) :], full[len(given) : end], full[end:]
+            done = full
+
+    @cached_property
+    def _chat_frame(self) -> tuple[str, bool]:
+        """What the chat template writes between prompt and answer (blanks aside), and whether it ends the answer.
+
+        Some templates open an answer with an empty block of reasoning: it is given, not learnt.
+        """
+        _, answer = self._chat_turn((("user", _PROBE), ("assistant", _PROBE)), "the tokenizer's chat template")
+        opening, found, closing = answer.partition(_PROBE)
+        if not found:
+            raise DataError("the tokenizer's chat template leaves the answer out: choose a template with --template")
+        return opening.rstrip(" "), bool(closing.strip())
+
+    def _chat_turn(self, messages: Sequence[tuple[str, str]], source: str) -> tuple[str, str]:
+        """The prompt and the answer of a conversation that ends in an assistant turn."""
+        before, through = self._chat(messages[:-1], source, prompt=True), self._chat(messages, source, prompt=False)
+        if not through.startswith(before):
+            raise DataError(
+                f"{source}: the tokenizer's chat template does not put the answer behind its prompt, so the answer "
+                "cannot be told from it: choose a template with --template"
+            )
+        return before, through[len(before) :]
+
+    def _chat(self, messages: Sequence[tuple[str, str]], source: str, *, prompt: bool) -> str:
+        turns = [{"role": role, "content": content} for role, content in messages]
+        try:
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        except Exception as error:  # a template is a program, and refuses in its own ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            roles = ", ".join(role for role, _ in messages) or "no turn before the answer"
+            raise DataError(
+                f"{source}: the tokenizer's chat template refuses the roles {roles} ({reason}): change the record, or "
+                "choose a template with --template"
+            ) from error
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def _behind(self, text: str, ids: list[int], piece: str) -> list[int]:
+        """Tokens of a piece that stands behind a text whose tokens are already fixed."""
+        if not text:
+            return self._ids(piece)
+        joint = self._ids(text + piece)
+        if joint[: len(ids)] == ids:
+            return joint[len(ids) :]
+        # SentencePiece puts a blank before any text that it tokenises alone; behind a line feed it does not.
+        lead, led = self._ids("\n"), self._ids("\n" + piece)
+        return led[len(lead) :] if led[: len(lead)] == lead else self._ids(piece)

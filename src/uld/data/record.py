@@ -4,6 +4,7 @@
 Other keys are ignored. Every problem is reported with file and line.
 """
 
+import codecs
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ class Record:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What the record says, without where it stood: equal for equal documents."""
-        return (self.messages, self.prompt, self.completion, self.text)
+        """What the record says, without where it stood and blanks at its ends: equal for equal documents."""
+        texts = (text and text.strip() for text in (self.prompt, self.completion, self.text))
+        return (*((role, content.strip()) for role, content in self.messages), *texts)
 
 
 def parse_record(row: Any, source: str) -> Record:
@@ -82,6 +84,12 @@ def _text(value: Any, key: str, source: str) -> str:
         raise DataError(f"{source}: {key!r} must be a string, not {type(value).__name__}")
     if not value.strip():
         raise DataError(f"{source}: {key!r} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON's escapes can write half a character
+        raise DataError(
+            f"{source}: {key!r} holds half of a surrogate pair, which is no text: write the character itself"
+        ) from error
     return value
 
 
@@ -97,12 +105,9 @@ def _messages(value: Any, source: str) -> tuple[tuple[str, str], ...]:
         pairs.append((message["role"], _text(message.get("content"), "content", source)))
     if not any(role == "assistant" for role, _ in pairs):
         raise DataError(f"{source}: 'messages' holds no assistant turn, so there is nothing to learn from it")
+    if pairs[-1][0] != "assistant":
+        raise DataError(f"{source}: 'messages' ends in a {pairs[-1][0]} turn that nothing answers: take it out")
     return tuple(pairs)
-
-
-def read_rows(path: str | Path) -> list[Any]:
-    """The values of a JSON-lines file, in order; see `read_lines`."""
-    return [value for _, value in read_lines(path)]
 
 
 def read_lines(path: str | Path) -> list[tuple[int, Any]]:
@@ -112,35 +117,44 @@ def read_lines(path: str | Path) -> list[tuple[int, Any]]:
         Line number (from 1) and value of every line that is not blank.
 
     Raises:
-        DataError: with file and line: missing, empty, not UTF-8, not JSON, or a line over 8 MiB.
+        DataError: with file and line: missing, unreadable, empty, not UTF-8, not JSON, or a line over 8 MiB.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
     rows = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if len(line) > MAX_LINE_BYTES:
-                raise DataError(
-                    f"{path}:{number}: the line is {len(line) / 2**20:.1f} MiB long, at most {MAX_LINE_BYTES // 2**20} "
-                    "are read: put one record on each line, and split long texts over several"
-                )
-            if not line.strip():
-                continue
-            try:
-                rows.append((number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8: "
-                    "save the file as UTF-8"
-                ) from error
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno}): expected one record a line"
-                ) from error
+    try:
+        with path.open("rb") as file:
+            # A bounded read: a line that is too long is never held whole.
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: put one record on "
+                        "each line, and split long texts over several"
+                    )
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line.strip():
+                    rows.append((number, _decoded(line, f"{path}:{number}")))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not rows:
         raise DataError(f"{path}: the file is empty: expected JSON lines, each one of {FORMS}")
     return rows
+
+
+def _decoded(line: bytes, source: str) -> Any:
+    try:
+        return json.loads(line.rstrip().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{source}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8: save the file as UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{source}: not valid JSON ({error.msg} at column {error.colno}): expected one record a line"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise DataError(f"{source}: this JSON cannot be a record: expected one of {FORMS}") from error
 
 
 def read_records(paths: Sequence[str | Path]) -> list[Record]:
@@ -158,14 +172,17 @@ def read_records(paths: Sequence[str | Path]) -> list[Record]:
 def refuse_equal(forget: Iterable[Record], retain: Iterable[Record]) -> None:
     """Refuse a retain set that holds documents to be forgotten: it would train against itself.
 
+    Blanks around a text make no difference.
+
     Raises:
         DataError: names the first shared record and how many there are.
     """
     known = {record.content: record.source for record in forget}
     shared = [record for record in retain if record.content in known]
     if shared:
-        one = shared[0]
+        one, others = shared[0], len(shared) - 1
+        more = f", and {others} more like it" if others else ""
         raise DataError(
-            f"{one.source}: this retain record stands also in the forget set ({known[one.content]}), "
-            f"as {len(shared)} do: remove from the retain set what is to be forgotten"
+            f"{one.source}: this retain record is also in the forget set ({known[one.content]}){more}: remove from the "
+            "retain set what is to be forgotten"
         )

@@ -3,13 +3,18 @@
 Sources: Maini et al. 2024, arXiv 2401.06121 (data); Ji et al. 2024, arXiv 2406.08607, Section 3.3 (D'f and D'r).
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uld.artifact import DataFile, file_digest
-from uld.data.record import DataError, Record, read_rows
+from uld.data.record import DataError, Record, read_lines
+
+logger = logging.getLogger(__name__)
 
 HUB_ID = "locuslab/TOFU"
 FORGET_SPLITS = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
@@ -64,20 +69,26 @@ def load_tofu(name: str, data: str | Path | None = None) -> list[dict[str, Any]]
         Rows as stored: ``question``, ``answer``; in perturbed splits also ``perturbed_answer``, ``paraphrased_answer``.
 
     Raises:
-        DataError: no such split, file or network.
+        DataError: no such split, file or network, or a row that lacks a column.
     """
     if name not in SPLITS:
         raise DataError(f"TOFU has no split {name!r}: choose one of {', '.join(SPLITS)}")
+    columns: dict[str, type] = {"question": str, "answer": str}
+    if name.endswith("_perturbed"):
+        columns |= {"perturbed_answer": list}
+        if name.startswith(("forget", "retain")):
+            columns |= {"paraphrased_answer": str}
     if data is not None:
-        return _checked(read_rows(_file(data, f"{name}.json")), ("question", "answer"), f"{data}/{name}.json")
+        return _read(_file(data, f"{name}.json"), columns)
     from datasets import load_dataset
 
     try:
-        return [dict(row) for row in load_dataset(HUB_ID, name, split="train")]
+        rows = [dict(row) for row in load_dataset(HUB_ID, name, split="train")]
     except Exception as error:  # datasets raises a dozen kinds for an unreachable Hub
         raise DataError(
             f"cannot read {HUB_ID} from the Hub ({type(error).__name__}): name a folder with --data"
         ) from error
+    return [_checked(row, columns, f"{HUB_ID} {name}:{i}") for i, row in enumerate(rows, 1)]
 
 
 def _file(folder: str | Path, name: str) -> Path:
@@ -87,18 +98,29 @@ def _file(folder: str | Path, name: str) -> Path:
     return path
 
 
-def _checked(rows: list[Any], keys: Sequence[str], source: str) -> list[dict[str, Any]]:
-    for number, row in enumerate(rows, start=1):
-        missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-        if missing:
+def _read(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
+    return [_checked(row, columns, f"{path}:{number}") for number, row in read_lines(path)]
+
+
+def _checked(row: Any, columns: Mapping[str, type], source: str) -> dict[str, Any]:
+    """A row that has the columns: texts, or lists of texts."""
+    for name, kind in columns.items():
+        value: Any = row.get(name) if isinstance(row, dict) else None
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in value):
             raise DataError(
-                f"{source}:{number}: expected a JSON object with {', '.join(keys)}, but {missing[0]!r} is missing"
+                f"{source}: expected a JSON object with {', '.join(columns)}, but {name!r} is "
+                f"{'missing' if value is None else 'not ' + ('a list of texts' if kind is list else 'a text')}"
             )
-    return rows
+    return row
 
 
-def _digest(path: Path, rows: int) -> DataFile:
-    return DataFile(path=str(path), sha256=file_digest(path), rows=rows)
+def _digest(name: str, data: str | Path | None, rows: list[dict[str, Any]]) -> DataFile:
+    """Digest of a split: of the file's bytes, or for the Hub's of the rows as JSON lines."""
+    if data is not None:
+        path = Path(data) / f"{name}.json"
+        return DataFile(path=str(path), sha256=file_digest(path), rows=len(rows))
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    return DataFile(path=f"{HUB_ID}/{name}", sha256=hashlib.sha256(text.encode()).hexdigest(), rows=len(rows))
 
 
 def training_set(
@@ -114,7 +136,8 @@ def training_set(
 
     D'f is the forget set and the first ``paraphrases`` paraphrases of each item (question and answer together, in file
     order). D'r is evenly spaced rows of the matching retain split, never among those that the benchmark evaluates
-    (``retain_perturbed``), and the first ``wrong_answers`` wrong answers to each forget question.
+    (``retain_perturbed``), and the first ``wrong_answers`` wrong answers to each forget question. Where the files hold
+    fewer, all that they hold are taken; the numbers go to the log.
 
     Args:
         split: ``forget01``, ``forget05`` or ``forget10``.
@@ -125,60 +148,147 @@ def training_set(
         retain_rows: Number of retain rows; None takes as many as D'f has (the paper's number).
 
     Raises:
-        DataError: a missing file, or augmentation that does not belong to the split.
+        DataError: a missing file, too many ``retain_rows``, or augmentation that does not belong to the split.
     """
     check_split(split)
-    forget = load_tofu(split, data)
-    files = []
-    if data is not None:
-        files = [_digest(Path(data) / f"{name}.json", 0) for name in (split, FORGET_SPLITS[split], "retain_perturbed")]
-        files[0] = files[0].model_copy(update={"rows": len(forget)})
+    kept = FORGET_SPLITS[split]
+    rows = {name: load_tofu(name, data) for name in (split, kept, "retain_perturbed")}
+    files = [_digest(name, data, rows[name]) for name in rows]
+    forget = rows[split]
     remember = [Record.qa(row["question"], row["answer"], f"{split}:{i}") for i, row in enumerate(forget, 1)]
     wrong: list[Record] = []
-    if augmented is not None:
-        if paraphrases:
-            path = Path(augmented) / f"{split}_paraphrased.jsonl"
-            rows = _augmentation(path, forget, ("paraphrased_questions", "paraphrased_answers"))
-            files.append(_digest(path, len(rows)))
-            for i, row in enumerate(rows, 1):
-                pairs = list(zip(row["paraphrased_questions"], row["paraphrased_answers"], strict=False))[:paraphrases]
-                remember += [Record.qa(question, answer, f"{path}:{i}") for question, answer in pairs]
-        if wrong_answers:
-            # The larger splits contain the smaller ones, so one file of wrong answers serves them all.
-            names = [name for name in FORGET_SPLITS if name >= split]
-            paths = [path for name in names if (path := Path(augmented) / f"{name}_perturbed.jsonl").is_file()]
-            if not paths:
-                raise DataError(
-                    f"{augmented} has no {split}_perturbed.jsonl with wrong answers (or use --wrong-answers 0)"
-                )
-            rows = _augmentation(paths[0], forget, ("perturbed_answers",))
-            files.append(_digest(paths[0], len(rows)))
-            for i, row in enumerate(rows, 1):
-                wrong += [
-                    Record.qa(row["question"], answer, f"{paths[0]}:{i}")
-                    for answer in row["perturbed_answers"][:wrong_answers]
-                ]
-    evaluated = {(row["question"], row["answer"]) for row in load_tofu("retain_perturbed", data)}
-    pool = [row for row in load_tofu(FORGET_SPLITS[split], data) if (row["question"], row["answer"]) not in evaluated]
+    if augmented is not None and paraphrases:
+        path = _augmentation_file(augmented, f"{split}_paraphrased.jsonl", "--paraphrases 0")
+        found, file = _augmentation(path, forget, ("paraphrased_questions", "paraphrased_answers"))
+        files.append(file)
+        for source, row in found:
+            remember += [Record.qa(question, answer, source) for question, answer in _pairs(row)[:paraphrases]]
+    if augmented is not None and wrong_answers:
+        path = _wrong_answers_file(augmented, split)
+        found, file = _augmentation(path, forget, ("perturbed_answers",))
+        files.append(file)
+        for source, row in found:
+            wrong += [Record.qa(row["question"], answer, source) for answer in _wrong(row)[:wrong_answers]]
+    pool = _pool(rows[kept], rows["retain_perturbed"])
     number = len(remember) if retain_rows is None else retain_rows
     if number > len(pool):
         raise DataError(
-            f"retain_rows is {number}, but {FORGET_SPLITS[split]} has only {len(pool)} rows that are not evaluated"
+            f"{number} retain rows are wanted, but {kept} has only {len(pool)} that are not evaluated: "
+            "lower --retain-rows"
         )
-    chosen = [pool[i * len(pool) // number] for i in range(number)]
-    retain = [Record.qa(row["question"], row["answer"], f"{FORGET_SPLITS[split]}:{i}") for i, row in enumerate(chosen)]
+    chosen = [pool[k] for k in _even(number, len(pool))]
+    retain = [Record.qa(row["question"], row["answer"], f"{kept}:{i}") for i, row in chosen]
+    logger.info(
+        "%s: to forget %d rows and %d paraphrases; to retain %d of %d rows that are not evaluated and %d wrong answers",
+        *(split, len(forget), len(remember) - len(forget), len(retain), len(pool), len(wrong)),
+    )
     return TrainingSet(remember, retain + wrong, files)
 
 
-def _augmentation(path: Path, forget: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of an augmentation file that belong to the forget rows, in the forget rows' order."""
+def held_out(
+    split: str,
+    data: str | Path | None,
+    augmented: str | Path,
+    *,
+    paraphrases: int = 2,
+    wrong_answers: int = 2,
+    retain_rows: int | None = None,
+) -> tuple[list[tuple[str, str, list[str]]], list[Record]]:
+    """What `training_set` leaves out with the same settings, and no benchmark evaluates: for choosing α.
+
+    Returns:
+        For each forget item with a paraphrase to spare: its question, that paraphrase of its answer, and wrong answers
+        (those to spare, or where there are none those that were trained on). And the retain rows to spare.
+
+    Raises:
+        DataError: a missing file, or nothing to spare.
+    """
+    check_split(split)
+    kept = FORGET_SPLITS[split]
+    forget, retain, evaluated = (load_tofu(name, data) for name in (split, kept, "retain_perturbed"))
+    path = _augmentation_file(augmented, f"{split}_paraphrased.jsonl", "other rows, --forget and --retain")
+    told = _augmentation(path, forget, ("paraphrased_questions", "paraphrased_answers"))[0]
+    lies = {
+        _key(row): row
+        for _, row in _augmentation(_wrong_answers_file(augmented, split), forget, ("perturbed_answers",))[0]
+    }
+    probes = []
+    for _, row in told:
+        spare, wrong = _pairs(row)[paraphrases:], _wrong(lies[_key(row)]) if _key(row) in lies else []
+        if spare and wrong:
+            probes.append((*spare[0], wrong[wrong_answers:] or wrong))
+    pool = _pool(retain, evaluated)
+    trained = len(forget) + sum(len(_pairs(row)[:paraphrases]) for _, row in told)
+    taken = set(_even(trained if retain_rows is None else retain_rows, len(pool)))
+    rest = [
+        Record.qa(row["question"], row["answer"], f"{kept}:{i}") for k, (i, row) in enumerate(pool) if k not in taken
+    ]
+    if not probes or not rest:
+        raise DataError(
+            f"training took {'every paraphrase' if not probes else 'every retain row'} that there is, so none is left "
+            f"to choose α on: train with fewer {'--paraphrases' if not probes else '--retain-rows'}"
+        )
+    return probes, rest
+
+
+def _pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Paraphrases of a question and its answer, in file order."""
+    pairs = zip(row["paraphrased_questions"], row["paraphrased_answers"], strict=False)
+    return [(question, answer) for question, answer in pairs if question.strip() and answer.strip()]
+
+
+def _wrong(row: Mapping[str, Any]) -> list[str]:
+    """Distinct wrong answers to a question, in file order."""
+    answers = dict.fromkeys(answer.strip() for answer in row["perturbed_answers"])
+    return [answer for answer in answers if answer and answer != row["answer"].strip()]
+
+
+def _pool(rows: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    """Rows that are not evaluated, with their number from 1."""
+    known = {_key(row) for row in evaluated}
+    return [(i, row) for i, row in enumerate(rows, 1) if _key(row) not in known]
+
+
+def _even(number: int, total: int) -> list[int]:
+    """Evenly spaced indices."""
+    return [k * total // number for k in range(number)]
+
+
+def _wrong_answers_file(folder: str | Path, split: str) -> Path:
+    """The larger splits contain the smaller ones, so one file of wrong answers serves them all."""
+    names = [f"{name}_perturbed.jsonl" for name in FORGET_SPLITS if name >= split]
+    present = [name for name in names if (Path(folder) / name).is_file()]
+    return _augmentation_file(folder, (present or names)[0], "--wrong-answers 0")
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What identifies a row: one question occurs twice in TOFU, with two answers."""
+    return row["question"], row["answer"]
+
+
+def _augmentation_file(folder: str | Path, name: str, without: str) -> Path:
+    path = Path(folder) / name
     if not path.is_file():
         raise DataError(
-            f"there is no {path}: --augmented must name a folder with the augmentation files of TOFU's splits"
+            f"{folder} has no {name}: --augmented must name a folder with the augmentation files of TOFU's splits "
+            f"(or leave them out with {without})"
         )
-    rows = _checked(read_rows(path), ("question", "answer", *keys), str(path))
-    known = {(row["question"], row["answer"]): row for row in reversed(rows)}
-    found = [known[key] for row in forget if (key := (row["question"], row["answer"])) in known]
+    return path
+
+
+def _augmentation(
+    path: Path, forget: list[dict[str, Any]], keys: Sequence[str]
+) -> tuple[list[tuple[str, dict[str, Any]]], DataFile]:
+    """The rows of an augmentation file that belong to the forget rows, in their order, with ``file:line``."""
+    columns: dict[str, type] = {"question": str, "answer": str} | dict.fromkeys(keys, list)
+    known: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    lines = read_lines(path)
+    for number, row in lines:
+        source = f"{path}:{number}"
+        known.setdefault(_key(_checked(row, columns, source)), (source, row))
+    found = [known[_key(row)] for row in forget if _key(row) in known]
     if not found:
         raise DataError(f"{path} belongs to other data: none of its questions is among the rows to forget")
-    return found
+    if len(found) < len(forget):
+        logger.warning("%s augments only %d of %d rows to forget", path, len(found), len(forget))
+    return found, DataFile(path=str(path), sha256=file_digest(path), rows=len(lines))

@@ -70,6 +70,6 @@ def get_method(name: str) -> Method:
     methods = all_methods()
     if name in methods:
         return methods[name]
-    close = difflib.get_close_matches(name, methods, n=1)
+    close = difflib.get_close_matches(name.lower(), methods, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(methods)}"
     raise ULDError(f"there is no method {name!r}: {hint} (--method; uld ls methods lists them)")

@@ -1,0 +1,66 @@
+import dataclasses
+import pkgutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import uld.methods
+from uld.config import TrainConfig, train_config
+from uld.errors import ULDError
+from uld.methods import registry
+from uld.methods.registry import all_methods, get_method, register
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A copy, so that a test's methods do not stay."""
+    all_methods()
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    yield
+
+
+def test_every_module_of_the_package_is_a_method_under_its_name() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(uld.methods.__path__)} - {"registry"}
+    assert len(all_methods()) >= len(modules) >= 1
+    assert list(all_methods()) == sorted(all_methods())
+    for name, method in all_methods().items():
+        assert method.name == name and method.summary.endswith(".") and method.paper.startswith("https://")
+        assert get_method(name) is method
+        train_config([(name, method.defaults)])  # settings that exist, of the right type
+
+
+def test_the_default_method_exists() -> None:
+    assert get_method(TrainConfig().method).name == "uld"
+
+
+@pytest.mark.parametrize("name", ["ULD", "udl", "uldd"])
+def test_a_slip_is_answered_with_a_guess(name: str) -> None:
+    with pytest.raises(ULDError) as caught:
+        get_method(name)
+    assert str(caught.value).startswith(f"there is no method {name!r}: did you mean 'uld'?")
+    assert "--method" in str(caught.value)
+
+
+def test_something_else_is_answered_with_the_list() -> None:
+    with pytest.raises(ULDError, match=rf"there is no method 'zzzz': choose one of {', '.join(all_methods())} \("):
+        get_method("zzzz")
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_users_own_method_is_found_and_a_taken_name_is_refused() -> None:
+    mine = dataclasses.replace(get_method("uld"), name="mine")
+    assert register(mine) is mine and get_method("mine") is mine
+    with pytest.raises(ValueError, match="a method named 'mine' is registered already"):
+        register(mine)
+    with pytest.raises(ValueError, match="'uld'"):
+        register(dataclasses.replace(mine, name="uld", summary="Another."))
+    assert get_method("uld").summary != "Another."
+
+
+def test_uld_remembers_what_is_to_be_forgotten_and_is_uniform_on_the_rest() -> None:
+    method = get_method("uld")
+    logits, labels = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.arange(5)
+    log_p = logits.log_softmax(-1)
+    torch.testing.assert_close(method.forget(logits, labels), -log_p[torch.arange(5), labels])
+    torch.testing.assert_close(method.retain(logits, labels), -log_p.mean(-1))
