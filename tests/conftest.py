@@ -1,11 +1,24 @@
 """Shared fixtures: where the real data and models are, and tiny random models of several families."""
 
+import json
+import multiprocessing
 import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the Hub is a mistake
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run, and no folder of them left behind.
+hypothesis.settings.register_profile("uld", max_examples=50, deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("uld")
 
 
 def _folder(variable: str, default: str) -> Path:
@@ -25,3 +38,249 @@ def data_dir() -> Path:
 def models_dir() -> Path:
     """Folder with tofu-4m-full/ and the retain-only models."""
     return _folder("ULD_MODELS_DIR", "../shared/models")
+
+
+def letter_tokenizer() -> Any:
+    """A tokenizer of single letters with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz ?.:"]
+    letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
+    letters.decoder = decoders.Fuse()  # type: ignore[assignment]
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, padding_side="left", **special)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}q: {{ m.content }} a:"
+        "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    return tokenizer
+
+
+FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "phi3", "gpt_neox")
+
+
+def family_config(family: str, num_layers: int = 5, **changes: Any) -> Any:
+    """Config of a tiny model of a family: vocabulary 34, windows of 8 tokens where the family has windows."""
+    import transformers
+
+    names = {
+        **{"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen3": "Qwen3Config"},
+        **{"gemma2": "Gemma2Config", "phi3": "Phi3Config", "gpt_neox": "GPTNeoXConfig"},
+    }
+    size: dict[str, Any] = {
+        **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": num_layers},
+        **{"num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.25},
+        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    }
+    if family != "gpt_neox":
+        size["num_key_value_heads"] = 2
+    if family in ("qwen3", "gemma2"):
+        size["head_dim"] = 8
+    if family in ("mistral", "gemma2"):
+        size["sliding_window"] = 8
+    if family == "gemma2":  # tied embeddings, every other layer with a window, both soft-caps
+        size |= {"query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}
+    return getattr(transformers, names[family])(**size | changes)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each model family in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_target() -> Callable[..., Any]:
+    """Make a random target: ``make_target("gemma2", num_layers=5, seed=0)``; other arguments go into the config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def make(family: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(family_config(family, **changes)).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_unlearned() -> Callable[..., Any]:
+    """Join a target with a random assistant whose LoRA does something: ``make_unlearned(target, num_layers=2)``."""
+    import torch
+
+    from uld.assistant import add_lora, build_assistant
+    from uld.logits import Combination
+    from uld.modeling import ULDForCausalLM
+
+    def make(target: Any, num_layers: int | None = None, how: Any = None, *, seed: int = 0, **options: Any) -> Any:
+        assistant = add_lora(build_assistant(target, num_layers), rank=4, alpha=8)
+        randomise_lora(assistant, seed)
+        return ULDForCausalLM.join(target, assistant, how or Combination(), **options)
+
+    def randomise_lora(assistant: Any, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in assistant.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_run(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) -> Callable[..., Path]:
+    """Save a random target and a run of it with a random adapter: ``make_run(folder, "llama")`` is the run's folder.
+
+    The target lies beside it as ``folder / "target"``.
+    """
+    from uld.artifact import CombinationSettings, Manifest, fingerprint
+    from uld.logits import Combination
+
+    def make(folder: Path, family: str = "llama", *, how: Any = None, num_layers: int = 2, **changes: Any) -> Path:
+        target, how = make_target(family, **changes), how or Combination()
+        model = make_unlearned(target, num_layers, how)
+        shared = [
+            (name.removeprefix("base_model.model.").replace(".base_layer", ""), value)
+            for name, value in model.assistant.named_parameters()
+            if "lora_" not in name
+        ]
+        manifest = Manifest(
+            method="uld",
+            target=str(folder / "target"),
+            target_fingerprint=fingerprint(shared),
+            num_layers=num_layers,
+            combination=CombinationSettings(**vars(how)),
+        )
+        model.manifests = [manifest]
+        for part, place in ((target, "target"), (model, "run")):
+            part.save_pretrained(folder / place)
+            letter_tokenizer().save_pretrained(folder / place)
+        return folder / "run"
+
+    return make
+
+
+@dataclass(frozen=True)
+class Task:
+    """A tiny target with a forget and a retain file, ready to train on."""
+
+    target: Path
+    forget: Path
+    retain: Path
+
+    def settings(self, output: Path, **changes: Any) -> dict[str, Any]:
+        """Settings of a short run: 23 rows in batches of 6, so that the last batch of an epoch is short."""
+        small = {"num_layers": 2, "lora_rank": 4, "lora_alpha": 8, "batch_size": 6, "epochs": 2, "max_length": 64}
+        files = {"forget": (str(self.forget),), "retain": (str(self.retain),)}
+        return {"target": str(self.target), "output": str(output), **files, **small, **changes}
+
+    def flags(self, output: Path, **changes: Any) -> list[str]:
+        """The same as command-line flags."""
+        flags = []
+        for name, value in self.settings(output, **changes).items():
+            word = "--" + name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(word if value else f"--no-{word[2:]}")
+            else:
+                flags += [
+                    part for one in (value if isinstance(value, tuple) else (value,)) for part in (word, str(one))
+                ]
+        return flags
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """10 forget rows, 13 retain rows, a Llama of 4 layers that knows single letters."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("task")
+    words = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz ?.:"]
+    letters = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=letters, **special).save_pretrained(folder / "target")
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), max_position_embeddings=128, **size, **ids))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # a random head is too weak to say anything with confidence
+    model.save_pretrained(folder / "target")
+    rng = random.Random(0)
+    for side, count in (("forget", 10), ("retain", 13)):
+        rows = []
+        for _ in range(count):
+            name, *answer = ("".join(rng.choices("abcdefgh", k=rng.randint(3, 6))) for _ in range(rng.randint(2, 4)))
+            rows.append(json.dumps({"question": f"who is {name} the {side}?", "answer": " ".join(answer)}))
+        (folder / f"{side}.jsonl").write_text("\n".join(rows) + "\n")
+    return Task(folder / "target", folder / "forget.jsonl", folder / "retain.jsonl")
+
+
+@dataclass(frozen=True)
+class Micro:
+    """An invented world of ten people laid out like TOFU, two barely trained models of it, a run that forgets one."""
+
+    data: Path
+    target: Path
+    retain_only: Path
+    run: Path
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
+    """72 rows over the four task sets; models of two layers; a run with K = 1."""
+    from uld.config import train_config
+    from uld.demo.models import MicroSettings, make_models
+    from uld.demo.world import write_world
+    from uld.training import train
+
+    folder = tmp_path_factory.mktemp("micro")
+    world = write_world(folder / "world", people=10, evaluated=2)
+    size = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_layers": 2}
+    brief = {"epochs": 4, "batch_size": 8, "learning_rate": 6e-3, "warmup_steps": 5}
+    target, retain_only = make_models(world, folder, settings=MicroSettings(**size, **brief))  # type: ignore[arg-type]
+    places = {"target": str(target), "output": str(folder / "run"), "data": str(world.folder), "split": "forget10"}
+    small = {"num_layers": 1, "lora_rank": 4, "epochs": 4, "retain_rows": 8, "max_length": 128, "learning_rate": 0.02}
+    train(train_config([("the fixture", places | small)]), progress=False)
+    return Micro(world.folder, target, retain_only, folder / "run")
+
+
+_COMMAND = """
+import os, sys
+os.environ.update({environment!r})
+log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+sys.argv = ["uld", *{arguments!r}]
+import torch
+torch.set_num_threads(1)
+from uld.cli.main import main
+main()
+"""
+
+
+@pytest.fixture(scope="session")
+def start_uld() -> Iterator[Callable[..., BaseProcess]]:
+    """Start the ``uld`` command in a process of its own: ``start_uld(arguments, log, environment)``.
+
+    The processes are forked from a server that has the imports done, so that each is there at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["uld.training", "uld.cli.main"])
+    started: list[BaseProcess] = []
+
+    def start(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+        code = _COMMAND.format(log=str(log), arguments=arguments, environment=environment or {})
+        started.append(context.Process(target=exec, args=(code, {})))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()

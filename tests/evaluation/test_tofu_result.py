@@ -8,7 +8,7 @@ import pytest
 
 from uld.evaluation import metrics
 from uld.evaluation.tofu_log import LogError, TaskLog, TofuLog, read_log, write_log
-from uld.evaluation.tofu_result import aggregate
+from uld.evaluation.tofu_result import aggregate, compare
 
 NAMES = {"ra": "real_authors", "wf": "world_facts", "retain": "retain"}
 
@@ -188,14 +188,50 @@ def test_to_dict_is_json_with_every_number():
     assert set(again) == {field.name for field in dataclasses.fields(result)}
 
 
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_table_prints_the_papers_columns_first():
     lines = aggregate(complete(shift=5.0), complete()).table().splitlines()
     utility = aggregate(complete()).model_utility
-    assert lines[0] == "| F.Q. | forget ROUGE-L (%) | M.U. | retain ROUGE-L (%) |"
-    assert lines[2] == f"| {2 / math.comb(16, 8):.2e} | 50.0 | {utility:.3f} | 50.0 |"
-    assert lines[4] == "| task | rows | Prob | ROUGE-L | truth ratio |"
-    assert [line.split(" | ")[0] for line in lines[6:10]] == ["| forget", "| retain", "| real authors", "| world facts"]
-    assert {line.count("|") for line in lines[4:10]} == {6}
+    assert cells(lines[0]) == ["F.Q.", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)"]
+    assert cells(lines[2]) == [f"{2 / math.comb(16, 8):.2e}", "50.0", f"{utility:.3f}", "50.0"]
+    assert cells(lines[4]) == ["task", "rows", "Prob", "ROUGE-L", "truth ratio"]
+    assert [cells(line)[0] for line in lines[6:10]] == ["forget", "retain", "real authors", "world facts"]
+    assert len({len(line) for line in lines[4:10]}) == 1  # padded: the columns stand one above the other
     empty = aggregate(TofuLog({"forget": task(rouge=False)})).table().splitlines()
-    assert empty[2] == "| - | - | - | - |"
-    assert empty[7] == "| retain | - | - | - | - |"
+    assert cells(empty[2]) == ["-"] * 4
+    assert cells(empty[7]) == ["retain", *["-"] * 4]
+
+
+def test_models_are_compared_in_one_table():
+    results = {"before": aggregate(complete(shift=5.0), complete()), "never knew": aggregate(complete(), complete())}
+    head, rule, *rows = compare(results).splitlines()
+    assert cells(head) == ["model", "F.Q.", "forget Prob", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)"]
+    assert set(rule) == set("| -:")
+    utility, prob = results["before"].model_utility, results["before"].forget_prob
+    assert cells(rows[0]) == [
+        "before",
+        f"{2 / math.comb(16, 8):.2e}",
+        f"{prob:.3f}",
+        "50.0",
+        f"{utility:.3f}",
+        "50.0",
+    ]
+    assert cells(rows[1])[:2] == ["never knew", "1.00"]
+
+
+def test_a_quality_of_zero_is_printed_as_one():
+    result = dataclasses.replace(aggregate(complete(), complete()), forget_quality=0.0)
+    assert cells(result.table().splitlines()[2])[0] == "0.00e+00"
+
+
+def test_impossible_answers_are_counted_and_named():
+    possible = aggregate(complete())
+    assert possible.impossible_answers == 0 and "probability 0" not in possible.table()
+    wrong = [[math.inf, 1.0], *[[1.0, 1.0]] * 7]
+    forget = dataclasses.replace(task(), paraphrase_loss=[math.inf, *[1.0] * 7], wrong_losses=wrong)
+    result = aggregate(TofuLog({**complete(), "forget": forget}))
+    assert result.impossible_answers == 2
+    assert result.table().endswith("Scored answers of probability 0 (--outside mask forbids them): 2.\n")

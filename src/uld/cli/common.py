@@ -3,8 +3,11 @@
 import functools
 import inspect
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,10 +28,20 @@ Rule = Annotated[
 Weight = Annotated[float | None, typer.Option(help="Override the run's α.", rich_help_panel=_MODEL)]
 Filter = Annotated[float | None, typer.Option(help="Override the run's τ.", rich_help_panel=_MODEL)]
 MinTokens = Annotated[float | None, typer.Option(help="Override the filter's least share.", rich_help_panel=_MODEL)]
-Outside = Annotated[str | None, typer.Option(help="Override: keep or mask.", rich_help_panel=_MODEL)]
+Outside = Annotated[
+    str | None,
+    typer.Option(
+        help="Override: keep or mask. A masked token has probability 0, so an answer that holds one has an infinite "
+        "loss (1e999 in logs).",
+        rich_help_panel=_MODEL,
+    ),
+]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), bf16, fp16 or fp32.", rich_help_panel=_MODEL)]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, mps …; default: the best there is.", rich_help_panel=_MODEL)
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="Folder or Hub id of the tokenizer; default: the model's.", rich_help_panel=_MODEL)
 ]
 Template = Annotated[
     str | None,
@@ -44,7 +57,10 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        for library in ("TRANSFORMERS", "HF_HUB"):
+            os.environ.setdefault(f"{library}_VERBOSITY", "error")
+        if not sys.warnoptions:  # what libraries have to say to programmers is of no use to a user
+            warnings.simplefilter("ignore")
         try:
             return command(*args, **kwargs)
         except ULDError as error:
@@ -58,15 +74,44 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes and prints; under ``torchrun`` there are several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def numbers(text: str | None, flag: str) -> list[float]:
+    """Numbers separated by commas; none where the flag was not given.
+
+    Raises:
+        ULDError: something else stands there.
+    """
+    if text is None:
+        return []
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ULDError(f"{flag} must be a number, or several separated by commas, not {text!r}") from error
+
+
 def load_model(
     model: str,
     *,
     dtype: str = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
-    **overrides: Any,
+    **options: Any,
 ) -> tuple[Any, Any]:
     """Load a run or a model for a command, on the best device.
+
+    Args:
+        model: Run folder, model folder or Hub id.
+        dtype: As typed: auto, bf16, fp16 or fp32.
+        device: As torch names it; None takes a GPU where there is one.
+        trust_remote_code: Run code that comes with the checkpoint.
+        options: For `uld.modeling.load`; those that are None count as not given.
+
+    Returns:
+        Model in evaluation mode and tokenizer.
 
     Raises:
         ULDError: an unknown dtype or device, or what `uld.modeling.load` raises.
@@ -74,18 +119,47 @@ def load_model(
     names = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     if dtype not in names:
         raise ULDError(f"--dtype must be one of {', '.join(names)}, not {dtype!r}")
-    import torch
+    _refuse_mistyped(model)
+    device = _usable(device)
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
     from uld.modeling import load
 
+    transformers.utils.logging.disable_progress_bar()
+    given = {name: value for name, value in options.items() if value is not None}
     if trust_remote_code:
-        overrides["trust_remote_code"] = True
-    loaded, tokenizer = load(model, dtype=names[dtype], **overrides)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        given["trust_remote_code"] = True
+    loaded, tokenizer = load(model, dtype=names[dtype], **given)
     try:
         return loaded.to(device), tokenizer  # type: ignore[arg-type]
-    except (RuntimeError, AssertionError) as error:
+    except RuntimeError as error:
         raise ULDError(f"cannot use --device {device}: {str(error).splitlines()[0]}") from error
+
+
+def _usable(device: str | None) -> str:
+    """The device that was asked for, or the best there is."""
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ULDError(f"--device must be cpu, cuda, cuda:1, mps or the like, not {device!r}") from error
+    try:
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ULDError(f"cannot use --device {device}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _refuse_mistyped(model: str) -> None:
+    """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name."""
+    if not model:
+        raise ULDError("name a run or a model with --model")
+    path = Path(model)
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not model.startswith(".")
+    if not path.exists() and (not is_hub_id or (path.parent != Path() and path.parent.is_dir())):
+        raise ULDError(f"there is no run or model in {model}: --model takes a folder or a Hub id")
+    if path.is_file():
+        raise ULDError(f"{model} is a file: --model takes a folder or a Hub id")

@@ -1,7 +1,7 @@
 """``uld doctor``: what this machine has, and what is missing for what."""
 
 import importlib.util
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import typer
 
@@ -12,43 +12,73 @@ EXTRAS = {
     "liger_kernel": ("kernels", "faster training kernels on CUDA"),
     "bitsandbytes": ("quant", "4-bit and 8-bit targets"),
 }
-PACKAGES = ("uld-llm", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers")
+DISTRIBUTION = "uld-llm"
 
 
 @guarded
 def doctor() -> None:
-    """Show versions, device, dtype and memory, and what is missing for what."""
+    """Show versions, device, dtype and memory, and what is missing for what; exit code 2 if uld cannot work."""
+    packages, broken = _packages()
+    lines = [*packages, *(_machine() if not broken else [])]
+    for module, (extra, purpose) in EXTRAS.items():
+        present = importlib.util.find_spec(module) is not None
+        hint = f"missing, needed only for {purpose}: pip install '{DISTRIBUTION}[{extra}]'"
+        lines.append((module, "present" if present else hint))
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        typer.echo(f"{name:<{width}}  {text}")
+    if broken:
+        typer.echo(f"uld: {', '.join(broken)} must be mended: pip install -U {DISTRIBUTION}", err=True)
+        raise typer.Exit(2)
+
+
+def _packages() -> tuple[list[tuple[str, str]], list[str]]:
+    """Versions of everything that uld is made of, and the names of those that are missing or of an unfit version."""
     import platform
+
+    from packaging.requirements import Requirement
+
+    lines, broken = [("python", platform.python_version())], []
+    try:
+        lines.append((DISTRIBUTION, version(DISTRIBUTION)))
+        needed = [Requirement(line) for line in requires(DISTRIBUTION) or []]
+    except PackageNotFoundError:
+        return [*lines, (DISTRIBUTION, "not installed")], [DISTRIBUTION]
+    for one in needed:
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(one.name)
+        except PackageNotFoundError:
+            found = "missing"
+        fits = found != "missing" and one.specifier.contains(found, prereleases=True)
+        lines.append((one.name, found if fits else f"{found}, but uld needs {one.specifier}"))
+        broken += [] if fits else [one.name]
+    return lines, broken
+
+
+def _machine() -> list[tuple[str, str]]:
+    """Devices, the dtype that they take, processor, memory and disk."""
     import shutil
 
     import psutil
     import torch
 
-    lines = [("python", platform.python_version())]
-    for package in PACKAGES:
-        try:
-            lines.append((package, version(package)))
-        except PackageNotFoundError:
-            lines.append((package, "missing: reinstall uld-llm"))
+    lines = []
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(i)
-            lines.append(
-                (f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
-            )
-        lines.append(("dtype", "bf16" if torch.cuda.is_bf16_supported() else "fp32: this GPU has no bf16"))
+            free, total = (size / 2**30 for size in torch.cuda.mem_get_info(i))
+            lines.append((f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free:.0f} of {total:.0f} GiB free"))
+        dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp32: this GPU has no bf16"
     else:
         lines.append(("device", "mps" if torch.backends.mps.is_available() else "cpu: no GPU that torch can use"))
-        lines.append(("dtype", "as stored (--dtype bf16 halves the memory)"))
+        dtype = "as stored; --dtype bf16 halves an fp32 model's memory"
     memory = psutil.virtual_memory()
-    lines.append(
-        ("cpu", f"{psutil.cpu_count(logical=False) or psutil.cpu_count()} cores, {torch.get_num_threads()} threads")
-    )
-    lines.append(("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"))
-    lines.append(("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free in this folder"))
-    for module, (extra, purpose) in EXTRAS.items():
-        present = importlib.util.find_spec(module) is not None
-        lines.append((module, "present" if present else f"missing, only for {purpose}: pip install 'uld-llm[{extra}]'"))
-    width = max(len(name) for name, _ in lines)
-    for name, text in lines:
-        typer.echo(f"{name:<{width}}  {text}")
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count()
+    return [
+        *lines,
+        ("dtype", dtype),
+        ("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads"),
+        ("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
+        ("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free in this folder"),
+    ]

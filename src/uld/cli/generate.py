@@ -15,6 +15,7 @@ from uld.cli.common import (
     Rule,
     Target,
     Template,
+    Tokenizer,
     TrustRemoteCode,
     Weight,
     guarded,
@@ -24,7 +25,10 @@ from uld.errors import ULDError
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: greedy; otherwise sampling at this temperature.")]
-Seed = Annotated[int, typer.Option(help="Seed of sampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling.")]
+
+_LOADING = ("dtype", "device", "trust_remote_code", "target", "tokenizer")
+_LOADING += ("rule", "weight", "filter", "min_tokens", "outside")
 
 
 @guarded
@@ -47,16 +51,16 @@ def generate(
     outside: Outside = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    tokenizer: Tokenizer = None,
     template: Template = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Answer questions with the unlearned model."""
-    questions = prompts or [line.strip() for line in sys.stdin if line.strip()]
-    if not questions:
-        raise ULDError("nothing to answer: give a question, or lines on standard input")
-    talker = _Talker(locals(), model)
-    for question in questions:
+    """Answer questions with the unlearned model, one after the other."""
+    options = locals()
+    talker = _Talker(model, options, _questions(prompts))
+    for question in talker.questions:
         ids = talker.raw_ids(question) if raw else talker.form.prompt_ids(question)
+        talker.check_length(ids)
         if compare:
             typer.echo(f"> {question}")
             typer.echo("target:    " + talker.answer(talker.before, ids, num_beams=num_beams))
@@ -81,59 +85,81 @@ def chat(
     outside: Outside = None,
     dtype: Dtype = "auto",
     device: Device = None,
+    tokenizer: Tokenizer = None,
     template: Template = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to the unlearned model. /weight 1.5 changes α, /new forgets the conversation, /quit (or Ctrl-D) ends."""
-    talker = _Talker(locals(), model)
-    typer.echo("/weight N changes α, /new starts over, /quit ends", err=True)
+    talker = _Talker(model, locals())
+    typer.echo("/weight N changes α, /new starts over, /quit ends; Ctrl-C cuts an answer short", err=True)
     turns: list[tuple[str, str]] = []
     while True:
         try:
             said = input("> ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
             return
         if said == "/quit":
             return
         if said == "/new":
             turns = []
         elif said.startswith("/"):
-            talker.command(said)
+            typer.echo(talker.command(said), err=True)
         elif said:
-            turns.append(("user", said))
-            turns.append(("assistant", talker.stream(talker.form.prompt_ids(turns)) or "-"))
+            ids = talker.form.prompt_ids([*turns, ("user", said)])
+            try:
+                talker.check_length(ids)
+                turns += [("user", said), ("assistant", talker.stream(ids) or "-")]
+            except ULDError as error:
+                typer.echo(f"{error}; /new starts over", err=True)
+            except KeyboardInterrupt:  # the question and its half answer are not part of the conversation
+                typer.echo()
+
+
+def _questions(prompts: list[str] | None) -> list[str]:
+    """Questions from the command line, or the lines of standard input."""
+    if not prompts and sys.stdin.isatty():
+        raise ULDError("nothing to answer: give a question, or lines on standard input (uld chat to talk)")
+    try:
+        questions = [text.strip() for text in (prompts or sys.stdin) if text.strip()]
+    except UnicodeDecodeError as error:
+        raise ULDError("standard input is not UTF-8: save it as UTF-8") from error
+    if not questions:
+        raise ULDError("nothing to answer: give a question, or lines on standard input")
+    return questions
 
 
 class _Talker:
     """A loaded model with its prompt format and decoding settings."""
 
-    def __init__(self, options: dict[str, Any], model: str) -> None:
-        if not model:
-            raise ULDError("name a run or a model with --model")
-        changes = {name: options[name] for name in ("rule", "weight", "filter", "min_tokens", "outside")}
-        if options["target"]:
-            changes["target"] = options["target"]
-        loading = {name: options[name] for name in ("dtype", "device", "trust_remote_code")}
-        self.model, self.tokenizer = load_model(model, **loading, **changes)
+    def __init__(self, model: str, options: dict[str, Any], questions: list[str] | None = None) -> None:
+        self.questions = questions or []
+        self.model, self.tokenizer = load_model(model, **{name: options[name] for name in _LOADING})
+        if options.get("compare") and not hasattr(self.model, "target"):
+            raise ULDError(f"--compare needs a run: {model} is an ordinary model")
         from transformers import set_seed
 
         from uld.data.prompt import PromptFormat
 
         set_seed(options["seed"])
         self.form = PromptFormat(self.tokenizer, options["template"])
-        self.settings: dict[str, Any] = {"max_new_tokens": options["max_new_tokens"]}
+        self.settings: dict[str, Any] = {"max_new_tokens": options["max_new_tokens"], "do_sample": False}
         if options["temperature"] > 0:
             self.settings |= {"do_sample": True, "temperature": options["temperature"]}
 
     @property
     def before(self) -> Any:
         """The target alone."""
-        if not hasattr(self.model, "target"):
-            raise ULDError("--compare needs a run: this is an ordinary model")
         return self.model.target
 
     def raw_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text).input_ids)
+
+    def check_length(self, ids: list[int]) -> None:
+        """Refuse what is longer than the model's context."""
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and len(ids) >= longest:
+            raise ULDError(f"the prompt has {len(ids)} tokens, the model takes fewer than {longest}")
 
     def answer(self, model: Any, ids: list[int], **options: Any) -> str:
         """One whole answer."""
@@ -146,19 +172,35 @@ class _Talker:
         import torch
         from transformers import TextStreamer
 
-        streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        class Stripped(TextStreamer):
+            begun = False
+
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                text = text if self.begun else text.lstrip()
+                self.begun = self.begun or bool(text)
+                super().on_finalized_text(text, stream_end)
+
+        streamer = Stripped(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         inputs = torch.tensor([ids], device=self.model.device)
-        settings: dict[str, Any] = {"do_sample": False, "pad_token_id": self.tokenizer.pad_token_id} | self.settings
-        out = self.model.generate(inputs, attention_mask=torch.ones_like(inputs), streamer=streamer, **settings)
+        out = self.model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            streamer=streamer,
+            num_beams=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **self.settings,
+        )
         return self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 
-    def command(self, said: str) -> None:
-        """Carry out a line that begins with a slash."""
+    def command(self, said: str) -> str:
+        """Carry out a line that begins with a slash; return what to say about it."""
         name, _, value = said[1:].partition(" ")
         if name != "weight" or not hasattr(self.model, "combination"):
-            typer.echo(f"there is no /{name} here: /weight N (of a run), /new, /quit", err=True)
-            return
+            return f"there is no /{name} here: /weight N (of a run), /new, /quit"
         try:
             self.model.combination = self.model.combination.override(weight=float(value))
-        except (ValueError, ULDError) as error:
-            typer.echo(str(error), err=True)
+        except ValueError:
+            return f"/weight takes a number ≥ 0, as in /weight 1.5, not {value!r}"
+        except ULDError as error:
+            return str(error)
+        return f"α = {self.model.combination.weight:g}"

@@ -15,37 +15,32 @@ def ls(kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; all
     """List methods, presets, prompt templates and TOFU's splits."""
     if kind is not None and kind not in KINDS:
         raise ULDError(f"there are no {kind!r} to list: choose one of {', '.join(KINDS)}")
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    for name in [kind] if kind else KINDS:
-        columns, rows = _rows(name)
-        table = Table(title=name, title_justify="left", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
+    for number, name in enumerate([kind] if kind else KINDS):
+        rows = _rows(name)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        if kind is None:
+            typer.echo(("\n" if number else "") + name)
         for row in rows:
-            table.add_row(*row)
-        console.print(table)
+            # Never wrapped: a line is a row, also for other programs.
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _rows(kind: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Columns and rows of one list."""
+def _rows(kind: str) -> list[tuple[str, ...]]:
+    """Rows of one list, the name first."""
     if kind == "methods":
         from uld.methods.registry import all_methods
 
-        rows = [(m.name, m.trains, m.paper, m.summary) for m in all_methods().values()]
-        return ("name", "trains", "paper", "what it does"), rows
+        return [(m.name, m.paper, m.summary) for m in all_methods().values()]
     if kind == "presets":
         from uld.config import preset_names, read_preset
 
-        return ("name", "settings"), [
+        return [
             (name, ", ".join(f"{key}={value}" for key, value in read_preset(name).items())) for name in preset_names()
         ]
     if kind == "templates":
         from uld.data.prompt import NAMED
 
-        return ("name", "template"), [(name, repr(template)) for name, template in NAMED.items()]
+        return [(name, repr(template)) for name, template in NAMED.items()]
     from uld.data.tofu import FORGET_SPLITS
 
-    return ("forget", "retain"), list(FORGET_SPLITS.items())
+    return [(forget, f"retains {retain}") for forget, retain in FORGET_SPLITS.items()]

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import demo, doctor, evaluate, generate, ls
+from uld.cli import demo, doctor, evaluate, generate, ls, tune
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
 app.add_typer(evaluate.app, name="eval")
+app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
 app.command("ls")(ls.ls)

@@ -1,6 +1,10 @@
 """``uld train``: settings from presets, a YAML file and flags; the flags are made from `TrainConfig`'s fields."""
 
 import inspect
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,6 +18,7 @@ EPILOG = (
     "Example: uld train --target MODEL --forget forget.jsonl --retain retain.jsonl --output runs/x   ·   "
     "uld train --preset tofu-4m --target MODEL --split forget10 --data tofu --augmented tofu_augmented --output runs/y"
 )
+_LET_FIRST_SPEAK = 3.0  # seconds
 
 
 def _flag_type(kind: Any) -> Any:
@@ -72,35 +77,32 @@ def train(**given: Any) -> None:
     flags = {name: value or None if isinstance(value, list) else value for name, value in given.items()}
     layers.append(("the command line", flags))
     config = train_config(layers)
-    if resume:
-        config = _stored(config, layers)
+    from uld.run_folder import check_output, stored_settings
     from uld.training import train as run
 
-    result = run(config, resume=resume, overwrite=overwrite, progress=not quiet)
+    if resume and config.output:
+        check_output(Path(config.output), resume=True, overwrite=False)
+        config = replace(stored_settings(Path(config.output)), **_given(layers, config))
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        result = run(config, resume=resume, overwrite=overwrite, progress=not quiet)
+    except ULDError:
+        if not first:
+            time.sleep(_LET_FIRST_SPEAK)  # torchrun ends us when the first process fails of the same cause
+        raise
+    if not first:
+        return
+    size = result.adapter_bytes
+    readable = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
     typer.echo(
         f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, forget loss {result.forget_loss:.3f}, "
-        f"retain loss {result.retain_loss:.3f} nats/token, adapter {result.adapter_bytes / 2**20:.1f} MiB"
+        f"retain loss {result.retain_loss:.3f} nats/token, adapter {readable}"
     )
 
 
-def _stored(config: TrainConfig, layers: list[tuple[str, Any]]) -> TrainConfig:
-    """The settings of the run to be resumed; what is given again must not differ."""
-    from pathlib import Path
-
-    from uld.artifact import SETTINGS
-
-    path = Path(config.output) / SETTINGS
-    if not config.output or not path.is_file():
-        raise ULDError(f"{config.output or '--output'} holds no run to resume")
-    stored = train_config([(str(path), read_yaml(path))])
-    for source, layer in layers:
-        for name, value in layer.items():
-            if value is not None and name != "output" and getattr(config, name) != getattr(stored, name):
-                raise ULDError(
-                    f"{source} says {flag(name)} {getattr(config, name)}, but the run in {config.output} was started "
-                    f"with {getattr(stored, name)}: leave it out, or start over with --overwrite"
-                )
-    return train_config([(str(path), read_yaml(path)), ("the command line", {"output": config.output})])
+def _given(layers: list[tuple[str, Any]], config: TrainConfig) -> dict[str, Any]:
+    """The settings that some layer names, with the value that won."""
+    return {name: getattr(config, name) for _, layer in layers for name, value in layer.items() if value is not None}
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,22 +1,50 @@
 """The demo: world, models, unlearning, evaluation, before and after, all by the ordinary parts of the package."""
 
+import contextlib
 import os
+import shutil
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uld.artifact import ArtifactError, writing
 from uld.config import read_preset, train_config
+from uld.data.prompt import PromptFormat
 from uld.data.tofu import load_tofu
-from uld.demo.models import make_models
-from uld.demo.world import write_world
+from uld.demo.models import MicroSettings, make_models
+from uld.demo.world import World, write_world
+from uld.errors import ULDError
 from uld.evaluation.scoring import generate_answers
 from uld.evaluation.tofu import evaluate
-from uld.evaluation.tofu_result import aggregate
+from uld.evaluation.tofu_result import aggregate, compare
 from uld.modeling import load
 from uld.training import train
 
+SPLIT = "forget10"
+MAX_NEW_TOKENS = 48
 _SHOWN = 4
+_EPOCHS_BETWEEN_LINES = 5
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How large the demo is.
+
+    Attributes:
+        people: Inhabitants of the world; the last tenth is to be forgotten.
+        evaluated: People to be kept whom the evaluation asks about.
+        micro: Size and training of the two models.
+        training: Settings of the unlearning that differ from the preset ``demo``.
+    """
+
+    people: int = 50
+    evaluated: int = 5
+    micro: MicroSettings = field(default_factory=MicroSettings)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def default_cache() -> Path:
@@ -24,7 +52,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uld" / "demo"
 
 
-def run_demo(output: str | None, cache: str | None, seed: int, say: Callable[[str], None]) -> Path:
+def run_demo(
+    output: str | None,
+    cache: str | None,
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    size: DemoSize | None = None,
+    progress: bool = True,
+) -> Path:
     """Run the demo.
 
     Args:
@@ -32,58 +68,115 @@ def run_demo(output: str | None, cache: str | None, seed: int, say: Callable[[st
         cache: Folder of the world and the models; None takes `default_cache`.
         seed: Chooses the world.
         say: Takes each line to show.
+        size: How large; None takes the usual size.
+        progress: Show a progress bar while unlearning.
 
     Returns:
         The run folder.
 
     Raises:
-        ULDError: a folder cannot be written.
+        ULDError: a folder cannot be written, or is taken.
     """
+    size = size or DemoSize()
     started = time.perf_counter()
     home = Path(cache) if cache else default_cache()
-    world = write_world(home / f"world-{seed}", seed)
-    data = world.folder
-    say(f"1. An invented world of {world.people} people ({data}); to be forgotten: {', '.join(world.forget)}")
-    say("2. A micro model that knows all of them, and one that never saw those to be forgotten")
-    target, retain_only = make_models(world, home, progress=lambda line: say(f"   {line}"))
-    run = Path(output) if output else _new_run()
-    say(f"3. Unlearning: an assistant on the first layers learns what is to be forgotten ({run})")
-    settings = read_preset("demo") | {
-        "target": str(target),
-        "output": str(run),
-        "split": "forget10",
-        "data": str(data),
-        "augmented": str(data),
-    }
-    result = train(train_config([("preset demo", settings)]))
-    say(f"   {result.steps} steps in {result.seconds:.0f} s, adapter {result.adapter_bytes / 1024:.0f} KiB")
-    say("4. TOFU's evaluation of the model before and after, against the one that never knew")
-    unlearned, tokenizer = load(run)
-    before, _ = load(target)
-    never, _ = load(retain_only)
-    options: dict[str, Any] = {"data": data, "max_new_tokens": 48, "progress": False}
-    folder = run / "eval"
-    retained = evaluate(never, tokenizer, "forget10", folder / "retain-model", **options)
-    for name, model in (("before", before), ("after", unlearned), ("never knew", never)):
-        place = folder / {"never knew": "retain-model"}.get(name, name)
-        log = retained if name == "never knew" else evaluate(model, tokenizer, "forget10", place, **options)
-        say(f"\n{name}:\n{aggregate(log, retained).table()}")
-    for name, split in (("to be forgotten", "forget10_perturbed"), ("to be kept", "retain_perturbed")):
-        say(f"5. Answers about people {name}")
-        rows = load_tofu(split, data)
-        for row in rows[:: max(1, len(rows) // _SHOWN)][:_SHOWN]:
-            from uld.data.prompt import PromptFormat
-
-            ids = PromptFormat(tokenizer).prompt_ids(row["question"])
-            answers = [generate_answers(model, tokenizer, [ids], max_new_tokens=48)[0] for model in (before, unlearned)]
-            say(f"   {row['question']}\n     before: {answers[0]}\n     after:  {answers[1]}")
-    say(f"\nDone in {time.perf_counter() - started:.0f} s. Ask it yourself: uld chat --model {run}")
+    if output is not None and Path(output).exists() and (not Path(output).is_dir() or any(Path(output).iterdir())):
+        raise ArtifactError(f"{output} exists already: choose another folder (--output)")
+    with writing(home):
+        world = write_world(home / f"world-{seed}", seed, people=size.people, evaluated=size.evaluated)
+        say(f"1. An invented world of {world.people} people. To be forgotten: {', '.join(world.forget)}.")
+        say("2. A micro model that knows them all, and one that never met those to be forgotten.")
+        target, retain_only = make_models(world, home, lambda line: _tell(line, say), settings=size.micro)
+    with _run_folder(output) as run:
+        say("3. Unlearning: an assistant learns what is to be forgotten; its logits are subtracted from the target's.")
+        places = {"target": str(target), "output": str(run), "split": SPLIT}
+        places |= {"data": str(world.folder), "augmented": str(world.folder)}
+        settings = read_preset("demo") | dict(size.training) | places
+        result = train(train_config([("preset demo", settings)]), progress=progress)
+        say(
+            f"   {result.steps} steps in {result.seconds:.0f} s; adapter of {result.adapter_bytes / 1024:.0f} KiB, "
+            "the target is as it was"
+        )
+        say("4. TOFU's evaluation, and answers before and after.")
+        _show(world, {"before": target, "after": run, "never knew": retain_only}, run / "eval", say)
+    question = load_tofu(f"{SPLIT}_perturbed", world.folder)[0]["question"]
+    say(f"Done in {time.perf_counter() - started:.0f} s. Ask it yourself:")
+    say(f'  uld generate -m {run} --compare "{question}"')
     return run
 
 
-def _new_run() -> Path:
-    """The first free ``runs/demo-N``."""
+def _tell(line: str, say: Callable[[str], None]) -> None:
+    """Pass on every fifth line of a model's training, ``NAME: epoch N of M, loss L``."""
+    number = line.partition("epoch ")[2].split(" ")[0]
+    if not number.isdigit() or int(number) % _EPOCHS_BETWEEN_LINES == 0:
+        say(f"   {line}")
+
+
+@contextmanager
+def _run_folder(output: str | None) -> Iterator[Path]:
+    """The folder to train into: the one named, or the first free ``runs/demo-N``, made to keep others off it."""
+    if output is not None:
+        yield Path(output)
+        return
     number = 1
-    while (path := Path("runs") / f"demo-{number}").exists():
-        number += 1
-    return path
+    while True:
+        path = Path("runs") / f"demo-{number}"
+        try:
+            with writing(path.parent):
+                path.parent.mkdir(exist_ok=True)
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ULDError(f"cannot make {path}: {error.strerror} (name a folder with --output)") from error
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()  # only if nothing came to be in it
+
+
+def _show(world: World, models: Mapping[str, Path], folder: Path, say: Callable[[str], None]) -> None:
+    """Evaluate all models against the last, show one table, and answers of the first two."""
+    rows = {
+        "Forgotten": load_tofu(f"{SPLIT}_perturbed", world.folder),
+        "Kept": load_tofu("retain_perturbed", world.folder),
+    }
+    chosen = {name: some[:: max(1, len(some) // _SHOWN)][:_SHOWN] for name, some in rows.items()}
+    logs, answers = {}, {}
+    for name, place in models.items():
+        model, tokenizer = load(place)
+        options: dict[str, Any] = {"data": world.folder, "max_new_tokens": MAX_NEW_TOKENS, "progress": False}
+        logs[name] = evaluate(model, tokenizer, SPLIT, folder / name.replace(" ", "-"), **options)
+        form = PromptFormat(tokenizer)
+        prompts = [form.prompt_ids(row["question"]) for some in chosen.values() for row in some]
+        answers[name] = iter(generate_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS))
+    *_, reference = logs.values()
+    say("\n" + compare({name: aggregate(log, reference) for name, log in logs.items()}))
+    say("F.Q.: the p-value of its being the model that never knew.  M.U.: how well it does all the rest, up to 1.\n")
+    before, after = list(answers.values())[:2]
+    for name, some in chosen.items():
+        pairs = [(row["question"], next(before), next(after)) for row in some]
+        say("\n".join(side_by_side(name, pairs)) + "\n")
+    say("A model of this size answers nonsense where it does not know; so does the one that never knew.\n")
+
+
+def side_by_side(title: str, answers: Sequence[tuple[str, str, str]], width: int | None = None) -> list[str]:
+    """Lines that show answers before and after in two columns under each question.
+
+    Args:
+        title: Stands above the left column.
+        answers: Question, answer before, answer after.
+        width: Columns of the terminal; None asks it.
+    """
+    width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
+    half = max(20, (width - 6) // 2)
+    lines = [f"{title + ', before':<{half + 4}}| after"]
+    for question, *both in answers:
+        lines.append(f"? {textwrap.shorten(question, max(20, width - 2), placeholder=' …')}")
+        left, right = (textwrap.wrap(" ".join(text.split()), half) or ["(nothing)"] for text in both)
+        for i in range(max(len(left), len(right))):
+            one, other = (column[i] if i < len(column) else "" for column in (left, right))
+            lines.append(f"    {one:<{half}}| {other}".rstrip())
+    return lines

@@ -6,48 +6,64 @@ Every row is written as soon as it is done, so that a stopped evaluation goes on
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.artifact import ArtifactError, write_text, writing
-from uld.data.prompt import PromptFormat
-from uld.data.record import Record
+from uld.artifact import fingerprint
+from uld.data.prompt import Encoded, PromptFormat
+from uld.data.record import DataError, Record
 from uld.data.tofu import check_split, load_tofu
+from uld.errors import ULDError
 from uld.evaluation.metrics import rouge_recall
+from uld.evaluation.rows import RowFile, claim
 from uld.evaluation.scoring import Scorer, generate_answers, length_batches
 from uld.evaluation.tofu_log import FILE_NAME, TaskLog, TofuLog, write_log
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
 
 TASKS = ("forget", "retain", "real_authors", "world_facts")
-_GENERATION_BUDGET = 64 * 64  # prompt tokens of a generation batch
+_BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 
 
-def task_rows(task: str, split: str, data: str | Path | None, limit: int | None = None) -> list[dict[str, Any]]:
+def task_rows(task: str, split: str, data: str | Path | None) -> list[dict[str, Any]]:
     """Rows of a task set: the perturbed version of the split.
 
     Args:
         task: One of `TASKS`.
         split: ``forget01``, ``forget05`` or ``forget10``.
         data: Folder of TOFU, or None for the Hub.
-        limit: First rows only (TOFU's own logs hold 300).
+
+    Raises:
+        DataError: no such split or file, or a row without the answers to score.
     """
     check_split(split)
-    name = {"forget": split}.get(task, task)
-    return load_tofu(f"{name}_perturbed", data)[:limit]
+    name = f"{split if task == 'forget' else task}_perturbed"
+    rows = load_tofu(name, data)
+    wrong = len(rows[0]["perturbed_answer"])
+    for number, row in enumerate(rows, start=1):
+        if not wrong or len(row["perturbed_answer"]) != wrong:
+            raise DataError(f"{name}:{number}: 'perturbed_answer' must list as many wrong answers as every other row's")
+    return rows
 
 
-def describe(model: PreTrainedModel, **settings: Any) -> dict[str, Any]:
-    """What decides an evaluation's numbers, as written beside its log."""
-    about: dict[str, Any] = {"model": str(model.name_or_path)}
+def describe(model: PreTrainedModel, form: PromptFormat, **settings: Any) -> dict[str, Any]:
+    """Everything that decides an evaluation's numbers, as written beside its log."""
+    sample: Any = form.tokenizer.decode(form.encode(Record.qa("QUESTION", "ANSWER"), max_length=2**31).ids)
+    about: dict[str, Any] = {
+        "model": str(model.name_or_path),
+        "weights": fingerprint(model.named_parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompt": sample,
+    }
     if isinstance(model, ULDForCausalLM):
-        about |= {"combination": vars(model.combination)}
-        if model.manifest is not None:
-            about |= {"target": model.manifest.target, "method": model.manifest.method}
-            about["run"] = hashlib.sha256(model.manifest.model_dump_json().encode()).hexdigest()
+        about["combination"] = vars(model.combination)
     return about | settings
 
 
@@ -67,6 +83,8 @@ def evaluate(
 ) -> TofuLog:
     """Evaluate a model on TOFU, or go on with an evaluation that was stopped.
 
+    Under ``torchrun`` every process calls it and takes its share of the rows; the first writes the log.
+
     Args:
         model: Any causal LM.
         tokenizer: Its tokenizer.
@@ -77,148 +95,142 @@ def evaluate(
         tasks: Task sets to run.
         generate: Whether to generate answers (without them there is no ROUGE).
         max_new_tokens: Most tokens of a generated answer.
-        limit: First rows of each task set only.
+        limit: First rows of each task set only (TOFU's own logs hold 300).
         progress: Show a progress bar.
 
     Returns:
-        The log, also written to ``output`` in the format of TOFU's authors.
+        The log, also written to ``output`` in the format of TOFU's authors. An answer that the model cannot give
+        (probability 0, as ``outside=mask`` makes some) has an infinite loss, in files the JSON number ``1e999``.
 
     Raises:
-        ULDError: missing data, or a folder with the results of other settings.
+        ULDError: missing data, a model that gives NaN, or a folder with the results of other settings.
     """
     output = Path(output)
+    processes = PartialState(cpu=model.device.type == "cpu")
     form = PromptFormat(tokenizer, template)
-    rows = {task: task_rows(task, split, data, limit) for task in tasks}
+    rows = {task: task_rows(task, split, data) for task in tasks}
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    about = describe(
-        model,
-        split=split,
-        template=form.template,
-        generate=generate,
-        max_new_tokens=max_new_tokens,
-        limit=limit,
-        data=digest,
-    )
-    _claim(output, about)
+    about = describe(model, form, split=split, max_new_tokens=max_new_tokens, data=digest)
+    with processes.main_process_first():
+        claim(output, about)
+    job = _Job(model, tokenizer, form, generate, max_new_tokens)
     logs = {}
     for task in tasks:
-        done = _run_task(model, tokenizer, form, task, rows[task], output, generate, max_new_tokens, progress)
-        logs[task] = _task_log(rows[task], done, generate)
+        wanted = rows[task][:limit]
+        batches = _batches(wanted)
+        with RowFile.of(output, task, processes.process_index) as file:
+            mine = batches[processes.process_index :: processes.num_processes]
+            _fill(file, job, wanted, mine, task if progress and processes.is_main_process else None)
+            processes.wait_for_everyone()
+            if processes.is_main_process:
+                file.merge([i for batch in batches for i in batch])
+        processes.wait_for_everyone()
+        done = RowFile.read(output, task)
+        logs[task] = _task_log(wanted, [done[i] for i in range(len(wanted))], generate)
     log = TofuLog(logs, source=str(output))
-    with writing(output):
+    if processes.is_main_process:
         write_log(log, output / FILE_NAME)
     return log
 
 
-def _claim(output: Path, about: dict[str, Any]) -> None:
-    """Take a folder for one evaluation; refuse one that holds another's rows."""
-    path = output / "settings.json"
-    text = json.dumps(about, indent=2) + "\n"
-    if path.is_file():
-        if json.loads(path.read_text()) != json.loads(text):
-            raise ArtifactError(
-                f"{output} holds an evaluation of another model or with other settings: name another folder with "
-                "--output, or remove it"
-            )
-        return
-    if output.exists() and any(output.iterdir()):
-        raise ArtifactError(f"{output} is not empty and holds no evaluation: name another folder with --output")
-    write_text(path, text)
+@dataclass(frozen=True)
+class _Job:
+    """What is done to every row."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    form: PromptFormat
+    generate: bool
+    max_new_tokens: int
 
 
-def _run_task(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    form: PromptFormat,
-    task: str,
-    rows: list[dict[str, Any]],
-    output: Path,
-    generate: bool,
-    max_new_tokens: int,
-    progress: bool,
-) -> list[dict[str, Any]]:
-    """Score and generate what is missing; return one result a row."""
+def _batches(rows: list[dict[str, Any]]) -> list[list[int]]:
+    """Row numbers in batches, the same for every process and for an evaluation that goes on after a stop.
+
+    A row's last digits depend on the rows that it is padded with, so this gives the same numbers however it is run.
+    """
+    lengths = [len(row["question"]) // 4 + len(row["answer"]) // 8 + 1 for row in rows]  # about tokens; only to sort
+    return list(length_batches(lengths, _BATCH_TOKENS))
+
+
+def _fill(file: RowFile, job: _Job, rows: list[dict[str, Any]], batches: list[list[int]], shown: str | None) -> None:
+    """Score and generate the rows of some batches that the file lacks; ``shown`` names the progress bar."""
     from tqdm import tqdm
 
-    path = output / f"{task}.jsonl"
-    results = _finished(path)
-    todo = [i for i in range(len(rows)) if i not in results]
-    pad: Any = tokenizer.pad_token_id
-    scorer = Scorer(model, int(pad or 0))
-    lengths = [len(form.prompt_ids(rows[i]["question"])) + len(rows[i]["answer"]) // 2 for i in todo]
-    bar = tqdm(total=len(rows), initial=len(results), desc=task, unit="row", disable=not progress or not todo)
-    with writing(output), bar, path.open("a", buffering=1) as file:
-        for batch in length_batches(lengths, _GENERATION_BUDGET):
-            chosen = [todo[i] for i in batch]
-            for i, result in zip(
-                chosen,
-                evaluate_rows(model, tokenizer, form, scorer, [rows[i] for i in chosen], generate, max_new_tokens),
-                strict=True,
-            ):
-                results[i] = result
-                file.write(json.dumps({"row": i, **result}) + "\n")
-            bar.update(len(chosen))
-    return [results[i] for i in range(len(rows))]
+    todo = {i for batch in batches for i in batch if not _is_finished(file.rows.get(i), rows[i], job.generate)}
+    if not todo:
+        return
+    pad: Any = job.tokenizer.pad_token_id
+    scorer = Scorer(job.model, int(pad or 0))
+    total = sum(map(len, batches))
+    bar = tqdm(
+        total=total,
+        initial=total - len(todo),
+        desc=shown,
+        unit="row",
+        disable=shown is None,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )
+    with bar:
+        for batch in batches:
+            if missing := todo.intersection(batch):
+                for i, result in zip(batch, evaluate_rows(job, scorer, [rows[i] for i in batch]), strict=True):
+                    if i in missing:
+                        file.add(i, result)
+                bar.update(len(missing))
 
 
-def _finished(path: Path) -> dict[int, dict[str, Any]]:
-    """Rows of an earlier, stopped evaluation; a line that a kill cut short is dropped from the file."""
-    results: dict[int, dict[str, Any]] = {}
-    if not path.is_file():
-        return results
-    lines = path.read_text().splitlines()
-    for line in lines:
-        try:
-            result = json.loads(line)
-            results[result.pop("row")] = result
-        except ValueError:
-            continue
-    write_text(path, "".join(json.dumps({"row": i, **result}) + "\n" for i, result in results.items()))
-    return results
+def _is_finished(result: dict[str, Any] | None, row: dict[str, Any], generate: bool) -> bool:
+    """Whether a stored result holds all that is asked of a row."""
+    if result is None or len(result.get("scores", ())) != len(answers_of(row)):
+        return False
+    return not generate or {"generated", "rouge1", "rougeL"} <= result.keys()
 
 
 def answers_of(row: dict[str, Any]) -> list[str]:
     """Answers to score, in order: the true one, the paraphrased one (if the row has one), the wrong ones."""
-    paraphrased = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
+    paraphrased = [row["paraphrased_answer"]] if row.get("paraphrased_answer") else []
     return [row["answer"], *paraphrased, *row["perturbed_answer"]]
 
 
-def evaluate_rows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    form: PromptFormat,
-    scorer: Scorer,
-    rows: list[dict[str, Any]],
-    generate: bool,
-    max_new_tokens: int,
-) -> list[dict[str, Any]]:
+def evaluate_rows(job: _Job, scorer: Scorer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Scores and generated answers of some rows.
 
     Returns:
         For each row ``scores`` (loss and tokens of each of `answers_of`) and, if asked for, ``generated``.
+
+    Raises:
+        ULDError: the model gives NaN.
     """
-    encoded = [
-        form.encode(Record.qa(row["question"], answer, "TOFU"), max_length=2**31)
-        for row in rows
-        for answer in answers_of(row)
-    ]
-    scores = iter(scorer.score(encoded)[0])
+    scores = iter(scorer.score(_encoded(job.form, rows))[0])
     results: list[dict[str, Any]] = [
         {"scores": [[(one := next(scores)).loss, one.tokens] for _ in answers_of(row)]} for row in rows
     ]
-    if generate:
-        prompts = [form.prompt_ids(row["question"]) for row in rows]
-        texts = generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
+    if any(math.isnan(loss) for result in results for loss, _ in result["scores"]):
+        raise ULDError(
+            f"{job.model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if that "
+            "changes nothing, its weights are broken"
+        )
+    if job.generate:
+        prompts = [job.form.prompt_ids(row["question"]) for row in rows]
+        texts = generate_answers(job.model, job.tokenizer, prompts, max_new_tokens=job.max_new_tokens)
         for result, row, prompt, text in zip(results, rows, prompts, texts, strict=True):
-            shown: Any = tokenizer.decode(prompt, skip_special_tokens=True)
+            shown: Any = job.tokenizer.decode(prompt, skip_special_tokens=True)
             result["generated"] = [shown, text, row["answer"]]
             result["rouge1"], result["rougeL"] = rouge_recall(text, row["answer"])
     return results
 
 
+def _encoded(form: PromptFormat, rows: list[dict[str, Any]]) -> list[Encoded]:
+    """Every answer of every row behind its question."""
+    return [
+        form.encode(Record.qa(row["question"], a, "TOFU"), max_length=2**31) for row in rows for a in answers_of(row)
+    ]
+
+
 def _task_log(rows: list[dict[str, Any]], results: list[dict[str, Any]], generate: bool) -> TaskLog:
     """Results as the columns of a log."""
-    first_wrong = [2 if "paraphrased_answer" in row else 1 for row in rows]
+    first_wrong = [2 if row.get("paraphrased_answer") else 1 for row in rows]
     truth = [result["scores"][0] for result in results]
     paraphrase = [result["scores"][first - 1] for result, first in zip(results, first_wrong, strict=True)]
     wrong = [result["scores"][first:] for result, first in zip(results, first_wrong, strict=True)]
@@ -260,9 +272,8 @@ def score_grid(
     scorer = Scorer(model, int(pad or 0), combinations)
     logs: list[dict[str, TaskLog]] = [{} for _ in combinations]
     for task in tasks:
-        rows = task_rows(task, split, data, limit)
-        encoded = [form.encode(Record.qa(row["question"], a, "TOFU"), 2**31) for row in rows for a in answers_of(row)]
-        for log, scores in zip(logs, scorer.score(encoded), strict=True):
+        rows = task_rows(task, split, data)[:limit]
+        for log, scores in zip(logs, scorer.score(_encoded(form, rows)), strict=True):
             each = iter(scores)
             results = [{"scores": [[(one := next(each)).loss, one.tokens] for _ in answers_of(row)]} for row in rows]
             log[task] = _task_log(rows, results, generate=False)

@@ -21,6 +21,7 @@ import numpy as np
 
 from uld.errors import ULDError
 from uld.evaluation import metrics
+from uld.evaluation.rows import dumps
 
 FILE_NAME = "eval_log_aggregated.json"
 """What a log is called in a folder when its format is the one of TOFU's authors."""
@@ -185,7 +186,8 @@ def write_log(log: TofuLog, path: str | os.PathLike[str]) -> Path:
     """Write a log in the format of TOFU's authors, with every derived score that they write; all of it or nothing.
 
     `truth_ratio` is ``1 / t`` and `normalized_gt_loss` (real authors, world facts) is ``-log(p / (p + Σ p_wrong))``;
-    optional columns that the log lacks are left out. `read_log` gives back an equal log.
+    optional columns that the log lacks are left out, and infinities are written as ``1e999``. `read_log` gives back an
+    equal log.
 
     Args:
         log: what to write; non-empty.
@@ -207,7 +209,7 @@ def write_log(log: TofuLog, path: str | os.PathLike[str]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("w", encoding="utf-8") as stream:
-                json.dump(content, stream, indent=4)
+                stream.write(dumps(content, indent=4))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, file)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,8 @@ class TofuResult:
     """Number of rows of every task in the log."""
     compared_rows: int | None
     """Forget rows that both models were compared on."""
+    impossible_answers: int
+    """Scored answers, right or wrong, of probability 0 (an infinite loss), as ``outside=mask`` makes some."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON types."""
@@ -52,7 +55,7 @@ class TofuResult:
         """Return two Markdown tables: the paper's four columns (ROUGE-L in percent), then every part as a share."""
         head = ("F.Q.", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)")
         first = (
-            _show(self.forget_quality, ".2e" if (self.forget_quality or 1.0) < 0.01 else ".2f"),
+            _show_quality(self.forget_quality),
             _show(self.forget_rouge_l, ".1f", 100.0),
             _show(self.model_utility, ".3f"),
             _show(self.retain_rouge_l, ".1f", 100.0),
@@ -65,6 +68,11 @@ class TofuResult:
         lines += _markdown(("task", "rows", "Prob", "ROUGE-L", "truth ratio"), body)
         if self.compared_rows is not None:
             lines += ["", f"F.Q. compares the {self.compared_rows} forget rows that both logs hold."]
+        if self.impossible_answers:
+            lines += [
+                "",
+                f"Scored answers of probability 0 (--outside mask forbids them): {self.impossible_answers}.",
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -98,6 +106,7 @@ def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: b
         forget_quality=quality,
         compared_rows=compared,
         model_utility=metrics.model_utility(known) if len(known) == len(nine) else None,
+        impossible_answers=sum(map(_impossible, log.values())),
         rows={name: len(task) for name, task in log.items()},
         **parts,
     )
@@ -159,9 +168,46 @@ def _letters(text: str) -> str:
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
+def _impossible(task: TaskLog) -> int:
+    return int(np.isinf(task.avg_loss).sum() + np.isinf(task.paraphrase_loss).sum() + np.isinf(task.wrong_losses).sum())
+
+
+def compare(results: Mapping[str, TofuResult]) -> str:
+    """Return one Markdown table of several models: the paper's four columns and the forgotten answers' probability.
+
+    Args:
+        results: Aggregates by the name to show.
+    """
+    head = ("model", "F.Q.", "forget Prob", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)")
+    rows = [
+        (
+            name,
+            _show_quality(result.forget_quality),
+            _show(result.forget_prob, ".3f"),
+            _show(result.forget_rouge_l, ".1f", 100.0),
+            _show(result.model_utility, ".3f"),
+            _show(result.retain_rouge_l, ".1f", 100.0),
+        )
+        for name, result in results.items()
+    ]
+    return "\n".join(_markdown(head, rows)) + "\n"
+
+
 def _show(value: float | None, form: str, factor: float = 1.0) -> str:
     return "-" if value is None else format(value * factor, form)
 
 
+def _show_quality(value: float | None) -> str:
+    return _show(value, ".2e" if value is not None and value < 0.01 else ".2f")
+
+
 def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+    """Lines of a table, padded so that a terminal shows its columns, too: the first one left, the others right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (head, rule, *rows):
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -1,0 +1,144 @@
+"""TOFU under many settings of the combination for the price of one: a log for each, one table, one plot."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from uld.artifact import ArtifactError, write_text
+from uld.evaluation.rows import dumps
+from uld.evaluation.tofu import TASKS, score_grid
+from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
+from uld.evaluation.tofu_result import TofuResult, aggregate
+from uld.logits import Combination
+from uld.modeling import ULDForCausalLM
+
+SUMMARY = "grid.json"
+PLOT = "grid.png"
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One setting and what came of it.
+
+    Attributes:
+        combination: The setting.
+        result: Its aggregates (no ROUGE, because nothing is generated).
+        forget_loss: Mean loss of the forget answers, nats a token.
+        retain_loss: Mean loss of the retain answers, nats a token.
+    """
+
+    combination: Combination
+    result: TofuResult
+    forget_loss: float
+    retain_loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        losses = {"forget_loss": self.forget_loss, "retain_loss": self.retain_loss}
+        return {"combination": vars(self.combination), **losses, "result": self.result.to_dict()}
+
+
+def grid_name(how: Combination) -> str:
+    """A setting as a folder name."""
+    name = f"{how.rule}-weight-{how.weight:g}"
+    return f"{name}-filter-{how.filter:g}-{how.outside}" if how.filters else name
+
+
+def evaluate_grid(
+    model: ULDForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    split: str,
+    output: str | Path,
+    settings: Sequence[Combination],
+    *,
+    retain_log: TofuLog | None = None,
+    data: str | Path | None = None,
+    template: str | None = None,
+    limit: int | None = None,
+) -> list[GridRow]:
+    """Score a grid in one pass and write it.
+
+    Args:
+        model: A run.
+        tokenizer: Its tokenizer.
+        split: Forget split.
+        output: Folder; gets a folder with a log for each setting, ``grid.json`` and ``grid.png``.
+        settings: What to score; settings that are the same are scored once.
+        retain_log: The retain-only model's, for forget quality.
+        data: Folder of TOFU, or None for the Hub.
+        template: Prompt template; None takes the tokenizer's chat template.
+        limit: First rows of each task set only.
+
+    Returns:
+        A row a setting.
+
+    Raises:
+        ULDError: missing data, or a folder that holds something else.
+    """
+    output = Path(output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / SUMMARY).is_file()):
+        raise ArtifactError(f"{output} holds something that is not a grid: name another folder with --output")
+    distinct = list({grid_name(how): how for how in settings}.values())
+    logs = score_grid(model, tokenizer, split, distinct, data=data, template=template, tasks=TASKS, limit=limit)
+    rows = []
+    for how, log in zip(distinct, logs, strict=True):
+        losses = {task: statistics.fmean(log[task].avg_loss) for task in ("forget", "retain")}
+        rows.append(GridRow(how, aggregate(log, retain_log), losses["forget"], losses["retain"]))
+    write_text(output / SUMMARY, dumps([row.to_dict() for row in rows], indent=2) + "\n")
+    for how, log in zip(distinct, logs, strict=True):
+        write_log(log, output / grid_name(how) / FILE_NAME)
+    draw(rows, output / PLOT)
+    return rows
+
+
+def table(rows: Sequence[GridRow]) -> str:
+    """The grid as a Markdown table."""
+    lines = [
+        "| rule | α | τ | outside | F.Q. | forget Prob | retain Prob | forget loss | retain loss |",
+        f"|{'---|' * 9}",
+    ]
+    for row in rows:
+        how, found = row.combination, row.result
+        quality = "–" if found.forget_quality is None else f"{found.forget_quality:.2e}"
+        filter, outside = (f"{how.filter:g}", how.outside) if how.filters else ("–", "–")
+        cells = [how.rule, f"{how.weight:g}", filter, outside, quality]
+        cells += [f"{found.forget_prob:.4f}", f"{found.retain_prob:.4f}"]
+        lines.append(f"| {' | '.join([*cells, f'{row.forget_loss:.3f}', f'{row.retain_loss:.3f}'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[GridRow], path: Path) -> None:
+    """Forget quality, and forget and retain loss, against α; a line for each rule, τ and outside."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4))
+    for name in dict.fromkeys(_line(row.combination) for row in rows):
+        line = sorted((row for row in rows if _line(row.combination) == name), key=lambda row: row.combination.weight)
+        weights = [row.combination.weight for row in line]
+        quality = [row.result.forget_quality for row in line]
+        if None not in quality:
+            panels[0].plot(weights, quality, marker="o", label=name)
+        panels[1].plot(weights, [row.forget_loss for row in line], marker="o", label=name)
+        panels[2].plot(weights, [row.retain_loss for row in line], marker="o", label=name)
+    panels[0].set(yscale="log", title="forget quality (p-value)")
+    panels[1].set(title="loss of forget answers (nats a token)")
+    panels[2].set(title="loss of retain answers (nats a token)")
+    for panel in panels:
+        panel.set(xlabel="α")
+        panel.grid(alpha=0.3)
+    panels[1].legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _line(how: Combination) -> str:
+    return f"{how.rule}, τ = {how.filter:g}, {how.outside}" if how.filters else how.rule

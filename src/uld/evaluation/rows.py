@@ -1,0 +1,160 @@
+"""An evaluation's folder while it is being filled: whose it is, and one file of finished rows a task.
+
+A row is written as soon as it is done, so that an evaluation that was killed at any moment goes on where it was.
+"""
+
+import fcntl
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from uld.artifact import ArtifactError, write_text, writing
+
+SETTINGS = "settings.json"
+_STRING_OR_INFINITY = re.compile(r'"(?:[^"\\]|\\.)*"|Infinity')
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """JSON with infinities, which JSON has no word for, as ``1e999``.
+
+    That is a valid JSON number, and too large for a float, so that every parser of doubles reads infinity.
+
+    Args:
+        value: What `json.dumps` takes.
+        indent: As in `json.dumps`.
+    """
+    text = json.dumps(value, indent=indent)
+    if "Infinity" not in text:
+        return text
+    return _STRING_OR_INFINITY.sub(lambda match: "1e999" if match[0] == "Infinity" else match[0], text)
+
+
+def claim(folder: Path, about: dict[str, Any]) -> None:
+    """Take a folder for one evaluation, or find it taken by the same one.
+
+    Args:
+        folder: Made if it is missing.
+        about: Everything that decides a row's numbers, as plain JSON types; ``model``, the name that the model was
+            loaded by, is written down but may differ.
+
+    Raises:
+        ArtifactError: the folder holds another evaluation, or something else.
+    """
+    path = folder / SETTINGS
+    about = json.loads(json.dumps(about))
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file: name another folder with --output")
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArtifactError(f"{path} is damaged: remove {folder}, or name another with --output") from error
+        different = sorted(k for k in {*found, *about} - {"model"} if found.get(k) != about.get(k))
+        if different:
+            raise ArtifactError(
+                f"{folder} holds an evaluation of another model or with other settings ({', '.join(different)}): "
+                "name another folder with --output, or remove it"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ArtifactError(f"{folder} is not empty and holds no evaluation: name another folder with --output")
+    write_text(path, json.dumps(about, indent=2) + "\n")
+
+
+class RowFile:
+    """The finished rows of a task, one JSON object a line; open in one process at a time.
+
+    Attributes:
+        rows: Results by row number. Lines that cannot be read are passed over; of two with one number the later counts.
+    """
+
+    @classmethod
+    def of(cls, folder: Path, task: str, process: int = 0) -> Self:
+        """Open a task's file: the first process's, or the part of another, whose name ends in its number."""
+        return cls(folder / (f"{task}.{process}.jsonl" if process else f"{task}.jsonl"))
+
+    @staticmethod
+    def read(folder: Path, task: str) -> dict[int, dict[str, Any]]:
+        """All finished rows of a task."""
+        return _parse((folder / f"{task}.jsonl").read_bytes())[0]
+
+    def merge(self, order: Sequence[int]) -> None:
+        """Take over the rows of the other processes' parts; leave one file in the given order, and no parts.
+
+        Raises:
+            ArtifactError: the disk is full or the folder cannot be written.
+        """
+        parts = sorted(self.folder.glob(f"{self._path.stem}.*.jsonl"))
+        for part in parts:
+            self.rows |= _parse(part.read_bytes())[0]
+        if parts:
+            numbers = [*order, *sorted(self.rows.keys() - set(order))]
+            whole = "".join(dumps({"row": i, **self.rows[i]}) + "\n" for i in numbers if i in self.rows)
+            with writing(self.folder):
+                self._file.truncate(0)
+                self._file.write(whole.encode())
+                self._file.flush()
+        for part in parts:
+            part.unlink()
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, made if it is missing, and read it; a last line that a kill cut short is removed.
+
+        Raises:
+            ArtifactError: another process has it open, or it cannot be written.
+        """
+        self.folder = path.parent
+        self._path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        with writing(self.folder):
+            self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ArtifactError(
+                f"another evaluation is writing to {self.folder}: wait for it to end, or name another folder with "
+                "--output"
+            ) from error
+        self._file.seek(0)
+        self.rows, whole = _parse(self._file.read())
+        with writing(self.folder):
+            self._file.truncate(whole)
+
+    def add(self, row: int, result: dict[str, Any]) -> None:
+        """Write a finished row.
+
+        Raises:
+            ArtifactError: the disk is full or the folder cannot be written.
+        """
+        with writing(self.folder):
+            self._file.write((dumps({"row": row, **result}) + "\n").encode())
+            self._file.flush()
+        self.rows[row] = result
+
+    def __enter__(self) -> Self:
+        """Nothing to do: the file is open."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file and give up the lock."""
+        with writing(self.folder):
+            self._file.close()
+
+
+def _parse(content: bytes) -> tuple[dict[int, dict[str, Any]], int]:
+    """Rows by number, and the length of what is whole: a last line that a kill cut short is not."""
+    rows: dict[int, dict[str, Any]] = {}
+    whole = content.rfind(b"\n") + 1
+    for line in content[:whole].splitlines():
+        try:
+            result = json.loads(line)
+            rows[int(result.pop("row"))] = result
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return rows, whole

@@ -1,0 +1,191 @@
+"""``uld generate`` and ``uld chat``: what the library answers is what is printed; commands; bad input."""
+
+import builtins
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import uld.cli.generate as cli
+from uld.cli.main import app
+from uld.data.prompt import PromptFormat
+from uld.evaluation.scoring import generate_answers
+from uld.modeling import load
+
+QUESTIONS = ["Who was the teacher of Ada?", "When was Bob born?"]
+SHORT = ("--max-new-tokens", "8")
+
+
+@pytest.fixture(scope="module")
+def unlearned(micro):
+    return load(micro.run)
+
+
+def answer(loaded, question: str, *, target: bool = False, raw: bool = False, weight: float | None = None, **options):
+    model, tokenizer = loaded
+    ids = list(tokenizer(question).input_ids) if raw else PromptFormat(tokenizer).prompt_ids(question)
+    own = model.combination
+    try:
+        model.combination = own.override(weight=weight)
+        return generate_answers(model.target if target else model, tokenizer, [ids], max_new_tokens=8, **options)[0]
+    finally:
+        model.combination = own
+
+
+def uld(*arguments: object, said: str | None = None):
+    return CliRunner().invoke(app, list(map(str, arguments)), input=said)
+
+
+def lines(*texts: str) -> list[str]:
+    """Lines without blanks around them: a streamed answer keeps its last one."""
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+
+
+def refused(done) -> str:
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("uld: ")
+    return done.stderr
+
+
+def test_answers_to_arguments_and_to_lines_of_standard_input(micro, unlearned):
+    expected = lines(*(answer(unlearned, question) for question in QUESTIONS))
+    asked = uld("generate", "-m", micro.run, *SHORT, *QUESTIONS)
+    assert (asked.exit_code, lines(asked.stdout), asked.stderr) == (0, expected, "")
+    assert asked.stdout[0] != " "
+    piped = uld("generate", "-m", micro.run, *SHORT, said=f"{QUESTIONS[0]}\n\n  {QUESTIONS[1]}")
+    assert (piped.exit_code, piped.stdout) == (0, asked.stdout)
+
+
+def test_compare_shows_the_target_first(micro, unlearned):
+    before, after = (answer(unlearned, QUESTIONS[0], target=target) for target in (True, False))
+    assert before != after
+    done = uld("generate", "-m", micro.run, *SHORT, "--compare", QUESTIONS[0])
+    assert done.stdout == f"> {QUESTIONS[0]}\ntarget:    {before}\nunlearned: {after}\n"
+
+
+def test_raw_text_is_continued_without_a_template(micro, unlearned):
+    done = uld("generate", "-m", micro.run, *SHORT, "--raw", "The teacher of")
+    assert lines(done.stdout) == lines(answer(unlearned, "The teacher of", raw=True))
+    assert lines(done.stdout) != lines(answer(unlearned, "The teacher of"))
+
+
+def test_beams(micro, unlearned):
+    done = uld("generate", "-m", micro.run, *SHORT, "--num-beams", 3, *QUESTIONS)
+    assert done.stdout == "".join(answer(unlearned, question, num_beams=3) + "\n" for question in QUESTIONS)
+
+
+def test_a_seed_gives_the_same_sample_and_another_seed_another(micro):
+    options = ("generate", "-m", micro.run, *SHORT, "--temperature", 1.5, QUESTIONS[0])
+    first, again, other = (uld(*options, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert first == again != other
+    greedy = uld("generate", "-m", micro.run, *SHORT, QUESTIONS[0]).stdout
+    assert greedy != first
+
+
+def test_overrides_reach_the_model(micro, unlearned):
+    done = uld("generate", "-m", micro.run, *SHORT, "--weight", 0, QUESTIONS[0])
+    assert lines(done.stdout) == lines(answer(unlearned, QUESTIONS[0], target=True))
+
+
+def test_an_ordinary_model_answers_too(micro, unlearned):
+    done = uld("generate", "-m", micro.target, *SHORT, QUESTIONS[0])
+    assert lines(done.stdout) == lines(answer(unlearned, QUESTIONS[0], target=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "hi"), "name a run or a model with --model"),
+        (("chat",), "name a run or a model with --model"),
+        (("generate", "-m", "RUN"), "nothing to answer: give a question, or lines on standard input"),
+        (("generate", "-m", "RUN", "  "), "nothing to answer"),
+        (("generate", "-m", "TARGET", "--compare", "hi"), "--compare needs a run: "),
+        (("generate", "-m", "RUN", "word " * 300), "the prompt has "),
+        (("generate", "-m", "RUN", "--template", "{question}", "hi"), "template '{question}' is neither one of"),
+        (("chat", "-m", "/no/such/run"), "there is no run or model in /no/such/run"),
+    ],
+)
+def test_bad_input_is_one_sentence(micro, arguments, message):
+    places = {"RUN": micro.run, "TARGET": micro.target}
+    done = uld(*(places.get(word, word) for word in arguments), said="")
+    assert message in refused(done) and done.stdout == ""
+
+
+def test_input_that_is_not_utf8(micro, monkeypatch):
+    done = CliRunner().invoke(app, ["generate", "-m", str(micro.run)], input=b"caf\xe9\n")
+    assert "standard input is not UTF-8" in refused(done)
+
+
+def test_a_terminal_is_not_waited_for(micro, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    with pytest.raises(cli.ULDError, match="uld chat to talk"):
+        cli._questions(None)
+
+
+def chat(micro, *typed: str, model=None):
+    """A conversation that ends with Ctrl-D; what was printed without the prompts."""
+    done = uld("chat", "-m", model or micro.run, *SHORT, said="\n".join(typed) + "\n")
+    assert done.exit_code == 0, done.output
+    return lines(done.stdout.replace("> ", "")), done.stderr.splitlines()[1:]
+
+
+def test_a_conversation_remembers_until_it_is_told_to_start_over(micro, unlearned):
+    first = answer(unlearned, QUESTIONS[0])
+    said, _ = chat(micro, QUESTIONS[0], QUESTIONS[1], "/new", QUESTIONS[1], "", QUESTIONS[0])
+    form = PromptFormat(unlearned[1])
+    turns = [("user", QUESTIONS[0]), ("assistant", first or "-"), ("user", QUESTIONS[1])]
+    second = generate_answers(*unlearned, [form.prompt_ids(turns)], max_new_tokens=8)[0]
+    alone = answer(unlearned, QUESTIONS[1])
+    turns = [("user", QUESTIONS[1]), ("assistant", alone or "-"), ("user", QUESTIONS[0])]
+    last = generate_answers(*unlearned, [form.prompt_ids(turns)], max_new_tokens=8)[0]
+    assert said == lines(first, second, alone, last)
+
+
+def test_weight_can_be_changed_in_a_conversation(micro, unlearned):
+    said, noted = chat(micro, "/weight 0", QUESTIONS[0], "/new", "/weight 1.25", QUESTIONS[0])
+    before, after = answer(unlearned, QUESTIONS[0], target=True), answer(unlearned, QUESTIONS[0], weight=1.25)
+    assert said == lines(before, after)
+    assert noted == ["α = 0", "α = 1.25"]
+
+
+def test_commands_that_cannot_be_carried_out_are_answered(micro):
+    said, noted = chat(micro, "/weight", "/weight much", "/weight -1", "/help", "/quit", QUESTIONS[0])
+    assert said == []
+    assert noted == [
+        "/weight takes a number ≥ 0, as in /weight 1.5, not ''",
+        "/weight takes a number ≥ 0, as in /weight 1.5, not 'much'",
+        "weight (α) must be a number ≥ 0, not -1.0",
+        "there is no /help here: /weight N (of a run), /new, /quit",
+    ]
+    assert chat(micro, "/weight 2", model=micro.target)[1] == [
+        "there is no /weight here: /weight N (of a run), /new, /quit"
+    ]
+
+
+def test_a_conversation_that_grows_too_long_says_so(micro, unlearned):
+    said, noted = chat(micro, "word " * 300, QUESTIONS[0])
+    assert said == lines(answer(unlearned, QUESTIONS[0]))
+    assert noted[0].startswith("the prompt has ") and noted[0].endswith("; /new starts over")
+
+
+def test_ctrl_c_cuts_an_answer_short_and_ends_at_the_prompt(micro, monkeypatch):
+    said = iter([QUESTIONS[0], QUESTIONS[1], KeyboardInterrupt])
+    asked: list[list[int]] = []
+
+    def read(prompt: str) -> str:
+        line = next(said)
+        if line is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        return line  # type: ignore[return-value]
+
+    def stream(self, ids):
+        asked.append(ids)
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return "an answer"
+
+    monkeypatch.setattr(builtins, "input", read)
+    monkeypatch.setattr(cli._Talker, "stream", stream)
+    done = uld("chat", "-m", micro.run)
+    assert done.exit_code == 0 and "interrupted" not in done.stderr
+    assert asked[1] == PromptFormat(load(micro.run)[1]).prompt_ids(QUESTIONS[1])  # the first question is forgotten

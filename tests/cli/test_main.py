@@ -1,0 +1,175 @@
+"""What every command has in common: quick help, versions, lists, the doctor, and errors as one sentence."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import uld
+from uld.cli import doctor
+from uld.cli.common import guarded, load_model
+from uld.cli.main import app
+from uld.config import TrainConfig, preset_names, read_preset
+from uld.errors import ULDError
+
+COMMANDS = ("train", "eval", "generate", "chat", "ls", "demo", "doctor")
+HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "numpy")
+
+
+def uld_command(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "train --help", "eval tofu --help", "chat --help"])
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom uld.cli.main import main\n"
+        f"sys.argv = ['uld', *{arguments.split()!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_help_names_every_command():
+    done = uld_command("--help")
+    assert done.exit_code == 0
+    assert all(re.search(rf"\b{name}\b", done.output) for name in COMMANDS)
+
+
+def test_version_is_the_distributions():
+    assert uld_command("--version").output.strip() == uld.__version__ == importlib.metadata.version("uld-llm")
+
+
+def test_ls_lists_every_kind():
+    everything = uld_command("ls")
+    assert everything.exit_code == 0
+    for kind in ("methods", "presets", "templates", "splits"):
+        alone = uld_command("ls", kind)
+        assert alone.exit_code == 0
+        assert f"{kind}\n{alone.output}" in everything.output
+    assert "https://arxiv.org/abs/2406.08607" in uld_command("ls", "methods").output
+    presets = dict(line.split(maxsplit=1) for line in uld_command("ls", "presets").output.splitlines())
+    assert list(presets) == preset_names()
+    for name, settings in presets.items():
+        assert all(f"{key}={value}" in settings for key, value in read_preset(name).items())
+    assert "[INST] {question} [/INST] {answer}" in uld_command("ls", "templates").output
+    assert uld_command("ls", "splits").output.split()[0] == "forget01"
+
+
+def test_ls_of_an_unknown_kind():
+    done = uld_command("ls", "models")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "uld: there are no 'models' to list: choose one of methods, presets, templates, splits\n"
+
+
+def test_presets_hold_settings_that_exist():
+    for name in preset_names():
+        assert set(read_preset(name)) <= set(TrainConfig.__dataclass_fields__)
+
+
+def test_doctor_tells_versions_machine_and_what_is_missing(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else object())
+    done = uld_command("doctor")
+    assert done.exit_code == 0 and done.stderr == ""
+    lines = dict(line.split(maxsplit=1) for line in done.output.splitlines())
+    for package in ("torch", "transformers", "peft", "uld-llm"):
+        assert lines[package] == importlib.metadata.version(package)
+    assert {"python", "dtype", "cpu", "memory", "disk"} <= lines.keys()
+    assert re.fullmatch(r"[\d.]+ of [\d.]+ GiB free", lines["memory"])
+    assert lines["tensorboard"] == "present"
+    assert lines["bitsandbytes"].endswith("4-bit and 8-bit targets: pip install 'uld-llm[quant]'")
+    assert "pytest" not in lines  # what only an extra asks for is no part of it
+
+
+def test_doctor_finds_a_package_that_does_not_fit(monkeypatch):
+    real = doctor.version
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "4.50.0" if name == "transformers" else real(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    done = uld_command("doctor")
+    assert done.exit_code == 2
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert lines["transformers"].startswith("4.50.0, but uld needs ")
+    assert lines["peft"].startswith("missing, but uld needs ")
+    assert done.stderr == "uld: transformers, peft must be mended: pip install -U uld-llm\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ULDError("the file is empty"), "uld: the file is empty\n"), (KeyboardInterrupt(), "uld: interrupted\n")],
+)
+def test_a_users_error_is_one_sentence_and_code_2(capsys, error, said):
+    @guarded
+    def command():
+        raise error
+
+    with pytest.raises(typer.Exit) as end:
+        command()
+    assert end.value.exit_code == 2
+    assert capsys.readouterr() == ("", said)
+
+
+def test_a_bug_keeps_its_traceback():
+    @guarded
+    def command():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["frobnicate", "generate --frobnicate", "eval tofu --limit 0", "eval tofu --limit x"]
+)
+def test_wrong_usage_ends_with_code_2(arguments):
+    done = uld_command(*arguments.split())
+    assert done.exit_code == 2 and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("path", ["runs here/x", "/no/such/folder", "../nothing", "~/nothing", "a/b/c", "./x"])
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, path):
+    monkeypatch.setattr("uld.modeling.load", None)
+    with pytest.raises(ULDError, match=f"there is no run or model in {re.escape(path)}: --model takes"):
+        load_model(path)
+
+
+def test_a_name_beside_real_folders_is_a_mistyped_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "model.bin").write_text("")
+    with pytest.raises(ULDError, match="there is no run or model in runs/x"):
+        load_model("runs/x")
+    with pytest.raises(ULDError, match=r"model\.bin is a file"):
+        load_model("model.bin")
+    monkeypatch.setattr("uld.modeling.load", lambda path, **_: (_ for _ in ()).throw(ULDError(f"asked for {path}")))
+    for name in ("gpt2", "org/name"):
+        with pytest.raises(ULDError, match=f"asked for {name}"):
+            load_model(name)
+
+
+def test_dtype_and_device_are_checked_before_anything_is_loaded(micro, monkeypatch):
+    monkeypatch.setattr("uld.modeling.load", None)
+    with pytest.raises(ULDError, match="--dtype must be one of auto, bf16, fp16, fp32, not 'fp8'"):
+        load_model(str(micro.run), dtype="fp8")
+    with pytest.raises(ULDError, match=r"--device must be cpu, cuda, .* not 'gpu'"):
+        load_model(str(micro.run), device="gpu")
+    with pytest.raises(ULDError, match="cannot use --device cuda:77: "):
+        load_model(str(micro.run), device="cuda:77")
+
+
+def test_dtype_is_what_was_asked_for(micro):
+    import torch
+
+    for name, dtype in {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}.items():
+        model, _ = load_model(str(micro.target), dtype=name, device="cpu")
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}

@@ -1,0 +1,115 @@
+"""``uld train`` as a user runs it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import uld.training
+from uld.cli.main import app
+
+OPTIONS = {"lora_dropout": 0.1, "learning_rate": 0.02, "gradient_checkpointing": True, "seed": 5}
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def uld_train(start_uld, tmp_path):
+    """Run ``uld train``; gives the exit code and what was printed."""
+
+    def run(*arguments: str) -> tuple[int | None, str]:
+        (tmp_path / "log").unlink(missing_ok=True)
+        process = start_uld(["train", *arguments], tmp_path / "log")
+        process.join()
+        return process.exitcode, (tmp_path / "log").read_text()
+
+    return run
+
+
+def test_flags_and_file_are_the_same_thing_and_flags_win(task, uld_train, tmp_path):
+    code, told = uld_train(*task.flags(tmp_path / "flags", **OPTIONS), "--quiet")
+    assert code == 0, told
+    settings = task.settings(tmp_path / "unused", **OPTIONS) | {"epochs": 7}
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(listed))
+    changes = ["--output", str(tmp_path / "file"), "--epochs", "2"]
+    code, told = uld_train("--config", str(tmp_path / "x.yaml"), *changes)
+    assert code == 0, told
+    assert adapter(tmp_path / "file") == adapter(tmp_path / "flags")
+    stored = [yaml.safe_load((tmp_path / run / "train.yaml").read_text()) for run in ("flags", "file")]
+    assert {**stored[0], "output": ""} == {**stored[1], "output": ""}
+    code, told = uld_train("--config", str(tmp_path / "flags/train.yaml"), "--output", str(tmp_path / "again"), "-q")
+    assert code == 0, told
+    assert adapter(tmp_path / "again") == adapter(tmp_path / "flags")
+    other = ["--no-gradient-checkpointing", "--lora-dropout", "0.0", "-q"]
+    code, told = uld_train("--config", str(tmp_path / "x.yaml"), *changes[:1], str(tmp_path / "other"), *other)
+    assert code == 0, told
+    stored = yaml.safe_load((tmp_path / "other/train.yaml").read_text())
+    assert stored["gradient_checkpointing"] is False and stored["lora_dropout"] == 0.0 and stored["epochs"] == 7
+
+
+def test_a_user_sees_our_own_output_only(task, tmp_path):
+    command = [str(Path(sys.executable).parent / "uld"), "train", *task.flags(tmp_path / "x", **OPTIONS)]
+    told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert told.returncode == 0, told.stderr
+    pattern = r".*/x: 8 steps in \d+ s, forget loss \d\.\d{3}, retain loss \d\.\d{3} nats/token, adapter 19 KiB\n"
+    assert re.fullmatch(pattern, told.stdout), told.stdout
+    lines = [line for line in re.split(r"[\r\n]+", told.stderr) if line]
+    assert lines and all(re.match(r" *\d+%\|", line) for line in lines), told.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_layers": 9}, "num_layers (K) is 9, but the target has 4 layers"),
+        ({"max_length": 8}, "forget.jsonl:1: the prompt is"),
+        ({"learning_rate": 7}, "--learning-rate must lie between 0 and 1, not 7"),
+        ({"rule": "guess"}, "the command line: rule must be suppress, subtract, reference"),
+        ({"target": "no-such-folder/model"}, "no-such-folder/model"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(task, uld_train, tmp_path, changes, sentence):
+    code, told = uld_train(*task.flags(tmp_path / "x", **changes))
+    assert code == 2
+    assert told.startswith("uld: ") and sentence in told and told.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_adapter_of_another_target_is_refused_with_both_fingerprints(task, uld_train, start_uld, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    code, told = uld_train(*task.flags(tmp_path / "x", epochs=1))
+    assert code == 0, told
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in task.target.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    weights = load_file(other / "model.safetensors")
+    weights["lm_head.weight"] += torch.ones(())
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    arguments = ["generate", "--model", str(tmp_path / "x"), "--target", str(other), "who is abc?"]
+    process = start_uld(arguments, tmp_path / "refusal")
+    process.join()
+    told = (tmp_path / "refusal").read_text()
+    assert process.exitcode == 2 and told.count("\n") == 1
+    named = json.loads((tmp_path / "x/uld.json").read_text())["target_fingerprint"]
+    assert named in told and len(set(re.findall(r"sha256:[0-9a-f]{64}", told))) == 2
+
+
+def test_interrupt_before_training_leaves_nothing(task, tmp_path, monkeypatch):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uld.training, "read_inputs", interrupt)
+    told = CliRunner().invoke(app, ["train", *task.flags(tmp_path / "x")])
+    assert told.exit_code == 2 and told.output == "uld: interrupted\n"
+    assert not (tmp_path / "x").exists()
