@@ -48,13 +48,16 @@ class Shape:
 
     @property
     def head(self) -> int:
+        """Weights of the head."""
         return self.vocab * self.hidden
 
     @property
     def total(self) -> int:
+        """All weights."""
         return self.layers * self.layer + self.hidden + self.head * (1 if self.tied else 2)
 
     def lora(self, depth: int, rank: int) -> int:
+        """LoRA weights on every linear of the first layers."""
         return depth * rank * sum(i + o for i, o in self.linears)
 
     def trained_on(self, depth: int) -> int:
