@@ -6,10 +6,10 @@ own format), ``config.json`` and ``generation_config.json`` (so that `AutoModelF
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +29,13 @@ METRICS = "metrics.jsonl"
 SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 _SAMPLES = 65_536
+_FULL_DISK = (
+    "No space left",
+    "file write failed",
+    "unexpected pos",
+    "iostream error",
+)  # torch's and safetensors' words
+_TINY = 2.0**-14  # below it fp16 is not exact for every bf16 number
 
 
 class ArtifactError(ULDError):
@@ -95,6 +102,8 @@ class Manifest(BaseModel):
             raise ArtifactError(f"{folder} is not a finished uld run: it has no {MANIFEST}") from error
         except (ValidationError, UnicodeDecodeError) as error:
             detail = error.errors()[0] if isinstance(error, ValidationError) else None
+            if detail and detail["loc"] == ("format",):
+                raise ArtifactError(f"{path} was written by a newer version of uld: update uld to read it") from error
             where = ".".join(str(part) for part in detail["loc"]) if detail else "its text"
             raise ArtifactError(f"{path} is damaged at {where or 'its top level'}: train the run again") from error
 
@@ -111,9 +120,9 @@ def is_run(path: str | Path) -> bool:
 def fingerprint(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     """Identify a set of weights, whatever dtype or device they are loaded in.
 
-    SHA-256 over each tensor's name, shape and up to 65,536 evenly spaced elements rounded to bf16, so that a model
-    loaded in bf16 and in fp32 gets the same fingerprint and a fine-tuned one another. It guards against mistakes, not
-    against someone who forges weights.
+    SHA-256 over each tensor's name, shape and evenly spaced elements (at most 131,071) rounded to bf16 and, below
+    2^-14, to zero, so that a model loaded in bf16 and in fp32, and a bf16 checkpoint loaded in fp16, gets the same
+    fingerprint and a fine-tuned one another. It guards against mistakes, not against someone who forges weights.
 
     Args:
         tensors: Pairs of name and tensor; the order does not matter.
@@ -127,9 +136,10 @@ def fingerprint(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         flat = tensor.detach().reshape(-1)
         stride = max(1, flat.numel() // _SAMPLES)
-        sample = flat[::stride].to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy()
+        sample = flat[::stride].to(torch.bfloat16).cpu()
+        sample = torch.where(sample.abs() < _TINY, 0.0, sample).contiguous()
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(sample.tobytes())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -185,7 +195,7 @@ def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(hint in str(error) for hint in ("No space left", "file write failed", "unexpected pos")):
+        if any(hint in str(error) for hint in _FULL_DISK):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -219,27 +229,31 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             raise
 
 
-@contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Hold a run folder for this process alone; the lock goes with the process, however it ends.
+def save_adapter(adapter: Any, folder: Path, target: str) -> None:
+    """Write an adapter in PEFT's own format, naming the target as its base.
 
-    Raises:
-        ArtifactError: another process is working in the folder.
+    Args:
+        adapter: A `peft.PeftModel`.
+        folder: Where to.
+        target: Folder or Hub id of the target.
     """
-    folder = Path(folder)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ArtifactError(
-                f"another run is working in {folder}: wait for it to end, or choose another folder (--output)"
-            ) from error
-        yield
-    finally:
-        os.close(handle)
+    adapter.peft_config["default"].base_model_name_or_path = target
+    adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors makes files that nobody else may read
+
+
+def peak_memory() -> int:
+    """Largest resident memory that this process has had, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def library_versions() -> dict[str, str]:

@@ -47,6 +47,11 @@ class FusedCache(Cache):
         return torch.cat([indices + group * batch for group in range(groups)])
 
     @property
+    def is_compileable(self) -> bool:
+        """False: `generate` would make the masks itself, from a config that does not know the target's windows."""
+        return False
+
+    @property
     def batch_size(self) -> int:
         """B, or −1 while the cache is empty."""
         return _batch(self.layers[0]) // self.groups[0]

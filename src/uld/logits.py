@@ -9,6 +9,7 @@ Source: Ji et al. 2024, "Reversing the Forget-Retain Objectives", arXiv 2406.086
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -59,7 +60,7 @@ class Combination:
             raise ULDError(f"outside must be one of {', '.join(get_args(Outside))}, not {self.outside!r}")
         for name in ("weight", "filter", "min_tokens"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise ULDError(f"{name} must be a number, not {value!r}")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ULDError(f"weight (α) must be a number ≥ 0, not {self.weight}")

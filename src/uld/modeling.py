@@ -53,6 +53,11 @@ class PairedCache(Cache):
         super().__init__(layers=[layer for part in parts for layer in part.layers])
         self.parts = parts
 
+    @property
+    def is_compileable(self) -> bool:
+        """False: `generate` would make one mask for all models, from a config that knows none of their windows."""
+        return False
+
     def split(self) -> list[Cache]:
         """One cache a model, each a view on its own layers."""
         views, start = [], 0

@@ -1,0 +1,138 @@
+"""What is seen of a training run: ``metrics.jsonl``, the progress bar, and a clean stop on Ctrl-C."""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from uld.artifact import METRICS, write_text, writing
+from uld.errors import ULDError
+from uld.trainer import UnlearningTrainer
+
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
+_STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
+
+
+class Journal(TrainerCallback):
+    """Writes ``metrics.jsonl``, one line a step, shows progress, and stops after the step on request.
+
+    Attributes:
+        trainer: To be set before training starts.
+        interrupted: Set it to end training after the current step, with a checkpoint.
+    """
+
+    trainer: UnlearningTrainer
+
+    def __init__(self, output: Path, retain_name: str, progress: bool) -> None:
+        """Choose the run folder, what the retain loss is called, and whether a bar is shown."""
+        self.path = output / METRICS
+        self.retain_name = retain_name
+        self.progress = progress
+        self.interrupted = False
+        self.learning_rate = 0.0
+        self.file: Any = None
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the lines up to the checkpoint that training continues from."""
+        self.before = time.perf_counter()
+        if not state.is_world_process_zero:
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.file = self.path.open("a", buffering=1)
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=not self.progress,
+            bar_format=_BAR,
+            mininterval=0.1 if sys.stderr.isatty() else 30,
+        )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the learning rate before the scheduler moves on."""
+        self.learning_rate = self.trainer._get_learning_rate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One line and one tick a step.
+
+        Raises:
+            ULDError: a loss is no longer a number, or the line cannot be written.
+        """
+        facts = self.trainer.take_step(self.interrupted)
+        now = time.perf_counter()
+        seconds, self.before = now - self.before, now
+        if facts.stop:
+            self.interrupted = control.should_save = control.should_training_stop = True
+        if not math.isfinite(facts.forget + facts.retain):
+            raise ULDError(
+                f"training diverged at step {state.global_step} (loss {facts.forget:.3g} + {facts.retain:.3g}): "
+                "lower --learning-rate"
+            )
+        if not state.is_world_process_zero:
+            return
+        line = {
+            "step": state.global_step,
+            "epoch": round(state.epoch, 6),
+            "forget_loss": facts.forget,
+            self.retain_name: facts.retain,
+            "learning_rate": self.learning_rate,
+            "tokens": facts.tokens,
+            "seconds": round(seconds, 4),
+        }
+        with writing(self.path.parent):
+            self.file.write(json.dumps(line) + "\n")
+        retain = self.retain_name.removesuffix("_loss")
+        self.bar.set_postfix_str(
+            f"forget {facts.forget:.3f}, {retain} {facts.retain:.3f}, {facts.tokens / seconds:,.0f} tok/s",
+            refresh=False,
+        )
+        self.bar.update()
+
+    def close(self) -> None:
+        """Close the file and the bar."""
+        if self.file is not None:
+            with suppress(OSError):  # a full disk has been reported by the line that did not fit
+                self.file.close()
+        if self.bar is not None:
+            self.bar.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a ``metrics.jsonl``; a last line that a kill or a full disk cut short is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+@contextmanager
+def stop_on_interrupt(journal: Journal) -> Iterator[None]:
+    """First Ctrl-C: finish the step, write a checkpoint, stop. Second: stop at once."""
+
+    def first(signum: int, frame: Any) -> None:
+        journal.interrupted = True
+        signal.signal(signal.SIGINT, previous)
+        os.write(2, _STOPPING)  # print may not be entered twice, and a signal can come while it runs
+
+    try:
+        previous = signal.signal(signal.SIGINT, first)
+    except ValueError:  # not the main thread: leave signals to whoever owns them
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

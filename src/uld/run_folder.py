@@ -1,0 +1,209 @@
+"""A run folder while training works in it: who may start there, the lock, the checkpoints, and what is left behind.
+
+`uld.artifact` says what a finished run holds; this module guards the way there.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from uld.artifact import (
+    ADAPTER,
+    CHECKPOINTS,
+    MANIFEST,
+    METRICS,
+    SETTINGS,
+    ArtifactError,
+    Manifest,
+    file_digest,
+    is_run,
+    write_text,
+    writing,
+)
+from uld.config import TrainConfig, flag, read_yaml, setting_fields, train_config
+
+LOCK = ".lock"
+STARTED = "started.json"  # beside the checkpoints: what `uld.json` will say about target and data
+COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
+_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+_TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
+_UNFINISHED = {SETTINGS, METRICS, CHECKPOINTS, "runs"}  # runs: what an experiment tracker writes
+_OURS = _UNFINISHED | {MANIFEST, ADAPTER, "config.json", "generation_config.json", "eval"} | _TOKENIZER
+
+
+def check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder that is in use, holds something else, or does not fit what is asked.
+
+    Args:
+        output: The run folder, which need not exist.
+        resume: Whether the run in it is to be continued.
+        overwrite: Whether the run in it may be replaced.
+
+    Raises:
+        ArtifactError: what is in the way and which flag mends it.
+    """
+    if output.exists() and not output.is_dir():
+        raise ArtifactError(f"{output} is a file: choose another folder (--output)")
+    names = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.exists() else set()
+    if resume:
+        if is_run(output):
+            raise ArtifactError(f"{output} holds a finished run: there is nothing to resume")
+        if SETTINGS not in names:
+            raise ArtifactError(f"{output} holds no run to resume: leave out --resume")
+    elif overwrite:
+        if strange := sorted(names - _OURS):
+            raise ArtifactError(
+                f"{output} holds {strange[0]}, which is not part of an uld run: move it away, or choose another "
+                "folder (--output)"
+            )
+    elif is_run(output):
+        raise ArtifactError(f"{output} holds a finished run: choose another folder, or replace it with --overwrite")
+    elif SETTINGS in names:
+        raise ArtifactError(
+            f"{output} holds an unfinished run: continue it with --resume, or start over with --overwrite"
+        )
+    elif names:
+        raise ArtifactError(f"{output} is not empty and holds no uld run: choose another folder (--output)")
+
+
+def refuse_other_settings(output: Path, config: TrainConfig) -> None:
+    """Make sure that a run is continued under the settings that it was started with; only its folder may move.
+
+    Raises:
+        ArtifactError: names the first setting that differs.
+    """
+    stored = stored_settings(output)
+    for field in setting_fields():
+        now, then = getattr(config, field.name), getattr(stored, field.name)
+        if now != then and field.name != "output":
+            raise ArtifactError(
+                f"{flag(field.name)} is {now}, but the run in {output} was started with {then}: leave it out, or start "
+                "over with --overwrite"
+            )
+
+
+def stored_settings(output: Path) -> TrainConfig:
+    """The settings that a run was started with."""
+    path = output / SETTINGS
+    return train_config([(str(path), read_yaml(path))])
+
+
+def refuse_other_inputs(output: Path, manifest: Manifest) -> None:
+    """Make sure that a run is continued on the target and the data that it was started with, and note them if new.
+
+    Raises:
+        ArtifactError: the target or a data file has changed since.
+    """
+    path = output / CHECKPOINTS / STARTED
+    if path.exists():
+        started = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        if started.target_fingerprint != manifest.target_fingerprint:
+            raise ArtifactError(f"the target {manifest.target} is not the one that the run in {output} was started on")
+        before = [file for files in started.data.values() for file in files]
+        if changed := [file for files in manifest.data.values() for file in files if file not in before]:
+            raise ArtifactError(
+                f"{changed[0].path} has changed since the run in {output} was started: start over with --overwrite"
+            )
+    write_text(path, manifest.model_dump_json(indent=2) + "\n")
+
+
+def refuse_busy(folder: Path) -> None:
+    """Look whether another process works in a folder, without leaving a trace.
+
+    Raises:
+        ArtifactError: one does.
+    """
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        _lock(handle, folder)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    """Lock an open lock file; the lock goes with the process, however it ends."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # One that ended just now has removed the file that we opened: its name is no longer ours to hold.
+        same = os.fstat(handle).st_ino == os.stat(folder / LOCK).st_ino
+    except OSError:
+        same = False
+    if not same:
+        raise ArtifactError(
+            f"another run is working in {folder}: wait for it to end, or choose another folder (--output)"
+        )
+
+
+@contextmanager
+def held(output: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
+    """Hold a run folder for this process alone, cleared if it is to be replaced.
+
+    A folder that did not exist before and in which nothing came to be worth keeping (no checkpoint) goes again when
+    the block fails.
+
+    Raises:
+        ArtifactError: another process works in it, or `check_output` refuses it.
+    """
+    existed = output.exists()
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        handle = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(handle, output)
+        check_output(output, resume=resume, overwrite=overwrite)
+        if overwrite:
+            _clear(output)
+        try:
+            yield
+        except BaseException:
+            left = {path.name for path in output.iterdir()}
+            if not existed and not last_checkpoint(output / CHECKPOINTS) and left <= _UNFINISHED | {LOCK}:
+                shutil.rmtree(output, ignore_errors=True)
+            raise
+        (output / LOCK).unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _clear(output: Path) -> None:
+    """Remove a run's own files; ``uld.json`` first, so that a kill leaves an unfinished run and not a broken one."""
+    for name in (MANIFEST, *sorted(_OURS - {MANIFEST, SETTINGS}), SETTINGS):
+        path = output / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a checkpoint as complete: what is not sealed, or not as it was sealed, is never continued from."""
+    digests = {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.name != COMPLETE}
+    write_text(checkpoint / COMPLETE, json.dumps(digests, indent=2) + "\n")
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint is as it was sealed."""
+    try:
+        digests = json.loads((checkpoint / COMPLETE).read_text())
+        return all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError):
+        return False
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; one that a kill cut short is passed over."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    newest_first = sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    return next((path for path in newest_first if _is_complete(path)), None)
+
+
+def drop_incomplete(folder: Path) -> None:
+    """Remove checkpoints that a kill cut short, so that they are not counted among those to keep."""
+    with suppress(OSError):
+        for path in folder.glob("checkpoint-*"):
+            if not _is_complete(path):
+                shutil.rmtree(path, ignore_errors=True)
