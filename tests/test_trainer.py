@@ -1,6 +1,8 @@
 """The objective against a plain version that makes every logit, and where its gradients go."""
 
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -120,3 +122,46 @@ def test_losses_stay_finite_in_bf16(task, batch):
     exact = objective(**batch)
     torch.testing.assert_close(sums, exact, rtol=0.02, atol=0.02)
     assert sums[1] / (batch["kind"] == RETAIN).sum() >= math.log(34) - 1e-2
+
+
+class _PlainLiger:
+    """What Liger's fused loss computes, in plain torch, with its signature."""
+
+    def __init__(self, ignore_index: int, reduction: str, softcap: float | None) -> None:
+        self.settings = {"ignore_index": ignore_index, "reduction": reduction}
+        assert softcap is None
+
+    def __call__(self, weight: Tensor, hidden: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(hidden, weight, bias), labels, **self.settings
+        )
+
+
+def test_a_fused_kernel_takes_the_place_of_head_and_cross_entropy(task, batch, monkeypatch):
+    objective = make_objective(task)
+    expected = objective(**batch)
+    expected_gradients = gradients(objective, expected)
+    kernels = types.ModuleType("liger_kernel.transformers")
+    kernels.LigerFusedLinearCrossEntropyLoss = _PlainLiger  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", kernels)
+    monkeypatch.setattr(uld.trainer, "find_spec", lambda name: name)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    found = objective(**batch)
+    torch.testing.assert_close(found, expected)
+    for name, gradient in gradients(objective, found).items():
+        torch.testing.assert_close(gradient, expected_gradients[name])
+
+
+@pytest.mark.gpu
+def test_the_real_fused_kernel_equals_the_plain_path_on_a_gpu(task, batch, monkeypatch):
+    pytest.importorskip("liger_kernel")
+    objective = make_objective(task).cuda()
+    batch = {name: value.cuda() for name, value in batch.items()}
+    found = objective(**batch)
+    found_gradients = gradients(objective, found)
+    monkeypatch.setattr(uld.trainer, "find_spec", lambda name: None)
+    expected = objective(**batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for name, gradient in gradients(objective, expected).items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-4)

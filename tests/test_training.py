@@ -329,3 +329,15 @@ def test_peft_alone_can_load_the_adapter(finished, task):
     with torch.no_grad():
         logits = model.assistant(torch.tensor([[1, 5, 9]])).logits  # type: ignore[operator]
     assert float(told.stdout) == pytest.approx(logits.sum().item(), abs=1e-4)
+
+
+def test_batches_by_tokens(task, tmp_path):
+    result = train(TrainConfig(**task.settings(tmp_path / "run", batch_tokens=192)), progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == result.steps
+    assert result.steps % 2 == 0
+    assert all(line["tokens"] <= 192 for line in lines)
+    half = result.steps // 2
+    assert sum(line["tokens"] for line in lines[:half]) == sum(line["tokens"] for line in lines[half:])
+    with pytest.raises(ConfigError, match="--micro-batch-size"):
+        TrainConfig(batch_tokens=192, micro_batch_size=2)

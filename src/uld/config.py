@@ -82,6 +82,9 @@ class TrainConfig:
     epochs: int = _setting(10, "Passes over all rows.")
     batch_size: int = _setting(32, "Rows of an optimiser step, over all processes.")
     micro_batch_size: int | None = _setting(None, "Rows of one forward on one process; default: all of its share.")
+    batch_tokens: int | None = _setting(
+        None, "Padded tokens of an optimiser step, over all processes, instead of --batch-size rows."
+    )
     learning_rate: float = _setting(1e-3, "Peak learning rate of AdamW; linear decay to 0.")
     warmup: float = _setting(0.1, "Share of the steps over which the learning rate rises.")
     weight_decay: float = _setting(0.01, "Weight decay of AdamW.")
@@ -105,7 +108,9 @@ class TrainConfig:
             ConfigError: names the setting, its value and its range.
         """
         least = {"paraphrases": 0, "wrong_answers": 0, "retain_rows": 0, "max_length": 2, "num_layers": 1}
-        least |= dict.fromkeys(("lora_rank", "lora_alpha", "epochs", "batch_size", "micro_batch_size", "save_steps"), 1)
+        least |= dict.fromkeys(
+            ("lora_rank", "lora_alpha", "epochs", "batch_size", "micro_batch_size", "batch_tokens", "save_steps"), 1
+        )
         least |= dict.fromkeys(("weight", "retain_weight", "weight_decay", "max_grad_norm", "seed"), 0)
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -118,6 +123,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{flag(name)} must lie between 0 and 1, not {value}")
+        if self.batch_tokens is not None and self.micro_batch_size is not None:
+            raise ConfigError("--batch-tokens and --micro-batch-size do not go together: give one of them")
         for name in ("warmup", "lora_dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{flag(name)} must be at least 0 and less than 1, not {getattr(self, name)}")

@@ -6,7 +6,9 @@ accumulation steps does not change them.
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from uld.artifact import CHECKPOINTS, writing
 from uld.assistant import head_logits
 from uld.config import TrainConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
-from uld.losses import PositionLoss
+from uld.losses import PositionLoss, cross_entropy
 from uld.methods.registry import Method
 from uld.run_folder import seal
 
@@ -68,6 +70,8 @@ class Objective(nn.Module):
         padded = -(-max(count, 1) // _POSITION_MULTIPLE) * _POSITION_MULTIPLE
         index = torch.cat([index, index.new_zeros(padded - count)])
         valid = torch.arange(padded, device=index.device) < count
+        if loss is cross_entropy and (fused := _fused_cross_entropy(base, hidden)) is not None:
+            return fused(hidden[index], labels[index].masked_fill(~valid, -100))
 
         def part(h: Tensor, y: Tensor, w: Tensor) -> Tensor:
             return (loss(head_logits(base, h), y) * w).sum()
@@ -80,6 +84,24 @@ class Objective(nn.Module):
             inputs = (hidden[piece], labels[piece], valid[start : start + size])
             total = total + (checkpoint(part, *inputs, use_reentrant=False) if padded > size else part(*inputs))
         return total
+
+
+def _fused_cross_entropy(base: Any, hidden: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Liger's kernel for head and cross-entropy in one, where it is installed and can serve; otherwise None.
+
+    It takes ``(positions, hidden)`` and ``(positions,)`` labels, −100 where there is no loss, and returns the sum.
+    """
+    head = base.get_output_embeddings()
+    config = base.config.get_text_config(decoder=True)
+    scaled = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling"))
+    if not hidden.is_cuda or scaled or type(head) is not nn.Linear or find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
+
+    loss = LigerFusedLinearCrossEntropyLoss(
+        ignore_index=-100, reduction="sum", softcap=getattr(config, "final_logit_softcapping", None)
+    )
+    return lambda h, y: loss(head.weight, h.to(head.weight.dtype), y, head.bias)
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,7 @@ class UnlearningTrainer(Trainer):
             rank=self.args.process_index,
             world=self.args.world_size,
             accumulation=self.args.gradient_accumulation_steps,
+            batch_tokens=self.config.batch_tokens,
         )
         return PlanLoader(self.rows, batch_sampler=sampler, collate_fn=self.collator)
 

@@ -10,7 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Row, Rows, epoch_plan
+from uld.data.collate import (
+    FORGET,
+    LENGTH_MULTIPLE,
+    NO_LOSS,
+    RETAIN,
+    Collator,
+    PlanLoader,
+    PlanSampler,
+    Row,
+    Rows,
+    epoch_plan,
+    token_plan,
+)
 from uld.data.prompt import Encoded
 
 
@@ -180,3 +192,41 @@ def test_forget_rows_never_carry_a_loss_on_their_prompt() -> None:
     assert len(rows) == 2 and rows[1].kind == RETAIN
     kinds = Collator(0)(rows.rows)["kind"][:, :4].tolist()
     assert kinds == [[NO_LOSS, FORGET, FORGET, NO_LOSS], [RETAIN, RETAIN, RETAIN, NO_LOSS]]
+
+
+@given(
+    rows=st.lists(st.tuples(st.sampled_from([FORGET, RETAIN]), st.integers(1, 90)), min_size=1, max_size=120),
+    budget=st.integers(16, 800),
+    seed=st.integers(0, 3),
+)
+def test_a_token_plan_holds_every_row_once_within_its_budget(rows, budget, seed):
+    kinds, lengths = zip(*rows, strict=True)
+    plan = token_plan(kinds, lengths, budget, seed)
+    assert sorted(i for batch in plan for i in batch) == list(range(len(rows)))
+    for batch in plan:
+        padded = len(batch) * max(-(-lengths[i] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE for i in batch)
+        assert padded <= budget or len(batch) == 1
+    assert plan == token_plan(kinds, lengths, budget, seed)
+
+
+def test_a_token_plan_keeps_proportion_and_fills_its_budget():
+    rng = random.Random(0)
+    kinds = [FORGET] * 300 + [RETAIN] * 600
+    lengths = [rng.randint(10, 150) for _ in kinds]
+    plan = token_plan(kinds, lengths, 2048, seed=0)
+    for batch in plan:
+        assert abs(sum(kinds[i] == FORGET for i in batch) - len(batch) / 3) <= 2
+    assert sum(lengths) / (len(plan) * 2048) > 0.75
+
+
+def test_token_batches_are_the_same_in_every_epoch_but_come_in_another_order():
+    rows = some_rows(40, 80)
+    sampler = PlanSampler(rows, 32, seed=1, batch_tokens=512)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(first) == len(second) == len(sampler)
+    halves = [list(PlanSampler(rows, 32, seed=1, batch_tokens=512, rank=rank, world=2)) for rank in (0, 1)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in first]

@@ -90,6 +90,49 @@ def epoch_plan(kinds: Sequence[int], lengths: Sequence[int], batch_size: int, se
     return full + last
 
 
+def token_plan(kinds: Sequence[int], lengths: Sequence[int], budget: int, seed: int) -> list[list[int]]:
+    """Global batches of at most ``budget`` padded tokens, whatever number of rows that is.
+
+    Every epoch has the same batches, so that their number, and with it the number of steps, is known before.
+
+    Args:
+        kinds: Side of each row.
+        lengths: Tokens of each row.
+        budget: Rows times the longest row, rounded up to `LENGTH_MULTIPLE`; a longer row is a batch of its own.
+        seed: Decides the whole plan.
+
+    Returns:
+        Lists of row indices: every row once; in each list both sides in proportion, up to one row for each side.
+    """
+    rng = random.Random(seed)
+    sides = [[i for i, k in enumerate(kinds) if k == kind] for kind in sorted(set(kinds))]
+    for side in sides:
+        rng.shuffle(side)
+    rows = _interleaved(sides)
+    window = max(1, _WINDOW * budget * len(rows) // max(1, sum(lengths)))
+    batches: list[list[int]] = []
+    for first in range(0, len(rows), window):
+        part = rows[first : first + window]
+        by_length = [sorted((i for i in part if kinds[i] == kind), key=lengths.__getitem__) for kind in set(kinds)]
+        batch: list[int] = []
+        width = 0
+        for i in _interleaved(by_length):
+            wider = max(width, -(-lengths[i] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+            if batch and (len(batch) + 1) * wider > budget:
+                batches.append(batch)
+                batch, wider = [], -(-lengths[i] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+            batch.append(i)
+            width = wider
+        batches.append(batch)
+    return batches
+
+
+def _interleaved(sides: Sequence[Sequence[int]]) -> list[int]:
+    """All entries, each side's in its own order, mixed so that every stretch holds the sides in proportion."""
+    places = [((n + 0.5) / len(side), number, i) for number, side in enumerate(sides) for n, i in enumerate(side)]
+    return [i for _, _, i in sorted(places)]
+
+
 class PlanSampler(Sampler[list[int]]):
     """This process's micro-batches of an epoch, cut from the plan that all processes share.
 
@@ -106,8 +149,9 @@ class PlanSampler(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         accumulation: int = 1,
+        batch_tokens: int | None = None,
     ) -> None:
-        """Remember the settings; `set_epoch` chooses the epoch."""
+        """Remember the settings; `set_epoch` chooses the epoch. ``batch_tokens`` takes the place of ``batch_size``."""
         self.kinds = [row.kind for row in rows.rows]
         self.lengths = [len(row.encoded.ids) for row in rows.rows]
         self.batch_size, self.seed, self.rank, self.world, self.accumulation = (
@@ -117,20 +161,29 @@ class PlanSampler(Sampler[list[int]]):
             world,
             accumulation,
         )
+        self.fixed = None if batch_tokens is None else token_plan(self.kinds, self.lengths, batch_tokens, seed)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0."""
         self.epoch = epoch
 
+    def _plan(self) -> list[list[int]]:
+        """The epoch's global batches."""
+        seed = self.seed * 1_000_003 + self.epoch
+        if self.fixed is None:
+            return epoch_plan(self.kinds, self.lengths, self.batch_size, seed)
+        return random.Random(seed).sample(self.fixed, len(self.fixed))
+
     def __len__(self) -> int:
         """Micro-batches of this process in an epoch."""
-        return -(-len(self.kinds) // self.batch_size) * self.accumulation
+        batches = -(-len(self.kinds) // self.batch_size) if self.fixed is None else len(self.fixed)
+        return batches * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the micro-batches."""
         parts = self.world * self.accumulation
-        for batch in epoch_plan(self.kinds, self.lengths, self.batch_size, self.seed * 1_000_003 + self.epoch):
+        for batch in self._plan():
             for a in range(self.accumulation):
                 yield batch[a * self.world + self.rank :: parts]
 
