@@ -95,14 +95,14 @@ def padded(rows: list[list[int]], width: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def report(name: str, columns: list[str], rows: list[list[str]], numbers: dict[str, Any]) -> None:
+def report(name: str, columns: list[str], rows: list[list[str]], numbers: dict[str, Any], call: str = "") -> None:
     """Print a table; write it with the numbers, the machine, versions and commit to ``docs/results/benchmarks``."""
     table = [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows)]
     print("\n".join(table), flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     about = {
-        "command": f"python benchmarks/{name}.py",
+        "command": f"python benchmarks/{call or name + '.py'}",
         "commit": commit.strip(),
         "machine": {"processor": gpu or _processor(), "threads": torch.get_num_threads(), "system": platform.system()},
         "versions": library_versions(),

@@ -183,7 +183,7 @@ def main() -> None:
     )
     numbers = {"seconds": seconds, "ratios": found, "flops": flops, "rates": rate, "matmul_share": share}
     columns = [options.model, "rows/s", "s an epoch", "time / ours", "FLOPs / ours"]
-    report(f"training-{options.model}", columns, table, numbers)
+    report(f"training-{options.model}", columns, table, numbers, f"training.py --model {options.model}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the Hub is a mistake
 ROOT = Path(__file__).resolve().parents[1]
 
