@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "tofu-4m-forget10"
 SEEDS = (0, 1, 2)
 METHODS = {"ULD": ["tofu-4m"], "ULD, reference arithmetic": ["tofu-4m", "reference"]}
-RULES = ("suppress", "subtract", "reference")
+RULES = {"suppress": "ULD", "subtract": "ULD", "reference": "ULD, reference arithmetic"}  # and whose runs show it
 WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 UTILITY_BUDGET = 0.02  # of the probability of held-out retain answers
 SHOWN = 5
@@ -93,8 +93,8 @@ def result(options: argparse.Namespace, name: str) -> dict[str, Any]:
     return aggregate(read_log(folder / name), read_log(folder / "retain-only")).to_dict()
 
 
-def curves(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
-    """F.Q. and M.U. (six parts: without generation there is no ROUGE) of every rule and α of one run."""
+def curves(options: argparse.Namespace, method: str, name: str) -> list[dict[str, Any]]:
+    """F.Q. and M.U. (six parts: without generation there is no ROUGE) of a method's rules and every α for one run."""
     path = options.work / f"curve-{name}.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -106,7 +106,8 @@ def curves(options: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     from uld.modeling import load
 
     model, tokenizer = load(options.work / name)
-    settings = [Combination(rule=rule, weight=weight) for rule in RULES for weight in WEIGHTS]
+    rules: list[Any] = [rule for rule, of in RULES.items() if of == method]
+    settings = [Combination(rule=rule, weight=weight) for rule in rules for weight in WEIGHTS]
     logs = score_grid(model, tokenizer, "forget10", settings, data=f"{options.data}/tofu")  # type: ignore[arg-type]
     retain = read_log(options.work / "eval" / "retain-only")
     rows = []
@@ -216,7 +217,7 @@ def plot(rows: dict[str, list[list[dict[str, Any]]]]) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4))
     for method, runs in rows.items():
         for rule in RULES:
-            if (rule == "reference") != (method != "ULD"):
+            if RULES[rule] != method:
                 continue
             for panel, key in zip(panels, ("forget_quality", "utility_without_rouge"), strict=True):
                 series = [[row[key] for row in run if row["rule"] == rule] for run in runs]
@@ -243,7 +244,7 @@ def write(options: argparse.Namespace) -> None:
     names |= {method: [run_name(method, seed) for seed in SEEDS] for method in METHODS}
     results = {name: [result(options, run) for run in runs] for name, runs in names.items()}
     facts = {m: [Manifest.read(options.work / run).training for run in names[m]] for m in METHODS}
-    curve = {method: [curves(options, run) for run in names[method]] for method in METHODS}
+    curve = {method: [curves(options, method, run) for run in names[method]] for method in METHODS}
     alone = timing(options)
     choice, peak, shown = choose_weight(options), memory(options), answers(options)
     target_bytes = (options.models / "tofu-4m-full" / "model.safetensors").stat().st_size
@@ -312,8 +313,7 @@ def write(options: argparse.Namespace) -> None:
     for weight in WEIGHTS:
         cells = []
         for rule in RULES:
-            runs = curve["ULD" if rule != "reference" else "ULD, reference arithmetic"]
-            rows = [row for run in runs for row in run if row["rule"] == rule and row["weight"] == weight]
+            rows = [row for run in curve[RULES[rule]] for row in run if row["rule"] == rule and row["weight"] == weight]
             cells += [quality([row["forget_quality"] for row in rows])]
             cells += [spread([row["utility_without_rouge"] for row in rows], ".3f")]
         lines.append(f"| {weight} | {' | '.join(cells)} |")
