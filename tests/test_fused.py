@@ -4,9 +4,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache
 
 from uld.assistant import add_lora, build_assistant
-from uld.fused import FusedCache, FusedModel, NotFusable
+from uld.caches import FusedCache, PairedCache
+from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination
-from uld.modeling import PairedCache, ULDForCausalLM
+from uld.modeling import ULDForCausalLM
 
 
 @pytest.fixture(autouse=True)

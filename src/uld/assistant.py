@@ -172,7 +172,7 @@ def load_sliced(
         Path(folder, WEIGHTS_INDEX).write_text(json.dumps(index))
         config.save_pretrained(folder)
         with _quiet_loading():
-            model = _from_pretrained(folder, sliced, loader=type(skeleton), name=str(target), dtype=dtype, **kwargs)
+            model = _from_pretrained(folder, sliced, name=str(target), dtype=dtype, **kwargs)
     model.name_or_path = model.config.name_or_path = str(target)
     return model
 
@@ -233,7 +233,6 @@ def _from_pretrained(
     target: str | Path,
     config: PreTrainedConfig,
     *,
-    loader: Any = AutoModelForCausalLM,
     name: str = "",
     **kwargs: Any,
 ) -> PreTrainedModel:
@@ -242,13 +241,14 @@ def _from_pretrained(
     Args:
         target: Where the files are.
         config: The architecture.
-        loader: The class whose ``from_pretrained`` does it.
         name: What the user calls the place, for messages.
         kwargs: Handed to ``from_pretrained``.
     """
     name = name or str(target)
     try:
-        loaded: Any = loader.from_pretrained(str(target), config=config, output_loading_info=True, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(target), config=config, output_loading_info=True, **kwargs
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ULDError(
             f"cannot load a causal language model from {name!r}: {str(error).strip().splitlines()[0]}"

@@ -21,56 +21,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from uld.assistant import build_assistant, decoder_layers
+from uld.caches import FusedCache
 from uld.errors import ULDError
 
 
 class NotFusable(ULDError):
     """Target and assistants cannot share a pass; says why."""
-
-
-class FusedCache(Cache):
-    """Keys and values of target and assistants: (1 + n)·B rows in the shared layers, fewer where rows have parted.
-
-    Made from an ordinary cache of the target. To `generate` it is a cache of B rows.
-    """
-
-    def __init__(self, cache: Cache, groups: Sequence[int]) -> None:
-        """Take over an empty cache's layers; ``groups`` is the number of models whose rows each layer holds."""
-        super().__init__(layers=cache.layers)
-        self.groups = list(groups)
-        held: Any = self.layers
-        for layer in held:
-            layer.is_initialized = False  # a static layer may have made room for B rows; the first update makes it anew
-
-    def _rows(self, indices: Tensor, groups: int, batch: int) -> Tensor:
-        """The same choice of rows for every model in a layer."""
-        return torch.cat([indices + group * batch for group in range(groups)])
-
-    @property
-    def is_compileable(self) -> bool:
-        """False: `generate` would make the masks itself, from a config that does not know the target's windows."""
-        return False
-
-    @property
-    def batch_size(self) -> int:
-        """B, or −1 while the cache is empty."""
-        return _batch(self.layers[0]) // self.groups[0]
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
-        """Put rows into the order of ``beam_idx`` ``(batch,)``."""
-        held: Any = self.layers
-        for layer, groups in zip(held, self.groups, strict=True):
-            layer.reorder_cache(self._rows(beam_idx, groups, len(beam_idx)))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows named by ``indices``."""
-        for layer, groups in zip(self.layers, self.groups, strict=True):
-            layer.batch_select_indices(self._rows(indices, groups, _batch(layer) // groups))  # type: ignore[attr-defined]
-
-
-def _batch(layer: Any) -> int:
-    keys = getattr(layer, "keys", None)
-    return -1 if keys is None or keys.dim() < 2 else keys.shape[0]
 
 
 class _RowLoRA(nn.Module):

@@ -7,7 +7,6 @@ models. On disk the model is a run folder (see `uld.artifact`): the target's wei
 Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,42 +30,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, is_run, new_folder, save_adapter, writing
 from uld.assistant import build_assistant, load_sliced, load_target, quiet_peft
+from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.errors import ULDError
-from uld.fused import FusedCache, FusedModel, NotFusable
+from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination, combine_all
 
 logger = logging.getLogger(__name__)
 
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
-
-
-class PairedCache(Cache):
-    """Keys and values for separate passes: the target's layers, then each assistant's.
-
-    Being one list of layers, it is reordered, cropped, repeated and reset as one; its length and mask sizes are those
-    of the target's first layer.
-    """
-
-    def __init__(self, *parts: Cache) -> None:
-        """Join the target's cache and the assistants', which already have all their layers."""
-        super().__init__(layers=[layer for part in parts for layer in part.layers])
-        self.parts = parts
-
-    @property
-    def is_compileable(self) -> bool:
-        """False: `generate` would make one mask for all models, from a config that knows none of their windows."""
-        return False
-
-    def split(self) -> list[Cache]:
-        """One cache a model, each a view on its own layers."""
-        views, start = [], 0
-        for part in self.parts:
-            view = copy.copy(part)
-            view.layers = self.layers[start : start + len(part.layers)]
-            views.append(view)
-            start += len(part.layers)
-        return views
 
 
 class ULDForCausalLM(PreTrainedModel, GenerationMixin):
