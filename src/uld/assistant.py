@@ -229,13 +229,7 @@ def load_target(target: str | Path, *, dtype: str | torch.dtype = "auto", **kwar
     return _from_pretrained(target, load_config(target, **hub), dtype=dtype, **kwargs)
 
 
-def _from_pretrained(
-    target: str | Path,
-    config: PreTrainedConfig,
-    *,
-    name: str = "",
-    **kwargs: Any,
-) -> PreTrainedModel:
+def _from_pretrained(target: str | Path, config: PreTrainedConfig, *, name: str = "", **kwargs: Any) -> PreTrainedModel:
     """Load weights into the architecture that the config says; missing weights are an error, surplus ones are not.
 
     Args:

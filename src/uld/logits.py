@@ -43,7 +43,7 @@ class Combination:
     """
 
     rule: Rule = "suppress"
-    weight: float = 1.25
+    weight: float = 1.5
     filter: float = 0.01
     min_tokens: float = 0.01
     outside: Outside = "keep"
