@@ -341,3 +341,13 @@ def test_batches_by_tokens(task, tmp_path):
     assert sum(line["tokens"] for line in lines[:half]) == sum(line["tokens"] for line in lines[half:])
     with pytest.raises(ConfigError, match="--micro-batch-size"):
         TrainConfig(batch_tokens=192, micro_batch_size=2)
+
+
+def test_a_run_knows_its_target_from_every_folder(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(task.target.parent)
+    train(TrainConfig(**task.settings(tmp_path / "run", epochs=1, target="target")), progress=False)
+    monkeypatch.chdir(tmp_path)
+    model, _ = load("run")
+    assert model.target.config.num_hidden_layers == 4
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (stored["target_config"]["num_hidden_layers"], stored["num_layers"]) == (4, 2)

@@ -34,7 +34,7 @@ from uld.artifact import (
     write_text,
     writing,
 )
-from uld.assistant import add_lora, check_head, load_sliced
+from uld.assistant import add_lora, check_head, load_config, load_sliced
 from uld.config import ConfigError, TrainConfig
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
@@ -191,7 +191,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     check_head(sliced)
     manifest = Manifest(
         method=method.name,
-        target=config.target,
+        target=str(Path(config.target).absolute()) if Path(config.target).is_dir() else config.target,
         target_revision=config.revision,
         target_fingerprint=fingerprint(sliced.named_parameters()),
         num_layers=sliced.config.num_hidden_layers,
@@ -251,7 +251,9 @@ def _finish(output: Path, peft: PeftModel, manifest: Manifest, inputs: Inputs, t
         with new_folder(output / ADAPTER, replace=True) as folder:
             save_adapter(peft, folder, manifest.target)
         base: Any = peft.get_base_model()
-        config = ULDConfig(target=manifest.target, target_config=base.config.to_dict(), num_layers=manifest.num_layers)
+        hub = {"revision": trainer.config.revision, "trust_remote_code": trainer.config.trust_remote_code}
+        whole = load_config(manifest.target, **hub).get_text_config(decoder=True).to_dict()
+        config = ULDConfig(target=manifest.target, target_config=whole, num_layers=manifest.num_layers)
         config.architectures = ["ULDForCausalLM"]
         config.save_pretrained(output)
         if base.generation_config is not None:
