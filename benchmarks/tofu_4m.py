@@ -321,7 +321,8 @@ def write(options: argparse.Namespace) -> None:
         "",
         "## How the preset was chosen",
         "",
-        "Learning rate, β, K and epochs by the training losses; α by utility alone, never by forget quality: "
+        "Learning rate, β, K and epochs by the training losses of earlier runs at this size; the uniform loss on prompts, "
+        "too, because without it real authors and world facts suffered; α by utility alone, never by forget quality: "
         f"the largest α in steps of 0.25 that keeps at least {1 - UTILITY_BUDGET:.0%} of the target's probability on "
         f"{choice['rows']} answers of retain90 that are neither trained nor evaluated on (seed 0).",
         "",

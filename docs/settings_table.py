@@ -1,0 +1,61 @@
+"""Writes the table of settings in ``docs/training.md`` from `uld.config.TrainConfig`: ``python docs/settings_table.py``.
+
+Names, defaults and texts are the code's own; where a default comes from stands here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from uld.config import flag, setting_fields
+from uld.logits import Combination
+
+PAGE = Path(__file__).with_name("training.md")
+START, END = "<!-- settings: written by docs/settings_table.py -->\n", "<!-- end of settings -->\n"
+PAPER, CODE, OWN, TRANSFORMERS = "paper", "paper's code", "ours", "transformers"
+SOURCES = {
+    **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "method", "num_layers"), PAPER),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "retain_weight", "filter", "epochs", "batch_size"), PAPER),
+    **dict.fromkeys(("learning_rate", "weight_decay", "beta1", "beta2"), PAPER),
+    "warmup": CODE,
+    "max_grad_norm": TRANSFORMERS,
+    **dict.fromkeys(("max_length", "lora_dropout", "uniform_on", "dtype", "seed", "save_steps"), OWN),
+    "rule": "ours, measured",
+    "weight": "ours, measured",
+    "min_tokens": "ours, measured",
+    "outside": OWN,
+}
+"""Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
+_WORDS = {"num_layers": "a quarter, rounded up", "retain_rows": "as many as forget rows"}
+
+
+def default(name: str, value: Any) -> str:
+    """A setting's default as it is shown; the combination's are those of `uld.logits.Combination`."""
+    if name in Combination.__dataclass_fields__:
+        value = getattr(Combination(), name)
+    if name in _WORDS:
+        return _WORDS[name]
+    if value in (None, "", ()):
+        return "–"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def table() -> str:
+    """All settings as Markdown, a heading and a table for each group of ``uld train --help``."""
+    groups: dict[str, list[str]] = {}
+    for field in setting_fields():
+        text = field.metadata["help"].replace("|", "\\|")
+        cells = [f"`{flag(field.name)}`", default(field.name, field.default), SOURCES.get(field.name, "–"), text]
+        groups.setdefault(field.metadata["group"], []).append(f"| {' | '.join(cells)} |")
+    head = ["| flag | default | from | what |", "|---|---|---|---|"]
+    return "\n\n".join("\n".join([f"**{name}**", "", *head, *rows]) for name, rows in groups.items()) + "\n"
+
+
+def main() -> None:
+    """Put the table between its two marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    PAGE.write_text(f"{before}{START}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Answers of a run's target and of the unlearned model, for several α: ``python in_python.py RUN QUESTION…``."""
+
+import sys
+
+import uld
+from uld.data.prompt import PromptFormat
+from uld.evaluation.scoring import generate_answers
+
+run, *questions = sys.argv[1:]
+model, tokenizer = uld.load(run)
+form = PromptFormat(tokenizer)  # the tokenizer's chat template, as in training
+prompts = [form.prompt_ids(question) for question in questions]
+
+print("target:", generate_answers(model.target, tokenizer, prompts, max_new_tokens=40))
+for weight in (0.5, 1.0, 1.5):
+    model.combination = model.combination.override(weight=weight)
+    print(f"α = {weight}:", generate_answers(model, tokenizer, prompts, max_new_tokens=40))

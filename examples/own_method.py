@@ -1,0 +1,39 @@
+"""ULD with another retain loss, the negative entropy: ``python own_method.py MODEL OUTPUT``.
+
+Its minimum, ``−log V``, is at the uniform distribution, like that of ULD's own loss, but a confident wrong guess costs at
+most ``log V`` more than that.
+"""
+
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+import uld
+from uld.losses import cross_entropy
+from uld.methods.registry import Method, register
+
+
+def negative_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``Σ p log p`` at each position: ``(positions, vocab)`` logits to ``(positions,)``; the labels are not used."""
+    log_p = logits.float().log_softmax(-1)
+    return (log_p.exp() * log_p).sum(-1)
+
+
+register(
+    Method(
+        name="uld-entropy",
+        summary="ULD whose assistant has the largest entropy on what is to be retained.",
+        paper="https://arxiv.org/abs/2406.08607",
+        trains="assistant",
+        forget=cross_entropy,
+        retain=negative_entropy,
+        retain_name="entropy_loss",  # its name in metrics.jsonl ends in _loss
+    )
+)
+
+if __name__ == "__main__":
+    target, output = sys.argv[1:]
+    here = Path(__file__).parent
+    files = {"forget": (str(here / "forget.jsonl"),), "retain": (str(here / "retain.jsonl"),)}
+    print(uld.train(uld.TrainConfig(target=target, output=output, method="uld-entropy", **files)))
