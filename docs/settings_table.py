@@ -1,6 +1,7 @@
-"""Writes the table of settings in ``docs/training.md`` from `uld.config.TrainConfig`: ``python docs/settings_table.py``.
+"""Writes the table of settings in ``docs/training.md`` from `uld.config.TrainConfig`.
 
-Names, defaults and texts are the code's own; where a default comes from stands here.
+Run it as ``python docs/settings_table.py``. Names, defaults and texts are the code's own; where a default comes from
+stands here.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """ULD with another retain loss, the negative entropy: ``python own_method.py MODEL OUTPUT``.
 
-Its minimum, ``−log V``, is at the uniform distribution, like that of ULD's own loss, but a confident wrong guess costs at
-most ``log V`` more than that.
+Its minimum, ``−log V``, is at the uniform distribution, like that of ULD's own loss. But it has a maximum, too: a
+confident wrong guess costs no more than 0.
 """
 
 import sys

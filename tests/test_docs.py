@@ -1,108 +1,158 @@
-"""What the documentation says is there: links, commands, flags, code; and the floors of docs/architecture.md hold."""
+"""What the documentation says is there: links, commands with their flags and values, code, records, settings."""
 
 import ast
+import itertools
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
+import yaml
 
+import uld
+from uld.artifact import Manifest
 from uld.cli.main import app
+from uld.config import read_preset, setting_fields, train_config
+from uld.data.record import parse_record, read_records
+from uld.logits import Combination
+from uld.tuning import file_probes
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = ROOT / "examples"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), EXAMPLES / "README.md"]
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+LAUNCHERS = re.compile(r"^(?:torchrun .*--no-python |accelerate launch .*-m )?(uld .*)$")
 
 
 def blocks(kind: str) -> list[tuple[Path, str]]:
+    """Blocks of code of a kind, with their pages."""
     return [(page, text) for page in PAGES for found, text in BLOCK.findall(page.read_text()) if found == kind]
 
 
 def commands() -> list[str]:
+    """Every ``uld`` command line of the documentation, in blocks and in running text."""
     lines = [line for _, text in blocks("") for line in text.splitlines()]
-    lines += [found for page in PAGES for found in re.findall(r"`(uld [^`]*)`", page.read_text())]
-    starts = re.compile(r"^(?:torchrun .*--no-python )?(uld .*)$")
-    return sorted({match[1].split("  #")[0] for line in lines if (match := starts.match(line.strip()))})
+    lines += re.findall(r"^# (uld .*)$", (EXAMPLES / "settings.yaml").read_text(), re.MULTILINE)
+    for page in PAGES:
+        text = BLOCK.sub("", page.read_text())
+        lines += [" ".join(found.split()) for found in re.findall(r"`(uld\s[^`]*)`", text)]
+    found = (LAUNCHERS.match(line.partition("  #")[0].strip()) for line in lines)
+    return sorted({match[1].strip() for match in found if match})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def heading_ids(page: Path) -> set[str]:
+    """The anchors that a page's headings have."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+    for link in LINK.findall(BLOCK.sub("", page.read_text())):
+        if not link.startswith("http"):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name} links to {name}, which is not there"
+            assert not anchor or anchor in heading_ids(target), f"{page.name}: {name} has no heading #{anchor}"
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_and_their_flags_exist(line):
+def test_a_command_can_be_given_as_it_is_shown(line):
     command = typer.main.get_command(app)
-    words = shlex.split(line.replace("…", "x"))[1:]
-    while words and hasattr(command, "commands"):
-        name = words.pop(0)
-        assert name in command.commands, line  # type: ignore[attr-defined]
-        command = command.commands[name]  # type: ignore[attr-defined]
-    known = {flag for parameter in command.params for flag in [*parameter.opts, *parameter.secondary_opts]} | {"--help"}
-    assert {word for word in words if word.startswith("--")} <= known, line
+    words = shlex.split(line)[1:]
+    while words and hasattr(command, "commands") and words[0] != "--help":
+        assert words[0] in command.commands, line  # type: ignore[attr-defined]
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    if all(word.startswith("-") for word in words):  # spoken of, not shown: a command alone, or the name of a flag
+        known = {flag for one in command.params for flag in (*one.opts, *one.secondary_opts)} | {"--help"}
+        assert set(words) <= known, line
+        return
+    given = command.make_context("uld", words).params  # unknown flags, wrong types and missing arguments raise
+    if command.name == "train":
+        presets = [(name, read_preset(name)) for name in given.pop("preset") or []]
+        settings = {name: value for name, value in given.items() if name in {f.name for f in setting_fields()}}
+        train_config([*presets, (line, {name: value or None for name, value in settings.items()})])
+    if command.name in ("generate", "eval", "tofu"):
+        for name in ("rule", "outside"):
+            for value in str(given.get(name) or getattr(Combination, name)).split(","):
+                Combination().override(**{name: value})
 
 
-def test_there_are_commands_to_test():
-    assert len(commands()) > 10
+def test_there_are_commands_of_every_kind_to_test():
+    command = typer.main.get_command(app)
+    shown = {line.split()[1] for line in commands()}
+    assert shown >= set(command.commands) and len(commands()) > 30  # type: ignore[attr-defined]
 
 
-def test_python_in_the_documentation_compiles():
-    for page, text in blocks("python"):
-        compile(text, str(page), "exec")
+def test_python_in_the_documentation_and_the_examples_compiles_and_names_what_exists():
+    sources = [*blocks("python"), *((path, path.read_text()) for path in EXAMPLES.glob("*.py"))]
+    assert len(sources) >= 7
+    for page, text in sources:
+        for node in ast.walk(ast.parse(text, str(page))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("uld"):
+                module = __import__(str(node.module), fromlist=["_"])
+                assert all(hasattr(module, alias.name) for alias in node.names), f"{page}: {node.module}"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "uld":
+                assert hasattr(uld, node.attr) or node.attr == "methods", f"{page}: uld.{node.attr}"
 
 
-def test_the_readme_works_from_training_to_talking(task, tmp_path):
-    runner = CliRunner()
-    run = tmp_path / "run"
-    trained = runner.invoke(app, ["train", *task.flags(run, epochs=1), "--quiet"])
-    assert trained.exit_code == 0, trained.output
-    told = runner.invoke(app, ["generate", "--model", str(run), "--compare", "--max-new-tokens", "4", "who is ab?"])
-    assert told.exit_code == 0, told.output
-    assert "unlearned:" in told.stdout
-    probes = [{"question": "who is ab?", "answer": "cd", "wrong_answers": ["ef"]}]
-    (tmp_path / "probes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in probes))
-    chosen = runner.invoke(
-        app,
-        ["tune", str(run), "--forget", str(tmp_path / "probes.jsonl"), "--retain", str(task.retain), "--budget", "0.9"],
-    )
-    assert chosen.exit_code == 0, chosen.output
-    import uld
-
-    model, tokenizer = uld.load(run)
-    model.combination = model.combination.override(weight=1.0)
-    both, _ = uld.load([run, run])
-    ids = tokenizer("who", return_tensors="pt").input_ids
-    assert model(ids).logits.shape == both(ids).logits.shape
+def test_json_in_the_documentation_is_what_it_is_called():
+    shown = blocks("json")
+    manifests = [text for _, text in shown if text.startswith("{\n")]
+    assert len(manifests) == 1
+    manifest = Manifest.model_validate_json(manifests[0])
+    assert set(json.loads(manifests[0])) == set(Manifest.model_fields)
+    assert manifest.combination.model_dump() == vars(Combination())
+    for page, text in shown:
+        if text not in manifests:
+            records = [parse_record(json.loads(line), f"{page.name}") for line in text.splitlines()]
+            assert len(records) == 4
 
 
-def floors() -> dict[str, int]:
-    table = (ROOT / "docs" / "architecture.md").read_text()
-    found = {}
-    for floor, names in re.findall(r"^\| (\d) \| (.*) \|$", table, re.MULTILINE):
-        for name in re.findall(r"`([\w/]+)`", re.sub(r"\([^)]*\)", "", names)):
-            found[name.rstrip("/")] = int(floor)
-    return found
+def test_yaml_in_the_documentation_and_the_examples_holds_settings():
+    sources = [*blocks("yaml"), (EXAMPLES / "settings.yaml", (EXAMPLES / "settings.yaml").read_text())]
+    for page, text in sources:
+        train_config([(str(page), yaml.safe_load(text))])
 
 
-def floor_of(module: str, known: dict[str, int]) -> int | None:
-    path = module.removeprefix("uld.").replace(".", "/")
-    return known.get(path, known.get(path.split("/")[0]))
+def test_example_files_are_read_and_held_out_rows_are():
+    forget, retain = (read_records([EXAMPLES / f"{side}.jsonl"]) for side in ("forget", "retain"))
+    probes, held_out = file_probes(EXAMPLES / "probes.jsonl", EXAMPLES / "held_out.jsonl")
+    seen = [{one.content for one in some} for some in (forget, retain, [p.right for p in probes], held_out)]
+    assert not any(one & other for one, other in itertools.combinations(seen, 2))
+    for records in (forget, retain):
+        assert {bool(one.messages) + 2 * (one.prompt is not None) + 4 * (one.text is not None) for one in records} == {
+            1,
+            2,
+            4,
+        }
 
 
-def test_a_floor_imports_only_floors_below_it_or_its_own():
-    known = floors()
-    source = ROOT / "src" / "uld"
-    for path in source.rglob("*.py"):
-        module = str(path.relative_to(source).with_suffix("")).removesuffix("/__init__").replace("/", ".")
-        if module in ("__init__", "__main__") or (floor := floor_of(f"uld.{module}", known)) is None:
-            assert module in ("__init__", "__main__", "data", "evaluation", "presets"), f"{module} stands on no floor"
-            continue
-        for node in ast.parse(path.read_text()).body:  # imports at the top; a function may look up where it must
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uld."):
-                below = floor_of(str(node.module), known)
-                assert below is None or below <= floor, f"{module} (floor {floor}) imports {node.module} ({below})"
+def test_the_table_of_settings_is_the_codes_own():
+    script = runpy.run_path(str(ROOT / "docs" / "settings_table.py"))
+    page = (ROOT / "docs" / "training.md").read_text()
+    between = page.partition(script["START"])[2].partition(script["END"])[0]
+    assert between.strip() == script["table"]().strip(), "run python docs/settings_table.py"
+    names = {field.name for field in setting_fields()}
+    assert set(script["SOURCES"]) <= names
+    without = {name for name in names if script["default"](name, getattr(uld.TrainConfig(), name)) == "–"}
+    switches = {"trust_remote_code", "gradient_checkpointing", "report_to"}
+    assert names - set(script["SOURCES"]) == without | switches, "say where the default comes from"
+
+
+def test_the_default_weight_is_the_one_that_the_page_names():
+    page = (ROOT / "docs" / "combination.md").read_text()
+    (named,) = re.findall(r"The default is (\d+(?:\.\d+)?)", page)
+    assert float(named) == Combination().weight
+    assert re.findall(r"^\| `(\w+)` \(default\)", page, re.MULTILINE) == [Combination().rule]
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["title"], citation["version"]) == ("uld-llm", uld.__version__)
+    assert citation["references"][0]["url"].endswith("2406.08607")
+    assert f"[{uld.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

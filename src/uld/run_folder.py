@@ -32,7 +32,12 @@ COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, w
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
 _UNFINISHED = {SETTINGS, METRICS, CHECKPOINTS, "runs"}  # runs: what an experiment tracker writes
-_OURS = _UNFINISHED | {MANIFEST, ADAPTER, "config.json", "generation_config.json", "eval"} | _TOKENIZER
+_OURS = (
+    _UNFINISHED
+    | {MANIFEST, ADAPTER, "config.json", "generation_config.json", "eval", "tune.json", "tune.png"}
+    | _TOKENIZER
+)
+_OURS |= {"tune.json", "tune.png"}
 
 
 def check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

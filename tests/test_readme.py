@@ -1,0 +1,127 @@
+"""The README's commands and code, run as they stand there on a tiny model, and the examples."""
+
+import re
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import uld
+from uld.artifact import Manifest
+from uld.cli.main import app
+from uld.demo.world import write_world
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+NEEDED = {"train", "generate", "chat", "eval", "tune"}
+
+
+def block(heading: str, kind: str = "") -> str:
+    """The first block of code of a kind below a heading."""
+    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)[0]
+
+
+def told(line: list[str], said: str = "") -> str:
+    done = CliRunner().invoke(app, line, input=said)
+    assert done.exit_code == 0, f"{line}: {done.output}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def home(task, tmp_path_factory):
+    """A folder in which the README's commands have been given, in their order."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    world = write_world(folder / "world", people=10, evaluated=1)
+    places = {"MODEL": str(task.target), "RETAIN": str(task.target), "TOFU": str(world.folder)}
+    outputs = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for line in block("Use it").splitlines():
+            words = [places.get(word, word) for word in shlex.split(line)]
+            assert words[0] == "uld"
+            # Every α loses more than 1 % of what a random model knows of the held-out answers.
+            short = {"train": ["--quiet"], "generate": ["--max-new-tokens", "8"], "chat": ["--max-new-tokens", "4"]}
+            short |= {"eval": ["--quiet", "--max-new-tokens", "4"], "tune": ["--budget", "0.95"]}
+            outputs[words[1]] = told([*words[1:], *short[words[1]]], said="hello\n/weight 1\n/quit\n")
+    return folder, outputs
+
+
+def test_the_commands_do_what_the_readme_says(home):
+    folder, outputs = home
+    assert set(outputs) == NEEDED
+    assert "target:" in outputs["generate"] and "unlearned:" in outputs["generate"]
+    assert "| F.Q. |" in outputs["eval"] and "M.U." in outputs["eval"]
+    assert (folder / "runs/x/eval/tofu-forget10-max_new_tokens-4/eval_log_aggregated.json").is_file()
+    chosen = re.findall(r"^α = ([\d.]+)", outputs["tune"], re.MULTILINE)
+    assert [float(one) for one in chosen] == [Manifest.read(folder / "runs/x").combination.weight]
+
+
+def test_a_run_holds_what_the_readme_lists(home):
+    listed = re.findall(r"^  ([\w./]+?)/?  ", block("What comes out"), re.MULTILINE)
+    assert {"uld.json", "adapter", "train.yaml", "metrics.jsonl"} <= set(listed)
+    present = {path.name for path in (home[0] / "runs/x").iterdir()}
+    assert set(listed) | {"config.json", "generation_config.json"} <= present
+    known = set(listed) | {"config.json", "generation_config.json", "eval", "tune.json", "tune.png"}
+    assert all(name.startswith("tokenizer") or name.endswith(".jinja") for name in present - known)
+    assert not [path for path in (home[0] / "runs/x").rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_the_python_of_the_readme_runs(home, monkeypatch, capsys):
+    monkeypatch.chdir(home[0])
+    shutil.copytree("runs/x", "runs/y", dirs_exist_ok=True)
+    names: dict = {}
+    exec(compile(block("Use it", "python"), "README.md", "exec"), names)
+    assert type(names["model"]).__name__ == "ULDForCausalLM" and names["model"].combination.weight == 1.0
+    assert len(names["both"].assistants) == 2
+    assert "generated_text" in capsys.readouterr().out
+
+
+def test_a_run_that_was_used_can_be_replaced(home, monkeypatch):
+    monkeypatch.chdir(home[0])
+    shutil.copytree("runs/x", "runs/used", dirs_exist_ok=True)
+    assert Path("runs/used/eval").is_dir() and Path("runs/used/tune.png").is_file()
+    target = Manifest.read("runs/used").target
+    files = ["--forget", "examples/forget.jsonl", "--retain", "examples/retain.jsonl"]
+    told(["train", "--target", target, *files, "--output", "runs/used", "--epochs", "1", "--overwrite", "-q"])
+    assert not Path("runs/used/eval").exists() and not Path("runs/used/tune.png").exists()
+
+
+def test_the_settings_of_the_examples_train(home, monkeypatch):
+    monkeypatch.chdir(home[0])
+    target = Manifest.read("runs/x").target
+    told(["train", "--config", "examples/settings.yaml", "--target", target, "--output", "runs/file", "-q"])
+    assert (
+        Manifest.read("runs/file").num_layers
+        == yaml.safe_load(Path("examples/settings.yaml").read_text())["num_layers"]
+    )
+
+
+def test_the_example_in_python_shows_every_weight(home, monkeypatch, capsys):
+    monkeypatch.chdir(home[0])
+    monkeypatch.setattr("sys.argv", ["in_python.py", "runs/x", "Who?"])
+    runpy.run_path("examples/in_python.py", run_name="__main__")
+    assert re.findall(r"^(target|α = [\d.]+): \[", capsys.readouterr().out, re.MULTILINE) == [
+        "target",
+        "α = 0.5",
+        "α = 1.0",
+        "α = 1.5",
+    ]
+
+
+def test_a_method_of_ones_own_trains(home, monkeypatch):
+    monkeypatch.chdir(home[0])
+    monkeypatch.setattr("sys.argv", ["own_method.py", Manifest.read("runs/x").target, "runs/entropy"])
+    from uld.methods import registry
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_METHODS", dict(registry._METHODS))  # other tests do not see it
+        runpy.run_path("examples/own_method.py", run_name="__main__")
+    manifest = Manifest.read("runs/entropy")
+    assert manifest.method == "uld-entropy" and -4 < manifest.training["entropy_loss"] < 0
+    assert uld.load("runs/entropy")[0].combination.rule == "suppress"
