@@ -1,12 +1,14 @@
 """Answers of a run's target and of the unlearned model, for several α: ``python in_python.py RUN QUESTION…``."""
 
 import sys
+from typing import Any
 
 import uld
 from uld.data.prompt import PromptFormat
 from uld.evaluation.scoring import generate_answers
 
 run, *questions = sys.argv[1:]
+model: Any
 model, tokenizer = uld.load(run)
 form = PromptFormat(tokenizer)  # the tokenizer's chat template, as in training
 prompts = [form.prompt_ids(question) for question in questions]

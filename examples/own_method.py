@@ -34,6 +34,6 @@ register(
 
 if __name__ == "__main__":
     target, output = sys.argv[1:]
-    here = Path(__file__).parent
-    files = {"forget": (str(here / "forget.jsonl"),), "retain": (str(here / "retain.jsonl"),)}
-    print(uld.train(uld.TrainConfig(target=target, output=output, method="uld-entropy", **files)))
+    forget, retain = (str(Path(__file__).with_name(f"{side}.jsonl")) for side in ("forget", "retain"))
+    config = uld.TrainConfig(target=target, output=output, method="uld-entropy", forget=(forget,), retain=(retain,))
+    print(uld.train(config))

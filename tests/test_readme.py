@@ -5,6 +5,7 @@ import runpy
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -124,4 +125,5 @@ def test_a_method_of_ones_own_trains(home, monkeypatch):
         runpy.run_path("examples/own_method.py", run_name="__main__")
     manifest = Manifest.read("runs/entropy")
     assert manifest.method == "uld-entropy" and -4 < manifest.training["entropy_loss"] < 0
-    assert uld.load("runs/entropy")[0].combination.rule == "suppress"
+    model: Any = uld.load("runs/entropy")[0]
+    assert model.combination.rule == "suppress"
