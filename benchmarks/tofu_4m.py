@@ -27,6 +27,13 @@ RULES = {"suppress": "ULD", "subtract": "ULD", "reference": "ULD, reference arit
 WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 UTILITY_BUDGET = 0.01  # of the probability of held-out retain answers: the default of `uld tune`
 SHOWN = 5
+DISCLOSURE = (
+    "This choice was not blind. The budget was 2 % at first, set after curves of forget quality against α "
+    "of an earlier preset (no uniform loss on prompts) had been seen to peak at 1.5. On the present runs "
+    "2 % gives α = 2.0; the budget was then lowered to 1 %, the default of `uld tune`, before their "
+    "forget quality was computed. The table above shows what other choices of α would have given: read "
+    "the forget quality at α = 1.5 as chosen with knowledge of earlier test results."
+)
 COLUMNS = ["forget_quality", "forget_rouge_l", "model_utility", "retain_rouge_l", "forget_prob", "forget_truth_ratio"]
 COLUMNS += [f"{t}_{m}" for t in ("retain", "real_authors", "world_facts") for m in ("prob", "rouge_l", "truth_ratio")]
 
@@ -322,7 +329,7 @@ def write(options: argparse.Namespace) -> None:
         "## How the preset was chosen",
         "",
         "Learning rate, β, K and epochs by the training losses of earlier runs at this size; the uniform loss on prompts, "
-        "too, because without it real authors and world facts suffered; α by utility alone, never by forget quality: "
+        "too, because without it real authors and world facts suffered; α by the cost in utility: "
         f"the largest α in steps of 0.25 that keeps at least {1 - UTILITY_BUDGET:.0%} of the target's probability on "
         f"{choice['rows']} answers of retain90 that are neither trained nor evaluated on (seed 0).",
         "",
@@ -331,6 +338,8 @@ def write(options: argparse.Namespace) -> None:
         f"| probability kept | {' | '.join(f'{share:.2%}' for share in choice['kept'].values())} |",
         "",
         f"So α = {choice['weight']}.",
+        "",
+        DISCLOSURE,
         "",
         "## Memory",
         "",
