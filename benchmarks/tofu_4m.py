@@ -322,7 +322,7 @@ def write(options: argparse.Namespace) -> None:
         cells += [spread([one["forget_prob"] for one in found], ".3f")]
         if name in facts:
             cells += [f"{alone[name]:.0f}"]
-            size = facts[name][0]["adapter_bytes"]
+            size = (options.work / names[name][0] / "adapter" / "adapter_model.safetensors").stat().st_size
             cells += [f"{size:,} / {target_bytes:,} = {size / target_bytes:.1%}"]
         else:
             cells += ["–", "–"]

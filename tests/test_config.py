@@ -69,7 +69,7 @@ def test_an_unknown_setting_is_refused_with_a_guess(name: Any, expected: str) ->
         ("gradient_checkpointing", 1, "true or false"),
         ("target", 7, "a text"),
         ("revision", 1234567, "a text"),
-        ("rule", "substract", "suppress, subtract, reference"),
+        ("rule", "substract", "suppress, subtract, reference, offset"),
         ("dtype", "fp16", "auto, bf16, fp32"),
         ("uniform_on", ["all"], "answer, all"),
         ("forget", 3, "a text or a list of texts"),
@@ -211,8 +211,10 @@ def test_every_setting_has_help_a_group_and_a_default() -> None:
 
 def test_the_papers_defaults() -> None:
     """arXiv 2406.08607, its section on settings."""
+    from uld.learners import LORA_RANK
+
     config = TrainConfig()
-    assert (config.lora_rank, config.lora_alpha, config.retain_weight) == (32, 32, 6.5)
+    assert (LORA_RANK, config.lora_alpha, config.retain_weight) == (32, 32, 6.5)
     assert (config.learning_rate, config.batch_size, config.epochs) == (1e-3, 32, 10)
     assert (config.beta1, config.beta2, config.weight_decay) == (0.9, 0.99, 0.01)
     assert (config.paraphrases, config.wrong_answers, config.num_layers) == (2, 2, None)

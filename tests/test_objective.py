@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import uld.trainer
+import uld.objective
 from uld.assistant import add_lora, load_sliced
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.prompt import PromptFormat
 from uld.data.record import read_records
 from uld.methods.registry import get_method
 from uld.modeling import load_tokenizer
-from uld.trainer import Objective
+from uld.objective import Objective
 
 BETA = 2.5
 
@@ -60,8 +60,8 @@ def naive_sums(objective: Objective, batch: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
     if chunked:
-        monkeypatch.setattr(uld.trainer, "_CHUNK_BYTES", 1)
-        monkeypatch.setattr(uld.trainer, "_POSITION_MULTIPLE", 8)
+        monkeypatch.setattr(uld.objective, "_CHUNK_BYTES", 1)
+        monkeypatch.setattr(uld.objective, "_POSITION_MULTIPLE", 8)
     objective = make_objective(task)
     expected = naive_sums(objective, batch)
     expected_gradients = gradients(objective, expected)
@@ -145,7 +145,7 @@ def test_a_fused_kernel_takes_the_place_of_head_and_cross_entropy(task, batch, m
     kernels.LigerFusedLinearCrossEntropyLoss = _PlainLiger  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", kernels)
-    monkeypatch.setattr(uld.trainer, "find_spec", lambda name: name)
+    monkeypatch.setattr(uld.objective, "find_spec", lambda name: name)
     monkeypatch.setattr(Tensor, "is_cuda", True)
     found = objective(**batch)
     torch.testing.assert_close(found, expected)
@@ -160,7 +160,7 @@ def test_the_real_fused_kernel_equals_the_plain_path_on_a_gpu(task, batch, monke
     batch = {name: value.cuda() for name, value in batch.items()}
     found = objective(**batch)
     found_gradients = gradients(objective, found)
-    monkeypatch.setattr(uld.trainer, "find_spec", lambda name: None)
+    monkeypatch.setattr(uld.objective, "find_spec", lambda name: None)
     expected = objective(**batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for name, gradient in gradients(objective, expected).items():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import uld.training
+import uld.learners
 from uld.config import ConfigError, TrainConfig
 from uld.data.collate import PlanSampler
 from uld.errors import ULDError
@@ -126,7 +126,7 @@ def test_frozen_weights_do_not_change_while_training(task, tmp_path, monkeypatch
         kept["before"] = {name: p.clone() for name, p in kept["model"].named_parameters()}
         return kept["model"]
 
-    monkeypatch.setattr(uld.training, "load_sliced", watch)
+    monkeypatch.setattr(uld.learners, "load_sliced", watch)
     run(task, tmp_path / "x", learning_rate=0.05)
     after = {name.replace(".base_layer", ""): p for name, p in kept["model"].named_parameters()}
     for name, tensor in kept["before"].items():
@@ -157,7 +157,7 @@ def test_finished_folder(finished, task):
     }
     assert {oct(path.stat().st_mode & 0o777) for path in output.rglob("*") if path.is_file()} == {"0o644"}
     assert {path.suffix for path in output.rglob("*") if path.is_file()} == {".json", ".jsonl", ".yaml", ".safetensors"}
-    assert result.adapter_bytes == len(adapter(output))
+    assert result.weights_bytes == len(adapter(output))
 
 
 def test_uld_json_says_what_was_done(finished, task):

@@ -1,8 +1,9 @@
 """What a run leaves on disk, and how it gets there: ``uld.json``, fingerprints, digests, atomic writes.
 
 A run folder holds ``uld.json`` (this module's `Manifest`, the truth about the unlearning), ``adapter/`` (LoRA in PEFT's
-own format), ``config.json`` and ``generation_config.json`` (so that `AutoModelForCausalLM` finds it), the tokenizer,
-``train.yaml`` (the resolved settings) and ``metrics.jsonl``. Everything is safetensors, JSON or YAML: no pickle.
+own format; a target that was trained without LoRA is ``model.safetensors`` instead), ``config.json`` and
+``generation_config.json`` (so that `AutoModelForCausalLM` finds it), the tokenizer, ``train.yaml`` (the resolved
+settings) and ``metrics.jsonl``. Everything is safetensors, JSON or YAML: no pickle.
 """
 
 import errno
@@ -28,6 +29,7 @@ ADAPTER = "adapter"
 METRICS = "metrics.jsonl"
 SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
+EPOCHS = "epochs"
 _SAMPLES = 65_536
 _FULL_DISK = (
     "No space left",
@@ -46,7 +48,7 @@ class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
     model_config = ConfigDict(extra="forbid")
-    rule: Literal["suppress", "subtract", "reference"]
+    rule: Literal["suppress", "subtract", "reference", "offset"]
     weight: float
     filter: float
     min_tokens: float
@@ -67,9 +69,13 @@ class Manifest(BaseModel):
     Attributes:
         format: Version of this layout.
         method: Registered name of the method.
+        trains: What the run holds: an assistant, the target itself after training, or an Offset model's small model.
         target: Folder or Hub id of the target as it was given.
         target_revision: Hub revision, if any.
-        target_fingerprint: `fingerprint` of the tensors that the assistant shares with the target.
+        target_fingerprint: `fingerprint` of the tensors that the assistant shares with the target, or of all of it
+            where the run has no assistant of its layers.
+        small: Where Offset's small model is, if it is not the target's first layers.
+        small_fingerprint: `fingerprint` of all its tensors.
         num_layers: K.
         combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
         data: Files that were trained on.
@@ -79,9 +85,12 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     method: str
+    trains: Literal["assistant", "target", "offset"] = "assistant"
     target: str
     target_revision: str | None = None
     target_fingerprint: str
+    small: str | None = None
+    small_fingerprint: str | None = None
     num_layers: int
     combination: CombinationSettings
     data: dict[str, list[DataFile]] = {}
@@ -242,6 +251,30 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors makes files that nobody else may read
+
+
+def save_model(model: Any, folder: Path, dtype: Any) -> int:
+    """Write a whole model with its config, in the dtype of the checkpoint that it came from.
+
+    Args:
+        model: A transformers model.
+        folder: Where to.
+        dtype: Of the checkpoint; None keeps the model's.
+
+    Returns:
+        Bytes of the weights on disk.
+    """
+    own = model.dtype
+    wanted = own if dtype is None else dtype
+    weights = model.state_dict()
+    model.config.dtype = wanted
+    try:
+        model.save_pretrained(
+            str(folder), state_dict={k: v.to(wanted) if v.is_floating_point() else v for k, v in weights.items()}
+        )
+    finally:
+        model.config.dtype = own
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 
 def peak_memory() -> int:

@@ -62,8 +62,24 @@ class TrainConfig:
     )
 
     method: str = _setting("uld", "Unlearning method (uld ls methods).", "Method")
+    option: tuple[str, ...] = _setting(
+        (), "Option of the method as NAME=VALUE (repeat for several; uld ls methods).", "Method"
+    )
+    alternatives: Literal["idk", "given"] = _setting(
+        "idk",
+        "Alternative answers (dpo, idk, altpo): idk declines to answer, in words of ours; given takes the key "
+        "'alternative' of each forget record, with --split the first wrong answer of --augmented.",
+        "Method",
+    )
+    small: str | None = _setting(
+        None, "Small model of offset-…, of the target's vocabulary; default: the target's first K layers.", "Method"
+    )
     num_layers: int | None = _setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
-    lora_rank: int = _setting(32, "Rank of LoRA's matrices.", "Method")
+    lora_rank: int | None = _setting(
+        None,
+        "Rank of LoRA's matrices; default: 32 for an assistant, and all weights, without LoRA, for a target.",
+        "Method",
+    )
     lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank.", "Method")
     lora_dropout: float = _setting(0.0, "LoRA dropout.", "Method")
     retain_weight: float = _setting(6.5, "β, weight of the retain loss.", "Method")
@@ -71,7 +87,7 @@ class TrainConfig:
         "answer", "Retain positions that carry the uniform loss: the answer's, or all.", "Method"
     )
 
-    rule: Literal["suppress", "subtract", "reference"] | None = _setting(
+    rule: Literal["suppress", "subtract", "reference", "offset"] | None = _setting(
         None, "How logits are combined; written to the run, can be changed at load.", "Combination"
     )
     weight: float | None = _setting(None, "α, how much of the assistant is subtracted.", "Combination")
@@ -97,6 +113,7 @@ class TrainConfig:
     gradient_checkpointing: bool = _setting(False, "Recompute activations in the backward pass to save memory.")
     seed: int = _setting(0, "Seed of LoRA's start, the batches and dropout.")
     save_steps: int = _setting(200, "Steps between checkpoints.")
+    keep_epochs: bool = _setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
     report_to: str = _setting("none", "Experiment tracker of transformers' Trainer: tensorboard, wandb, trackio, none.")
     trust_remote_code: bool = _setting(False, "Run code that comes with the target's checkpoint.", "Model and data")
     revision: str | None = _setting(None, "Hub revision of the target.", "Model and data")
@@ -130,6 +147,15 @@ class TrainConfig:
                 raise ConfigError(f"{flag(name)} must be at least 0 and less than 1, not {getattr(self, name)}")
         if not 0 < self.learning_rate < 1:
             raise ConfigError(f"--learning-rate must lie between 0 and 1, not {self.learning_rate}")
+
+    @classmethod
+    def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":
+        """Settings over the defaults of a method.
+
+        Raises:
+            ConfigError: an unknown setting or a value of the wrong type.
+        """
+        return train_config([("settings", {"method": method, **settings})])
 
     def to_yaml(self) -> str:
         """Every setting, as a file that ``--config`` reads back."""
@@ -182,16 +208,28 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig:
-    """Build the settings from layers, later ones winning.
+    """Build the settings from layers, later ones winning; the lowest are the method's own defaults.
 
     Args:
         layers: Pairs of a name for messages (a file, a preset, ``the command line``) and settings; None is not given.
 
     Raises:
-        ConfigError: an unknown setting or a value of the wrong type, with its layer.
+        ConfigError: an unknown setting or a value of the wrong type, with its layer, or settings that were made for
+            another method.
     """
     kinds = get_type_hints(TrainConfig)
     values: dict[str, Any] = {}
+    named = [(source, layer["method"]) for source, layer in layers if layer.get("method") is not None]
+    method = str(named[-1][1]) if named else "uld"
+    for source, other in named:
+        if source.startswith("preset ") and other != method:
+            raise ConfigError(
+                f"{source} has settings for the method {other}: leave it out, or leave out --method {method}"
+            )
+    if method != "uld":
+        from uld.methods.registry import get_method
+
+        layers = [(f"method {method}", get_method(method).defaults), *layers]
     for source, layer in layers:
         for name, value in layer.items():
             if name not in kinds:

@@ -69,7 +69,7 @@ class FusedModel:
         groups: For each layer, the number of models whose rows pass through it.
     """
 
-    def __init__(self, target: PreTrainedModel, assistants: Sequence[PeftModel]) -> None:
+    def __init__(self, target: PreTrainedModel, assistants: Sequence[PreTrainedModel | PeftModel]) -> None:
         """Build the skeleton.
 
         Args:
@@ -82,7 +82,9 @@ class FusedModel:
         """
         if len(set(getattr(target, "hf_device_map", {"": 0}).values())) > 1:
             raise NotFusable("the target is spread over several devices")
-        bases: list[Any] = [assistant.get_base_model() for assistant in assistants]
+        bases: list[Any] = [
+            assistant.get_base_model() if isinstance(assistant, PeftModel) else assistant for assistant in assistants
+        ]
         depths = [len(decoder_layers(base)[1]) for base in bases]
         # Rows of deeper assistants come first, so that those that are done are always the last.
         self.order = sorted(range(len(bases)), key=lambda i: -depths[i])

@@ -8,10 +8,12 @@ from transformers import PreTrainedTokenizerBase
 from uld.artifact import DataFile, file_digest
 from uld.assistant import load_config, slice_config
 from uld.config import ConfigError, TrainConfig
+from uld.data.alternatives import alternative_records
 from uld.data.collate import Rows
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, read_records, refuse_equal
 from uld.data.tofu import training_set
+from uld.methods.registry import Method
 from uld.modeling import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Inputs:
     files: dict[str, list[DataFile]]
 
 
-def read_inputs(config: TrainConfig) -> Inputs:
+def read_inputs(config: TrainConfig, method: Method) -> Inputs:
     """Read and check tokenizer and data; a target that does not exist or is too small is refused before.
 
     Raises:
@@ -40,32 +42,57 @@ def read_inputs(config: TrainConfig) -> Inputs:
     else:
         tokenizer = load_tokenizer(config.target, revision=config.revision, **remote)
     form = PromptFormat(tokenizer, config.template)
-    files: dict[str, list[DataFile]]
-    forget: list[Record]
-    if config.split is not None:
-        if config.forget or config.retain:
-            raise ConfigError("--split trains on TOFU, --forget and --retain on files: give one or the other")
-        tofu = training_set(
-            config.split,
-            config.data,
-            config.augmented,
-            paraphrases=config.paraphrases,
-            wrong_answers=config.wrong_answers,
-            retain_rows=config.retain_rows,
-        )
-        forget, retain, files = tofu.forget, tofu.retain, {"tofu": tofu.files}
-    else:
-        (forget, forget_files), (retain, retain_files) = _read_files(config, "forget"), _read_files(config, "retain")
-        files = {"forget": forget_files, "retain": retain_files}
+    forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
     refuse_equal(forget, retain)
-    encoded: list[list[Encoded]] = []
-    for name, records in (("forget", forget), ("retain", retain)):
-        rows, cut = form.encode_all(records, config.max_length)
-        if cut:
-            logger.warning("%d of %d %s rows were cut to max_length %d", cut, len(rows), name, config.max_length)
-        encoded.append(rows)
-    rows = Rows(*encoded, uniform_on=config.uniform_on)
-    return Inputs(tokenizer, rows, {"forget_rows": len(encoded[0]), "retain_rows": len(encoded[1])}, files)
+    others = alternative_records(forget, config.alternatives, config.seed) if method.alternatives else []
+    if method.alternatives == "instead":
+        forget, others = others, []
+    sides = {"forget": forget, "retain": retain, "alternative": others}
+    encoded = {name: _encoded(form, name, records, config.max_length) for name, records in sides.items()}
+    rows = Rows(
+        encoded["forget"],
+        encoded["retain"],
+        uniform_on=config.uniform_on,
+        alternatives=encoded["alternative"] if others else None,
+    )
+    counts = {"forget_rows": len(encoded["forget"]), "retain_rows": len(encoded["retain"])}
+    return Inputs(tokenizer, rows, counts, files)
+
+
+def _encoded(form: PromptFormat, name: str, records: list[Record], max_length: int) -> list[Encoded]:
+    """Rows of one side; those that were cut are counted in the log."""
+    rows, cut = form.encode_all(records, max_length)
+    if cut:
+        logger.warning("%d of %d %s rows were cut to max_length %d", cut, len(rows), name, max_length)
+    return rows
+
+
+def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
+    """TOFU's forget and retain records for a method."""
+    if config.forget or config.retain:
+        raise ConfigError("--split trains on TOFU, --forget and --retain on files: give one or the other")
+    assert config.split is not None
+    tofu = training_set(
+        config.split,
+        config.data,
+        config.augmented,
+        paraphrases=config.paraphrases,
+        wrong_answers=config.wrong_answers if method.retain is not None else 0,
+        retain_rows=config.retain_rows if method.retain is not None else 0,
+        alternatives=method.alternatives is not None and config.alternatives == "given",
+    )
+    return tofu.forget, tofu.retain, {"tofu": tofu.files}
+
+
+def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
+    """The records of the user's files; a method without a retain loss reads no retain file."""
+    forget, forget_files = _read_files(config, "forget")
+    if method.retain is None:
+        if config.retain:
+            logger.warning("%s has no retain loss: the retain files are not read", method.name)
+        return forget, [], {"forget": forget_files}
+    retain, retain_files = _read_files(config, "retain")
+    return forget, retain, {"forget": forget_files, "retain": retain_files}
 
 
 def _read_files(config: TrainConfig, side: str) -> tuple[list[Record], list[DataFile]]:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from uld.artifact import METRICS, write_text, writing
 from uld.errors import ULDError
-from uld.trainer import UnlearningTrainer
+from uld.trainer import UnlearningTrainer, named_losses
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
@@ -28,12 +28,14 @@ class Journal(TrainerCallback):
     Attributes:
         trainer: To be set before training starts.
         interrupted: Set it to end training after the current step, with a checkpoint.
+        on_epoch: Called after each epoch with its number, from 1.
     """
 
     trainer: UnlearningTrainer
+    on_epoch: Callable[[int], None] | None = None
 
-    def __init__(self, output: Path, retain_name: str, progress: bool) -> None:
-        """Choose the run folder, what the retain loss is called, and whether a bar is shown."""
+    def __init__(self, output: Path, retain_name: str | None, progress: bool) -> None:
+        """Choose the run folder, what the retain loss is called (None: there is none), and whether a bar is shown."""
         self.path = output / METRICS
         self.retain_name = retain_name
         self.progress = progress
@@ -45,9 +47,12 @@ class Journal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the checkpoint that training continues from."""
         self.before = time.perf_counter()
+        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        if self.retain_name is not None:
+            for line in kept:
+                self.trainer.reweigh(line[self.retain_name])
         if not state.is_world_process_zero:
             return
-        kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
         self.bar = tqdm(
@@ -83,20 +88,24 @@ class Journal(TrainerCallback):
         line = {
             "step": state.global_step,
             "epoch": round(state.epoch, 6),
-            "forget_loss": facts.forget,
-            self.retain_name: facts.retain,
+            **named_losses(self.retain_name, facts.forget, facts.retain),
             "learning_rate": self.learning_rate,
             "tokens": facts.tokens,
             "seconds": round(seconds, 4),
         }
         with writing(self.path.parent):
             self.file.write(json.dumps(line) + "\n")
-        retain = self.retain_name.removesuffix("_loss")
+        retain = f", {self.retain_name.removesuffix('_loss')} {facts.retain:.3f}" if self.retain_name else ""
         self.bar.set_postfix_str(
-            f"forget {facts.forget:.3f}, {retain} {facts.retain:.3f}, {facts.tokens / seconds:,.0f} tok/s",
-            refresh=False,
+            f"forget {facts.forget:.3f}{retain}, {facts.tokens / seconds:,.0f} tok/s", refresh=False
         )
         self.bar.update()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep what was trained so far, if asked to; the time that it takes is no step's."""
+        if self.on_epoch is not None and not self.interrupted:
+            self.on_epoch(round(state.epoch))
+            self.before = time.perf_counter()
 
     def close(self) -> None:
         """Close the file and the bar."""

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from uld.errors import ULDError
 
-Rule = Literal["suppress", "subtract", "reference"]
+Rule = Literal["suppress", "subtract", "reference", "offset"]
 Outside = Literal["keep", "mask"]
-
-_SAFE_SPREAD = 60.0  # nats; fp32 holds exp(−87) to exp(88)
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,11 @@ class Combination:
     Attributes:
         rule: ``suppress`` lowers what the assistant remembers and never lifts a token; ``subtract`` is Eq. 2 measured
             from uniform, on the tokens that the filter keeps; ``reference`` is Eq. 2 on raw logits with the filter of
-            the paper's released code.
+            the paper's released code; ``offset`` *adds* raw logits, on every token (Eq. 11: an Offset model adds its
+            trained small model and subtracts the same before training).
         weight: α of Eq. 2, ≥ 0; 0 gives the target back.
         filter: τ in [0, 1]; a token is kept when its target probability is at least τ times the largest. 0 keeps all.
-            Not used by ``suppress``.
+            Not used by ``suppress`` and ``offset``.
         min_tokens: The filter never keeps fewer than this share (0–1) of the vocabulary. ``reference`` uses ``filter``
             for it, as the released code does.
         outside: What happens to tokens that the filter drops: ``keep`` leaves them the target's logit, ``mask`` sets
@@ -72,11 +72,16 @@ class Combination:
     @property
     def filters(self) -> bool:
         """Whether the filter has a say: the rule uses one and τ is not 0."""
-        return self.rule != "suppress" and self.filter > 0
+        return self.rule in ("subtract", "reference") and self.filter > 0
 
     def least(self, vocab: int) -> int:
         """The number of tokens that the filter never goes below, of ``vocab``."""
         return int(self.filter * vocab) if self.rule == "reference" else math.ceil(round(self.min_tokens * vocab, 6))
+
+    @property
+    def parts(self) -> "list[Combination]":
+        """One setting for each model whose logits take part: two for ``offset``, where the second is not trained."""
+        return [self, replace(self, rule="reference", filter=0.0)] if self.rule == "offset" else [self]
 
     def override(self, **changes: object) -> "Combination":
         """Return a copy with every change that is not None; an unknown field is a TypeError."""
@@ -98,9 +103,9 @@ def log_ratio_to_uniform(logits: Tensor) -> Tensor:
     x = logits.float()
     masked = torch.isneginf(x)
     x = x - x.amax(-1, keepdim=True)
-    count = masked.logical_not().sum(-1, keepdim=True)
+    count = x.shape[-1] - masked.sum(-1, keepdim=True, dtype=torch.int32)  # on a CPU, int64 takes ten times as long
     ratio = x - (x.exp().sum(-1, keepdim=True) / count).log()
-    return ratio.masked_fill(masked, 0.0)
+    return torch.where(masked, 0.0, ratio)
 
 
 def plausible(target: Tensor, filter: float, min_tokens: int) -> Tensor:
@@ -119,9 +124,13 @@ def plausible(target: Tensor, filter: float, min_tokens: int) -> Tensor:
     scores = target.float()
     threshold = scores.amax(-1, keepdim=True) + math.log(filter)
     if min_tokens > 1:
-        least = scores.topk(min(min_tokens, scores.shape[-1]), dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        threshold = torch.minimum(threshold, least)
+        threshold = torch.minimum(threshold, _kth_largest(scores, min_tokens)[..., None])
     return scores >= threshold
+
+
+def _kth_largest(scores: Tensor, k: int) -> Tensor:
+    """The k-th largest of each row, ``(..., vocab)`` to ``(...)``; the smallest where there are fewer than k."""
+    return scores.topk(min(k, scores.shape[-1]), dim=-1, sorted=False).values.amin(-1)
 
 
 def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
@@ -132,7 +141,8 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
     - ``suppress``: ``l − α · max(r, 0)``;
     - ``subtract``: ``l − α · r`` on the tokens that the filter keeps (Eq. 2 with the assistant measured from uniform);
     - ``reference``: ``l − α · assistant`` on the tokens that the filter keeps, at least ``τ · V`` of them (Eq. 2 as the
-      paper's code computes it).
+      paper's code computes it);
+    - ``offset``: ``l + α · assistant`` on all tokens.
 
     Args:
         target: ``(..., vocab)`` logits of the target.
@@ -154,9 +164,10 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
 
 def _change(assistant: Tensor, rule: Rule) -> Tensor:
     """What a rule subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
-    if rule == "reference":
+    if rule in ("reference", "offset"):
         change = assistant.float()
-        return change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
+        change = change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
+        return -change if rule == "offset" else change
     ratio = log_ratio_to_uniform(assistant)
     return ratio.clamp_min(0) if rule == "suppress" else ratio
 
@@ -185,10 +196,11 @@ def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence
 
 
 def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
-    """Cross-entropy of one label a position under many settings, for little more than the price of one.
+    """Cross-entropy of one label a position under many settings.
 
-    The normaliser of a setting is ``Σ_kept exp(l − α d) + Σ_outside exp(l)``, where d is the rule's change. The
-    exponentials of one α follow from those of the next smaller one by a product, and serve every τ and ``outside``.
+    A setting that filters changes a few tokens only: with d for the rule's change, its normaliser is
+    ``Σ_inside exp(l − α d) + Σ_outside exp(l)``. So the tokens that any such setting keeps are taken out of the
+    vocabulary once, the others are summed once, and each setting then costs as much as its few tokens.
 
     Args:
         target: ``(positions, vocab)`` logits of the target.
@@ -200,47 +212,46 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
         ``(settings, positions)`` fp32 in nats; equal to `combine` and cross-entropy up to rounding (1e-5), and inf
         where ``outside`` is ``mask`` and the filter drops the label.
     """
-    losses = torch.empty(len(settings), len(target), dtype=torch.float32, device=target.device)
     logits = target.float()
-    logits = logits - logits.amax(-1, keepdim=True)
-    before = logits.exp()
-    own = logits.gather(-1, labels[:, None])[:, 0]
-    kept: dict[tuple[float, int], tuple[Tensor, Tensor, Tensor]] = {}
-    rules: list[Rule] = list(dict.fromkeys(one.rule for one in settings))
-    for rule in rules:
+    losses = torch.empty(len(settings), len(logits), dtype=torch.float32, device=target.device)
+    for rule in dict.fromkeys(one.rule for one in settings):
         change = _change(assistant, rule)
-        own_change = change.gather(-1, labels[:, None])[:, 0]
-        spread = change.amax(-1) - change.amin(-1)
-        steps: dict[float, Tensor] = {}
-        weights, weight = before, 0.0
-        for i in sorted((i for i, one in enumerate(settings) if one.rule == rule), key=lambda i: settings[i].weight):
-            how = settings[i]
-            step = round(how.weight - weight, 9)
-            if step > 0:
-                if step not in steps:
-                    steps[step] = (change * -step).exp_()
-                weights, weight = weights * steps[step], how.weight
-            loss = how.weight * own_change - own
-            masked = torch.zeros_like(own, dtype=torch.bool)
-            if how.weight == 0 or not how.filters:
-                total = weights.sum(-1)
+        filtered = []
+        for i, how in enumerate(settings):
+            if how.rule != rule:
+                continue
+            if how.filters and how.weight > 0:
+                filtered.append(i)
             else:
-                filter = (how.filter, how.least(target.shape[-1]))
-                if filter not in kept:
-                    inside = plausible(target, *filter).float()
-                    own_inside = inside.gather(-1, labels[:, None])[:, 0].bool()
-                    kept[filter] = inside, own_inside, (before * (1 - inside)).sum(-1)
-                inside, own_inside, outside = kept[filter]
-                total = torch.linalg.vecdot(weights, inside)
-                if how.outside == "keep":
-                    total = total + outside
-                    loss = torch.where(own_inside, loss, -own)
-                else:
-                    masked = ~own_inside
-            losses[i] = torch.where(masked, torch.inf, loss + total.log())
-            # Products of exponentials lose what lies further apart than fp32 reaches: such positions are done alone.
-            wrong = ((how.weight * spread > _SAFE_SPREAD) & ~masked).nonzero()[:, 0]
-            if len(wrong):
-                exact = combine(target[wrong].float(), assistant[wrong], how)
-                losses[i, wrong] = torch.logsumexp(exact, -1) - exact.gather(-1, labels[wrong, None])[:, 0]
+                changed = torch.sub(logits, change, alpha=how.weight)
+                losses[i] = F.cross_entropy(changed, labels, reduction="none")
+        if filtered:
+            losses[filtered] = _filtered_losses(logits, change, labels, [settings[i] for i in filtered])
     return losses
+
+
+def _filtered_losses(logits: Tensor, change: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
+    """`label_losses` for settings of one rule that all filter: ``(settings, positions)``."""
+    least = [max(1, how.least(logits.shape[-1])) for how in settings]
+    lowest = {k: _kth_largest(logits, k) for k in set(least)}
+    top = logits.amax(-1)
+    thresholds = torch.stack(
+        [torch.minimum(top + math.log(how.filter), lowest[k]) for how, k in zip(settings, least, strict=True)]
+    )
+    kept = logits >= thresholds.amin(0)[:, None]
+    near, near_change = _gathered(kept, logits, -torch.inf), _gathered(kept, change, 0.0)  # (positions, most kept)
+    far = torch.where(kept, -torch.inf, logits).logsumexp(-1)
+    own, own_change = (one.gather(-1, labels[:, None])[:, 0] for one in (logits, change))
+
+    weights = logits.new_tensor([how.weight for how in settings])[:, None]
+    outside = logits.new_tensor([0.0 if how.outside == "keep" else -torch.inf for how in settings])[:, None]
+    shifts = torch.where(near >= thresholds[..., None], -weights[..., None] * near_change, outside[..., None])
+    total = torch.logaddexp((near + shifts).logsumexp(-1), far + outside)
+    return total - own - torch.where(own >= thresholds, -weights * own_change, outside)
+
+
+def _gathered(kept: Tensor, values: Tensor, fill: float) -> Tensor:
+    """The kept values of each row next to each other, ``(rows, most kept in a row)``; short rows are filled up."""
+    count = kept.sum(-1, dtype=torch.int32)
+    full = torch.arange(int(count.max()), device=kept.device) < count[:, None]
+    return values.new_full(full.shape, fill).masked_scatter_(full, values[kept])

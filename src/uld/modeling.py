@@ -8,14 +8,11 @@ Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,8 +25,9 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, is_run, new_folder, save_adapter, writing
-from uld.assistant import build_assistant, load_sliced, load_target, quiet_peft
+from uld.adapters import load_adapter, load_trained_target, offset_pair, verify_target
+from uld.artifact import ADAPTER, ArtifactError, Manifest, is_run, new_folder, save_adapter, writing
+from uld.assistant import build_assistant, load_target
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.errors import ULDError
@@ -48,7 +46,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     Attributes:
         target: The target, frozen.
-        assistants: `PeftModel`s over the target's first layers; usually one.
+        assistants: `PeftModel`s over the target's first layers; usually one. An Offset run has two small models: the
+            trained one, and the same before training.
         combinations: Rule, α and τ of each assistant.
         manifests: What each assistant's run folder says.
         fused: Whether one pass is wanted; set it to False for separate passes.
@@ -65,7 +64,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         config: ULDConfig,
         target: PreTrainedModel,
-        assistants: PeftModel | Sequence[PeftModel],
+        assistants: PreTrainedModel | PeftModel | Sequence[PreTrainedModel | PeftModel],
         combinations: Combination | Sequence[Combination],
         manifests: Sequence[Manifest] = (),
         *,
@@ -74,8 +73,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """Join a target and its assistants (whose weights are the target's own), in evaluation mode."""
         super().__init__(config)
         self.target = target
-        self.assistants = nn.ModuleList([assistants] if isinstance(assistants, PeftModel) else assistants)
-        settings = [combinations] if isinstance(combinations, Combination) else list(combinations)
+        self.assistants = nn.ModuleList([assistants] if isinstance(assistants, nn.Module) else assistants)
+        settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
         if len(settings) != len(self.assistants):
             raise ULDError(f"{len(self.assistants)} assistants need as many combinations, not {len(settings)}")
         self.combinations = settings
@@ -104,7 +103,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     @combination.setter
     def combination(self, value: Combination) -> None:
-        self.combinations = [value] * len(self.assistants)
+        self.combinations = value.parts * (len(self.assistants) // len(value.parts))
 
     @property
     def one_pass(self) -> FusedModel | None:
@@ -218,7 +217,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _each(self, cache: PairedCache | Cache | None) -> Iterator[tuple[Any, Cache | None]]:
         """Each model with its own part of the cache."""
-        models: list[Any] = [self.target, *(assistant.get_base_model() for assistant in self.assistants)]  # type: ignore[operator]
+        models: list[Any] = [self.target, *map(_base, self.assistants)]
         return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
 
     def new_cache(self) -> PairedCache | FusedCache:
@@ -281,6 +280,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         manifests = [Manifest.read(folder) for folder in folders]
         changes = {name: kwargs.pop(name, None) for name in Combination.__dataclass_fields__}
         settings = [Combination(**one.combination.model_dump()).override(**changes) for one in manifests]
+        for one, how, folder in zip(manifests, settings, folders, strict=True):
+            if one.trains == "target":
+                raise ULDError(f"{folder} holds a target that {one.method} has trained, not an assistant: use uld.load")
+            if (how.rule == "offset") != (one.trains == "offset"):
+                raise ULDError(
+                    f"{folder} was trained by {one.method}: the rule {how.rule} does not go with it (--rule)"
+                )
         config = kwargs.pop("config", None)
         moved = kwargs.pop("target", None) or getattr(config, "target", None)  # the Auto classes put it into the config
         place = str(moved or manifests[0].target)
@@ -295,11 +301,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             target = load_target(place, **kwargs)
         except ULDError as error:
             raise ULDError(f"{error}; if the target of {folders[0]} is elsewhere now, name it with --target") from error
-        assistants = []
+        assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
+            if manifest.trains == "offset":
+                assistants += offset_pair(target, manifest, folder, place)
+                fused = fused and manifest.small is None
+                continue
             assistant = build_assistant(target, manifest.num_layers)
             verify_target(assistant, manifest, place)
-            assistants.append(_load_adapter(assistant, folder / ADAPTER))
+            assistants.append(load_adapter(assistant, folder / ADAPTER))
+        settings = [part for one in settings for part in one.parts]
         manifests = [manifest.model_copy(update={"target": place}) for manifest in manifests]
         return cls.join(target, assistants, settings, manifests, name=str(folders[0]), fused=fused)
 
@@ -307,15 +318,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     def join(
         cls,
         target: PreTrainedModel,
-        assistants: PeftModel | Sequence[PeftModel],
+        assistants: PreTrainedModel | PeftModel | Sequence[PreTrainedModel | PeftModel],
         combinations: Combination | Sequence[Combination],
         manifests: Sequence[Manifest] = (),
         name: str = "",
         fused: bool = True,
     ) -> "ULDForCausalLM":
         """Make the model from its loaded parts."""
-        first = assistants if isinstance(assistants, PeftModel) else assistants[0]
-        sliced: Any = first.get_base_model()
+        sliced = _base(assistants if isinstance(assistants, nn.Module) else assistants[0])
         config = ULDConfig(
             target=str(target.config.name_or_path),
             target_config=target.config.get_text_config(decoder=True).to_dict(),
@@ -337,8 +347,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         if self.manifest is None:
             raise ULDError("this model has no manifest (it was not trained or loaded by uld), so it cannot be saved")
-        if len(self.assistants) > 1:
-            raise ULDError(f"this model joins {len(self.assistants)} runs: each of them is saved already, as a run")
+        if len(self.manifests) > 1:
+            raise ULDError(f"this model joins {len(self.manifests)} runs: each of them is saved already, as a run")
         folder = Path(save_directory)
         with writing(folder):
             with new_folder(folder / ADAPTER, replace=True) as adapter:
@@ -352,46 +362,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Manifest.model_validate(updated).write(folder)
 
 
-def _load_adapter(assistant: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put a saved adapter on an assistant.
-
-    Raises:
-        ArtifactError: it is missing or damaged, or made for other layers.
-    """
-    try:
-        with quiet_peft():
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            # LoRA in the target's dtype: as many bytes as are needed, and no casts in every layer.
-            return PeftModel.from_pretrained(assistant, str(folder), autocast_adapter_dtype=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"the adapter in {folder} cannot be loaded: {first}") from error
-
-
-def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) -> None:
-    """Refuse a target whose shared tensors are not those that the adapter was trained on.
-
-    Args:
-        assistant: From `build_assistant` or `load_sliced`, before LoRA is added.
-        manifest: The run's.
-        place: Where the target came from, for the message.
-
-    Raises:
-        ArtifactError: names both fingerprints.
-    """
-    if getattr(assistant, "is_quantized", False):
-        return  # quantised weights have bytes of their own: the name of the target is all that can be compared
-    found = fingerprint(assistant.named_parameters())
-    if found != manifest.target_fingerprint and assistant.dtype == torch.float16:
-        # fp16 cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
-        revision = manifest.target_revision if place == manifest.target else None
-        stored = load_sliced(place, manifest.num_layers, revision=revision)
-        found = fingerprint(stored.named_parameters())
-    if found != manifest.target_fingerprint:
-        raise ArtifactError(
-            f"the adapter belongs to another target: it was trained on {manifest.target} with fingerprint "
-            f"{manifest.target_fingerprint}, but {place} has {found}"
-        )
+def _base(model: Any) -> Any:
+    """A causal LM without PEFT's wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def load(
@@ -414,16 +387,16 @@ def load(
     if not isinstance(path, str | Path):
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
         path = path[0]
-    elif is_run(path):
+    elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
     else:
-        if (Path(path) / ADAPTER).exists() or (Path(path) / "checkpoints").exists():
+        if manifest is None and ((Path(path) / ADAPTER).exists() or (Path(path) / "checkpoints").exists()):
             raise ArtifactError(f"{path} is an unfinished run: finish it with uld train --resume")
         given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
         if any(kwargs.pop(name) is not None for name in given):
-            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
+            raise ULDError(f"{path} is a model without an assistant: --{given[0]} has no meaning for it")
         kwargs.pop("fused", None)
-        model = load_target(path, **kwargs)
+        model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
     return model, load_tokenizer(tokenizer or path)
 
 

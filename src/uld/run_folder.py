@@ -14,6 +14,7 @@ from pathlib import Path
 from uld.artifact import (
     ADAPTER,
     CHECKPOINTS,
+    EPOCHS,
     MANIFEST,
     METRICS,
     SETTINGS,
@@ -31,13 +32,12 @@ STARTED = "started.json"  # beside the checkpoints: what `uld.json` will say abo
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
-_UNFINISHED = {SETTINGS, METRICS, CHECKPOINTS, "runs"}  # runs: what an experiment tracker writes
+_UNFINISHED = {SETTINGS, METRICS, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
 _OURS = (
     _UNFINISHED
     | {MANIFEST, ADAPTER, "config.json", "generation_config.json", "eval", "tune.json", "tune.png"}
     | _TOKENIZER
 )
-_OURS |= {"tune.json", "tune.png"}
 
 
 def check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -60,7 +60,7 @@ def check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
         if SETTINGS not in names:
             raise ArtifactError(f"{output} holds no run to resume: leave out --resume")
     elif overwrite:
-        if strange := sorted(names - _OURS):
+        if strange := sorted(name for name in names - _OURS if not _is_weights(name)):
             raise ArtifactError(
                 f"{output} holds {strange[0]}, which is not part of an uld run: move it away, or choose another "
                 "folder (--output)"
@@ -177,9 +177,15 @@ def held(output: Path, *, resume: bool = False, overwrite: bool = False) -> Iter
         os.close(handle)
 
 
+def _is_weights(name: str) -> bool:
+    """Whether a file holds weights of a whole model, or says in which file which are."""
+    return name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
+
+
 def _clear(output: Path) -> None:
     """Remove a run's own files; ``uld.json`` first, so that a kill leaves an unfinished run and not a broken one."""
-    for name in (MANIFEST, *sorted(_OURS - {MANIFEST, SETTINGS}), SETTINGS):
+    weights = [path.name for path in output.iterdir() if _is_weights(path.name)]
+    for name in (MANIFEST, *sorted(_OURS - {MANIFEST, SETTINGS}), *weights, SETTINGS):
         path = output / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -1,107 +1,25 @@
-"""The objective of a method, and a thin transformers.Trainer around it.
+"""A thin transformers.Trainer around the objective of a method.
 
-Forget and retain rows share one forward; logits are made only where a loss falls, in chunks. Losses are normalised
-over the whole optimiser step (all micro-batches, all processes), so the split of a batch over processes and
-accumulation steps does not change them.
+Losses are normalised over the whole optimiser step (all micro-batches, all processes), so the split of a batch over
+processes and accumulation steps does not change them.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Trainer
 
 from uld.artifact import CHECKPOINTS, writing
-from uld.assistant import head_logits
 from uld.config import TrainConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
-from uld.losses import PositionLoss, cross_entropy
-from uld.methods.registry import Method
+from uld.learners import load_weights, save_weights
+from uld.methods.registry import own_options
+from uld.objective import Objective
 from uld.run_folder import seal
-
-_CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
-_POSITION_MULTIPLE = 64  # few shapes of the gathered positions: each costs a kernel build on a CPU
-
-
-class Objective(nn.Module):
-    """The assistant and its two losses: tokens in, loss sums out, so that DDP sees one forward."""
-
-    def __init__(self, model: PeftModel, method: Method) -> None:
-        """Join a model and a method's losses."""
-        super().__init__()
-        self.model = model
-        self.method = method
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, kind: Tensor) -> Tensor:
-        """Sum the losses over the positions of each side.
-
-        Args:
-            input_ids: ``(batch, tokens)``.
-            attention_mask: ``(batch, tokens)``.
-            labels: ``(batch, tokens)``, the next token at each position.
-            kind: ``(batch, tokens)``: no loss, forget, or retain.
-
-        Returns:
-            ``(2,)`` fp32: sum of the forget loss and sum of the retain loss, in nats.
-        """
-        base: Any = self.model.get_base_model()
-        hidden = base.get_decoder()(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        hidden, labels, kind = hidden.flatten(0, 1), labels.flatten(), kind.flatten()
-        sums = [
-            self._sum(base, hidden, labels, (kind == side).nonzero().squeeze(1), loss)
-            for side, loss in ((FORGET, self.method.forget), (RETAIN, self.method.retain))
-        ]
-        return torch.stack(sums)
-
-    @staticmethod
-    def _sum(base: Any, hidden: Tensor, labels: Tensor, index: Tensor, loss: PositionLoss) -> Tensor:
-        """Loss summed over the given positions, head and loss in chunks that are recomputed in the backward pass."""
-        count = len(index)
-        padded = -(-max(count, 1) // _POSITION_MULTIPLE) * _POSITION_MULTIPLE
-        index = torch.cat([index, index.new_zeros(padded - count)])
-        valid = torch.arange(padded, device=index.device) < count
-        if loss is cross_entropy and (fused := _fused_cross_entropy(base, hidden)) is not None:
-            return fused(hidden[index], labels[index].masked_fill(~valid, -100))
-
-        def part(h: Tensor, y: Tensor, w: Tensor) -> Tensor:
-            return (loss(head_logits(base, h), y) * w).sum()
-
-        vocab = base.config.get_text_config(decoder=True).vocab_size
-        size = max(_POSITION_MULTIPLE, _CHUNK_BYTES // (4 * vocab) // _POSITION_MULTIPLE * _POSITION_MULTIPLE)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, padded, size):
-            piece = index[start : start + size]
-            inputs = (hidden[piece], labels[piece], valid[start : start + size])
-            total = total + (checkpoint(part, *inputs, use_reentrant=False) if padded > size else part(*inputs))
-        return total
-
-
-def _fused_cross_entropy(base: Any, hidden: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Liger's kernel for head and cross-entropy in one, where it is installed and can serve; otherwise None.
-
-    It takes ``(positions, hidden)`` and ``(positions,)`` labels, −100 where there is no loss, and returns the sum.
-    """
-    head = base.get_output_embeddings()
-    config = base.config.get_text_config(decoder=True)
-    scaled = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling"))
-    if not hidden.is_cuda or scaled or type(head) is not nn.Linear or find_spec("liger_kernel") is None:
-        return None
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
-
-    loss = LigerFusedLinearCrossEntropyLoss(
-        ignore_index=-100, reduction="sum", softcap=getattr(config, "final_logit_softcapping", None)
-    )
-    return lambda h, y: loss(head.weight, h.to(head.weight.dtype), y, head.bias)
 
 
 @dataclass(frozen=True)
@@ -109,8 +27,8 @@ class StepFacts:
     """What came of an optimiser step, over all processes.
 
     Attributes:
-        forget: Mean forget loss, nats a token.
-        retain: Mean retain loss, nats a token.
+        forget: Mean forget loss, nats a token or a row, as the loss has it.
+        retain: Mean retain loss, nats a token; 0 for a method without one.
         tokens: Tokens that went through the model, padding not counted.
         stop: Whether any process was asked to stop.
     """
@@ -131,6 +49,7 @@ class UnlearningTrainer(Trainer):
         self.rows = rows
         self.config = config
         self.collator = Collator(pad_token_id)
+        self.retain_weight = config.retain_weight  # some methods change it as they go
         self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
         self.step_sums = torch.zeros(3)  # forget loss, retain loss, tokens of the step so far
         self.step_items = torch.ones(2)
@@ -150,9 +69,14 @@ class UnlearningTrainer(Trainer):
         return PlanLoader(self.rows, batch_sampler=sampler, collate_fn=self.collator)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """Positions that carry a loss in the whole optimiser step, over all processes: ``(2,)`` forget, retain."""
+        """What the losses are divided by, in the whole optimiser step, over all processes: ``(2,)`` forget, retain."""
+        per = [loss.per for loss in self.objective.method.losses] + ["position"]
+        keys = ["kind" if one == "position" else "side" for one in per]
         counts = torch.stack(
-            [torch.stack([(b["kind"] == side).sum() for side in (FORGET, RETAIN)]) for b in batch_samples]
+            [
+                torch.stack([(b[key] == side).sum() for key, side in zip(keys, (FORGET, RETAIN), strict=False)])
+                for b in batch_samples
+            ]
         )
         total: Any = self.accelerator.reduce(counts.sum(0).to(device), "sum")
         return total
@@ -173,7 +97,7 @@ class UnlearningTrainer(Trainer):
         self.step_sums = self.step_sums.to(sums.device) + torch.cat([sums.detach(), tokens])
         self.step_items = num_items_in_batch
         # DDP averages gradients over the processes, the loss is a sum over them.
-        return (means[0] + self.config.retain_weight * means[1]) * self.args.world_size
+        return (means[0] + self.retain_weight * means[1]) * self.args.world_size
 
     def take_step(self, stop: bool) -> StepFacts:
         """Facts of the step that just ended; every process calls it, and all get the same answer.
@@ -186,8 +110,17 @@ class UnlearningTrainer(Trainer):
         self.step_sums = torch.zeros_like(self.step_sums)
         forget, retain = (total[:2] / self.step_items.clamp_min(1)).tolist()
         tokens, stopped = total[2:].tolist()
-        self.last_losses = {"forget_loss": forget, self.objective.method.retain_name: retain}
+        self.last_losses = named_losses(self.objective.method.retain_name, forget, retain)
+        self.reweigh(retain)
         return StepFacts(forget, retain, int(tokens), stopped > 0)
+
+    def reweigh(self, retain: float) -> None:
+        """Let the method change the retain weight after a step with this mean retain loss."""
+        method = self.objective.method
+        if method.reweigh is not None:
+            self.retain_weight = method.reweigh(
+                self.retain_weight, retain, **own_options(method.reweigh, self.objective.options)
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand both losses of the step to the experiment tracker, beside their weighted sum."""
@@ -198,10 +131,10 @@ class UnlearningTrainer(Trainer):
         return str(Path(str(self.args.output_dir)) / CHECKPOINTS)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write LoRA alone."""
+        """Write what is trained, and nothing else."""
         assert output_dir is not None
         if self.args.should_save:
-            self.objective.model.save_pretrained(output_dir, save_embedding_layers=False)
+            save_weights(self.objective.model, Path(output_dir))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint; a failed one leaves nothing behind."""
@@ -217,6 +150,10 @@ class UnlearningTrainer(Trainer):
                 raise
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Read LoRA back."""
-        weights = load_file(str(Path(resume_from_checkpoint) / "adapter_model.safetensors"))
-        set_peft_model_state_dict(self.objective.model, weights)
+        """Read what is trained back."""
+        load_weights(self.objective.model, Path(resume_from_checkpoint))
+
+
+def named_losses(retain_name: str | None, forget: float, retain: float) -> dict[str, float]:
+    """Both losses under the names that logs have for them."""
+    return {"forget_loss": forget} | ({} if retain_name is None else {retain_name: retain})

@@ -1,17 +1,18 @@
-"""`train(config)`: reads what is given, trains an assistant, and writes the run folder.
+"""`train(config)`: reads what is given, trains, and writes the run folder.
 
-Only the target's first K layers are loaded. The parts: `uld.inputs` (tokenizer and data), `uld.trainer` (objective,
-steps, checkpoints), `uld.journal` (metrics, progress, Ctrl-C), `uld.run_folder` (who may write where, what to continue
-from), `uld.artifact` (what a finished run holds).
+The parts: `uld.inputs` (tokenizer and data), `uld.learners` (what is trained; for an assistant only the target's first
+K layers are loaded), `uld.objective` (losses), `uld.trainer` (steps, checkpoints), `uld.journal` (metrics, progress,
+Ctrl-C), `uld.run_folder` (who may write where, what to continue from), `uld.artifact` (what a finished run holds).
 """
 
 import contextlib
+import copy
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -22,26 +23,30 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from uld.artifact import (
     ADAPTER,
     CHECKPOINTS,
+    EPOCHS,
     METRICS,
     SETTINGS,
     CombinationSettings,
     Manifest,
-    fingerprint,
     library_versions,
     new_folder,
     peak_memory,
     save_adapter,
+    save_model,
     write_text,
     writing,
 )
-from uld.assistant import add_lora, check_head, load_config, load_sliced
+from uld.assistant import load_config, load_target
 from uld.config import ConfigError, TrainConfig
+from uld.data.collate import FORGET
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, read_metrics, stop_on_interrupt
+from uld.learners import bytes_needed, finish_weights, make_learner
 from uld.logits import Combination
-from uld.methods.registry import get_method
+from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig
+from uld.objective import Learner, Objective, frozen_log_likelihoods
 from uld.run_folder import (
     check_output,
     drop_incomplete,
@@ -51,7 +56,9 @@ from uld.run_folder import (
     refuse_other_inputs,
     refuse_other_settings,
 )
-from uld.trainer import Objective, UnlearningTrainer
+from uld.trainer import UnlearningTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class Interrupted(ULDError):
@@ -66,17 +73,17 @@ class TrainResult:
         output: The run folder.
         steps: Optimiser steps.
         seconds: Wall-clock seconds of the training loop, over all resumed parts.
-        forget_loss: Forget loss of the last step, nats a token.
-        retain_loss: Retain loss of the last step, nats a token.
-        adapter_bytes: Size of the adapter's weights on disk.
+        forget_loss: Forget loss of the last step, nats a token or a row.
+        retain_loss: Retain loss of the last step, the same; None for a method without one.
+        weights_bytes: Size of the trained weights on disk.
     """
 
     output: Path
     steps: int
     seconds: float
     forget_loss: float
-    retain_loss: float
-    adapter_bytes: int
+    retain_loss: float | None
+    weights_bytes: int
 
 
 def _dtype(config: TrainConfig) -> str:
@@ -147,7 +154,7 @@ def _quiet_libraries() -> Iterator[None]:
 
 @_quiet_libraries()
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> TrainResult:
-    """Train an assistant and write its run folder.
+    """Train by the method of the settings and write the run folder.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls it; the first writes.
 
@@ -170,6 +177,9 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     output = Path(config.output)
     first = int(os.environ.get("RANK", "0")) == 0
     method = get_method(config.method)
+    options = method.read_options(config.option)
+    if (config.rule == "offset") != (method.trains == "offset") and config.rule is not None:
+        raise ConfigError(f"--rule {config.rule} does not go with --method {method.name}: leave it out")
     changes = {name: getattr(config, name) for name in Combination.__dataclass_fields__}
     combination = Combination().override(**changes)
     if first:
@@ -177,32 +187,14 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         check_output(output, resume=resume, overwrite=overwrite)
         if resume:
             refuse_other_settings(output, config)
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, method)
     dtype = _dtype(config)
     arguments = _arguments(config, dtype)
     set_seed(config.seed)
-    sliced = load_sliced(
-        config.target,
-        config.num_layers,
-        dtype={"bf16": "bfloat16", "fp32": "float32"}.get(dtype, "auto"),
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    check_head(sliced)
-    manifest = Manifest(
-        method=method.name,
-        target=str(Path(config.target).absolute()) if Path(config.target).is_dir() else config.target,
-        target_revision=config.revision,
-        target_fingerprint=fingerprint(sliced.named_parameters()),
-        num_layers=sliced.config.num_hidden_layers,
-        combination=CombinationSettings(**vars(combination)),
-        data=inputs.files,
-        versions=library_versions(),
-    )
-    if config.gradient_checkpointing:
-        sliced.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        sliced.enable_input_require_grads()  # without it no gradient reaches LoRA through checkpointed layers
-    peft = add_lora(sliced, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
+    learner = make_learner(config, method, options, dtype)
+    if first and method.trains != "assistant":
+        logger.warning("%s", _memory_note(learner, method))
+    manifest = _manifest(config, method, learner, combination, inputs)
     journal = Journal(output, method.retain_name, progress and first)
     holding = held(output, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
     with holding, stop_on_interrupt(journal):
@@ -211,7 +203,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             refuse_other_inputs(output, manifest)
             drop_incomplete(output / CHECKPOINTS)
         trainer = UnlearningTrainer(
-            Objective(peft, method),
+            Objective(learner, method, options),
             inputs.rows,
             config,
             int(inputs.tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
@@ -220,7 +212,10 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         )
         trainer.remove_callback(transformers.PrinterCallback)
         journal.trainer = trainer
+        if config.keep_epochs and first:
+            journal.on_epoch = lambda number: _write(output / EPOCHS / str(number), trainer, manifest, inputs)
         trainer.accelerator.wait_for_everyone()  # all choose the same checkpoint
+        _set_references(learner, method, inputs)
         start = last_checkpoint(output / CHECKPOINTS) if resume else None
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -232,44 +227,93 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
                 f"continue with uld train --output {output} --resume"
             )
         if first:
-            _finish(output, peft, manifest, inputs, trainer)
+            _write(output, trainer, manifest, inputs)
         trainer.accelerator.wait_for_everyone()
-    finished = Manifest.read(output)
-    return TrainResult(
-        output,
-        finished.training["steps"],
-        finished.training["seconds"],
-        finished.training["forget_loss"],
-        finished.training[method.retain_name],
-        finished.training["adapter_bytes"],
+    facts = Manifest.read(output).training
+    retain = None if method.retain_name is None else facts[method.retain_name]
+    return TrainResult(output, facts["steps"], facts["seconds"], facts["forget_loss"], retain, facts["weights_bytes"])
+
+
+def _memory_note(learner: Learner, method: Method) -> str:
+    """What will be held in memory, in one sentence."""
+    needed = bytes_needed(learner)
+    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in needed.items())
+    what = "the target itself" if method.trains == "target" else "a small model beside the target"
+    return f"{method.name} trains {what}: {sum(needed.values()) / 2**20:,.0f} MiB besides activations ({parts})"
+
+
+def _manifest(
+    config: TrainConfig, method: Method, learner: Learner, combination: Combination, inputs: Inputs
+) -> Manifest:
+    """What ``uld.json`` says before training."""
+
+    def place(model: str) -> str:
+        return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+    return Manifest(
+        method=method.name,
+        trains=method.trains,
+        target=place(config.target),
+        target_revision=config.revision,
+        target_fingerprint=learner.fingerprints["target"],
+        small=place(config.small) if config.small is not None and method.trains == "offset" else None,
+        small_fingerprint=learner.fingerprints.get("small"),
+        num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
+        combination=CombinationSettings(**vars(combination)),
+        data=inputs.files,
+        versions=library_versions(),
     )
 
 
-def _finish(output: Path, peft: PeftModel, manifest: Manifest, inputs: Inputs, trainer: UnlearningTrainer) -> None:
-    """Write the artefact; ``uld.json`` comes last and marks it finished."""
+def _set_references(learner: Learner, method: Method, inputs: Inputs) -> None:
+    """Compute, once, what the losses need of the model before training; no checkpoint has been read yet."""
+    if not any(loss.reference for loss in method.losses):
+        return
+    pad = int(inputs.tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
+    rows = [row for row in inputs.rows.rows if row.kind == FORGET]
+    forget = frozen_log_likelihoods(learner, [row.encoded for row in rows], pad)
+    others = [row.alternative for row in rows if row.alternative is not None]
+    inputs.rows.set_references(forget, frozen_log_likelihoods(learner, others, pad) if others else None)
+
+
+def _write(output: Path, trainer: UnlearningTrainer, manifest: Manifest, inputs: Inputs) -> None:
+    """Write everything that a finished run holds; ``uld.json`` comes last and marks it finished."""
+    objective, config = trainer.objective, trainer.config
+    model, method = objective.model, objective.method
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if method.finish is not None:
+        model = copy.deepcopy(model)
+        before = None if isinstance(model, PeftModel) else load_target(config.target, **hub)
+        finish_weights(model, before, method, objective.options)
     with writing(output):
-        with new_folder(output / ADAPTER, replace=True) as folder:
-            save_adapter(peft, folder, manifest.target)
-        base: Any = peft.get_base_model()
-        hub = {"revision": trainer.config.revision, "trust_remote_code": trainer.config.trust_remote_code}
-        whole = load_config(manifest.target, **hub).get_text_config(decoder=True).to_dict()
-        config = ULDConfig(target=manifest.target, target_config=whole, num_layers=manifest.num_layers)
-        config.architectures = ["ULDForCausalLM"]
-        config.save_pretrained(output)
-        if base.generation_config is not None:
-            base.generation_config.save_pretrained(output)
+        if isinstance(model, PeftModel):
+            with new_folder(output / ADAPTER, replace=True) as folder:
+                save_adapter(model, folder, manifest.small or manifest.target)
+            size = (output / ADAPTER / "adapter_model.safetensors").stat().st_size
+        else:
+            size = save_model(model, output, load_config(config.target, **hub).dtype)
+        if method.trains != "target":
+            whole = load_config(manifest.target, **hub).get_text_config(decoder=True).to_dict()
+            own = ULDConfig(target=manifest.target, target_config=whole, num_layers=manifest.num_layers)
+            own.architectures = ["ULDForCausalLM"]
+            own.save_pretrained(output)
+        generation = objective.learner.base.generation_config
+        if generation is not None:
+            generation.save_pretrained(output)
         inputs.tokenizer.save_pretrained(output)
-        shutil.rmtree(output / CHECKPOINTS)  # before uld.json: no finished run holds the pickles of a checkpoint
-    lines = read_metrics(output / METRICS)
+        root = Path(config.output)
+        if output == root:
+            shutil.rmtree(output / CHECKPOINTS)  # before uld.json: no finished run holds the pickles of a checkpoint
+    lines = read_metrics(root / METRICS)
     losses = {key: value for key, value in lines[-1].items() if key.endswith("_loss")}
     facts = {
         **inputs.counts,
         "steps": trainer.state.global_step,
-        "epochs": trainer.config.epochs,
+        "epochs": round(trainer.state.epoch or 0, 6),
         "seconds": round(sum(line["seconds"] for line in lines), 2),
         "tokens": sum(line["tokens"] for line in lines),
         **losses,
-        "adapter_bytes": (output / ADAPTER / "adapter_model.safetensors").stat().st_size,
+        "weights_bytes": size,
         "peak_rss_bytes": peak_memory(),
     }
     manifest.model_copy(update={"training": facts}).write(output)

@@ -7,13 +7,16 @@ choice is the smallest α at which right answers are no likelier than wrong ones
 """
 
 import dataclasses
+import json
 import math
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from uld.artifact import SETTINGS, CombinationSettings, Manifest, write_text, writing
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record, parse_record, read_lines, read_records
 from uld.data.tofu import held_out
@@ -21,10 +24,12 @@ from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
+from uld.run_folder import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 Aim = Literal["indistinct", "budget"]
 AIMS = get_args(Aim)
+_WHOLE = 2**31
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,10 @@ def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
     Raises:
         ULDError: the run was not trained on TOFU, or nothing was left out.
     """
-    from uld.run_folder import stored_settings
-
+    if not (Path(run) / SETTINGS).is_file():
+        raise ULDError(
+            f"{run} has no {SETTINGS} that says what it was trained on: name rows with --forget and --retain"
+        )
     config = stored_settings(Path(run))
     if config.split is None:
         raise ULDError(f"{run} was trained on files: name held-out rows with --forget and --retain")
@@ -108,7 +115,7 @@ def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
 
 
 def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], list[Record]]:
-    """Probes from JSON lines: ``{"question", "answer", "wrong_answers": [...]}``, and retain records.
+    """Probes from JSON lines: ``{"question", "answer", "wrong_answers": [...]}``, and retain records of any form.
 
     Raises:
         DataError: with file and line.
@@ -116,13 +123,18 @@ def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], li
     probes = []
     for number, row in read_lines(forget):
         source = f"{forget}:{number}"
-        right = parse_record(row, source)
-        wrong = row.get("wrong_answers") if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not {"question", "answer"} <= row.keys():
+            raise DataError(
+                f"{source}: a probe must be a question with its right answer and wrong ones: expected "
+                '{"question", "answer", "wrong_answers": [...]}'
+            )
+        wrong = row.get("wrong_answers")
         if not isinstance(wrong, list) or not wrong or not all(isinstance(one, str) and one.strip() for one in wrong):
             raise DataError(f"{source}: 'wrong_answers' must be a list of texts, at least one")
-        if "question" not in row:
-            raise DataError(f'{source}: expected {{"question", "answer", "wrong_answers": [...]}}')
-        probes.append(Probe(right, tuple(Record.qa(row["question"], one, source) for one in wrong)))
+        right, *others = (
+            parse_record({"question": row["question"], "answer": one}, source) for one in (row["answer"], *wrong)
+        )
+        probes.append(Probe(right, tuple(others)))
     return probes, read_records([retain])
 
 
@@ -133,6 +145,8 @@ def measure(
     probes: Sequence[Probe],
     retain: Sequence[Record],
     settings: Sequence[Combination],
+    *,
+    max_length: int = 512,
 ) -> list[Point]:
     """Both measures under every setting, from one pass over the rows.
 
@@ -141,12 +155,18 @@ def measure(
         form: Its prompt format.
         pad_token_id: Fills short rows.
         probes: Questions about the forget set.
-        retain: Held-out retain records.
+        retain: Held-out retain records; each counts once, however many chunks a text is cut into.
         settings: Combinations; the target itself (α = 0) is always measured and comes first.
+        max_length: Tokens of a text's chunk. Answers are never cut.
+
+    Raises:
+        DataError: a record that the prompt format cannot encode.
     """
     every = [dataclasses.replace(settings[0], weight=0.0), *settings]
     records = [record for probe in probes for record in (probe.right, *probe.wrong)]
-    rows = [form.encode(record, 2**31) for record in (*records, *retain)]
+    rows = [form.encode(record, _WHOLE) for record in records]
+    pieces = [form.encode_all([record], _WHOLE if record.text is None else max_length)[0] for record in retain]
+    rows += [row for one in pieces for row in one]
     points: list[Point] = []
     base = None
     for how, scores in zip(every, Scorer(model, pad_token_id, every).score(rows), strict=True):
@@ -155,7 +175,8 @@ def measure(
         for probe in probes:
             right, *wrong = (next(each).avg_loss for _ in range(1 + len(probe.wrong)))
             advantages.append(statistics.fmean(wrong) - right)
-        prob = statistics.fmean(math.exp(-score.avg_loss) for score in each)
+        kept = [[next(each) for _ in one] for one in pieces]
+        prob = statistics.fmean(math.exp(-sum(s.loss for s in one) / sum(s.tokens for s in one)) for one in kept)
         base = prob if base is None else base
         points.append(Point(how.weight, how.filter, statistics.fmean(advantages), prob / base))
     return points
@@ -224,11 +245,14 @@ def tune(
 
     Returns:
         The choice.
+
+    Raises:
+        ULDError: a run without an assistant, a value out of range, or every α exceeds the budget; nothing is written.
     """
-    import json
-
-    from uld.artifact import CombinationSettings, Manifest, write_text
-
+    folder = Path(run)
+    manifest = Manifest.read(folder)
+    if manifest.trains != "assistant":
+        raise ULDError(f"{run} was trained by {manifest.method}, which has no assistant: there is no α to choose")
     if len(model.assistants) > 1:
         raise ULDError("several runs were loaded together: tune one at a time")
     if not 0 <= budget < 1:
@@ -240,20 +264,24 @@ def tune(
         for weight in sorted(weights)
     ]
     pad: Any = tokenizer.pad_token_id
-    points = measure(model, PromptFormat(tokenizer, template), int(pad or 0), probes, retain, settings)
+    length = stored_settings(folder).max_length if (folder / SETTINGS).is_file() else 512
+    form = PromptFormat(tokenizer, template)
+    points = measure(model, form, int(pad or 0), probes, retain, settings, max_length=length)
     point, reason = choose(points, budget, aim)
     choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)
-    folder = Path(run)
-    write_text(folder / "tune.json", json.dumps(choice.to_dict(), indent=2) + "\n")
-    draw(choice, folder / "tune.png")
     chosen = own.override(weight=point.weight, filter=point.filter)
-    manifest = Manifest.read(folder)
+    draw(choice, folder / "tune.png")
+    write_text(folder / "tune.json", json.dumps(choice.to_dict(), indent=2) + "\n")
     manifest.model_copy(update={"combination": CombinationSettings(**vars(chosen))}).write(folder)
     return choice
 
 
 def draw(choice: Choice, path: Path) -> None:
-    """Plot both measures against α with the budget and the choice."""
+    """Plot both measures against α with the budget and the choice.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -277,5 +305,9 @@ def draw(choice: Choice, path: Path) -> None:
         left.legend()
     figure.suptitle(f"α = {choice.point.weight}: {choice.reason}", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    try:
+        with writing(path.parent), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            figure.savefig(Path(folder) / path.name, dpi=120)
+            (Path(folder) / path.name).replace(path)
+    finally:
+        pyplot.close(figure)

@@ -163,7 +163,9 @@ def test_a_batch_equals_a_naive_one(forget: int, retain: int, seed: int, on: str
     rows = some_rows(forget, retain, seed, on).rows
     batch = Collator(pad_token_id=1)(rows)
     shape = tuple(batch["input_ids"].shape)
-    assert all(tensor.shape == shape and tensor.dtype == torch.int64 for tensor in batch.values())
+    whole = {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "kind")}
+    assert all(tensor.shape == shape and tensor.dtype == torch.int64 for tensor in whole.values())
+    assert batch["side"].tolist() == ([row.kind for row in rows] or [0]) and batch["reference"].isnan().all()
     assert shape[0] == max(1, len(rows)) and shape[1] % 16 == 0
     longest = max((len(row.encoded.ids) for row in rows), default=1)
     assert longest <= shape[1] < longest + 16

@@ -1,9 +1,9 @@
 import dataclasses
 import pkgutil
+import re
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 import uld.methods
 from uld.config import TrainConfig, train_config
@@ -21,7 +21,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_every_module_of_the_package_is_a_method_under_its_name() -> None:
-    modules = {module.name for module in pkgutil.iter_modules(uld.methods.__path__)} - {"registry"}
+    modules = {module.name for module in pkgutil.iter_modules(uld.methods.__path__)} - {"registry", "terms"}
     assert len(all_methods()) >= len(modules) >= 1
     assert list(all_methods()) == sorted(all_methods())
     for name, method in all_methods().items():
@@ -43,7 +43,8 @@ def test_a_slip_is_answered_with_a_guess(name: str) -> None:
 
 
 def test_something_else_is_answered_with_the_list() -> None:
-    with pytest.raises(ULDError, match=rf"there is no method 'zzzz': choose one of {', '.join(all_methods())} \("):
+    listed = re.escape(f"there is no method 'zzzz': choose one of {', '.join(all_methods())} (")
+    with pytest.raises(ULDError, match=listed):
         get_method("zzzz")
 
 
@@ -58,9 +59,19 @@ def test_a_users_own_method_is_found_and_a_taken_name_is_refused() -> None:
     assert get_method("uld").summary != "Another."
 
 
-def test_uld_remembers_what_is_to_be_forgotten_and_is_uniform_on_the_rest() -> None:
-    method = get_method("uld")
-    logits, labels = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), torch.arange(5)
-    log_p = logits.log_softmax(-1)
-    torch.testing.assert_close(method.forget(logits, labels), -log_p[torch.arange(5), labels])
-    torch.testing.assert_close(method.retain(logits, labels), -log_p.mean(-1))
+def test_options_are_read_over_the_defaults_and_a_slip_is_answered() -> None:
+    method = get_method("npo+kl")
+    assert method.options == {"beta": 0.1} and method.read_options(["beta=0.5"]) == {"beta": 0.5}
+    with pytest.raises(ULDError, match="npo\\+kl has no such option: did you mean beta"):
+        method.read_options(["bta=0.5"])
+    with pytest.raises(ULDError, match="beta must be a number"):
+        method.read_options(["beta=much"])
+    with pytest.raises(ULDError, match="it has none"):
+        get_method("ga").read_options(["beta=1"])
+
+
+def test_a_method_says_what_it_needs() -> None:
+    assert get_method("npo").needs == ["frozen log-likelihoods, once", "no retain rows"]
+    assert get_method("ga+kl").needs == ["frozen model in every step"]
+    assert get_method("dpo+gd").needs == ["frozen log-likelihoods, once", "alternative answers"]
+    assert get_method("uld").needs == []

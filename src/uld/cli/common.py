@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,42 +15,126 @@ import typer
 
 from uld.errors import ULDError
 
-_MODEL = "Model"
+_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="Run folder, model folder or Hub id.", rich_help_panel=_MODEL)
-]
-Target = Annotated[
-    str | None, typer.Option(help="Where the run's target is now, if not where it was.", rich_help_panel=_MODEL)
-]
-Rule = Annotated[
-    str | None, typer.Option(help="Override the run's rule: suppress, subtract, reference.", rich_help_panel=_MODEL)
-]
-Weight = Annotated[float | None, typer.Option(help="Override the run's α.", rich_help_panel=_MODEL)]
-Filter = Annotated[float | None, typer.Option(help="Override the run's τ.", rich_help_panel=_MODEL)]
-MinTokens = Annotated[float | None, typer.Option(help="Override the filter's least share.", rich_help_panel=_MODEL)]
-Outside = Annotated[
-    str | None,
-    typer.Option(
-        help="Override: keep or mask. A masked token has probability 0, so an answer that holds one has an infinite "
-        "loss (1e999 in logs).",
-        rich_help_panel=_MODEL,
-    ),
-]
-Dtype = Annotated[str, typer.Option(help="auto (as stored), bf16, fp16 or fp32.", rich_help_panel=_MODEL)]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, mps …; default: the best there is.", rich_help_panel=_MODEL)
-]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="Folder or Hub id of the tokenizer; default: the model's.", rich_help_panel=_MODEL)
-]
-Template = Annotated[
-    str | None,
-    typer.Option(help="Prompt template, by name or inline; default: the chat template.", rich_help_panel=_MODEL),
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel=_MODEL)
-]
+
+def _option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel="Model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The options that choose and change a model: a flag a field, in the order of ``--help`` (see `with_model`)."""
+
+    model: Annotated[str, _option("Run folder, model folder or Hub id.", "--model", "-m")] = ""
+    target: Annotated[str | None, _option("Where the run's target is now, if not where it was.")] = None
+    rule: Annotated[str | None, _option("Override the run's rule: suppress, subtract, reference.")] = None
+    weight: Annotated[float | None, _option("Override the run's α.")] = None
+    filter: Annotated[float | None, _option("Override the run's τ.")] = None
+    min_tokens: Annotated[float | None, _option("Override the filter's least share.")] = None
+    outside: Annotated[
+        str | None,
+        _option(
+            "Override: keep or mask. A masked token has probability 0, so an answer that holds one has an infinite "
+            "loss (1e999 in logs)."
+        ),
+    ] = None
+    dtype: Annotated[str, _option("auto (as stored), bf16, fp16 or fp32.")] = "auto"
+    device: Annotated[str | None, _option("cpu, cuda, mps …; default: the best there is.")] = None
+    tokenizer: Annotated[str | None, _option("Folder or Hub id of the tokenizer; default: the model's.")] = None
+    template: Annotated[
+        str | None,
+        _option("Prompt template, by name or inline; default: the run's, else the chat template."),
+    ] = None
+    trust_remote_code: Annotated[bool, _option("Run code that comes with the checkpoint.", "--trust-remote-code")] = (
+        False
+    )
+
+    def check(self, flag: str = "--model") -> str:
+        """Refuse what can be told to be wrong before anything is loaded.
+
+        Args:
+            flag: What the user typed the model behind.
+
+        Returns:
+            The device: the one that was asked for, or the best there is.
+
+        Raises:
+            ULDError: an unknown dtype or device, or a folder that does not exist.
+        """
+        if self.dtype not in _DTYPES:
+            raise ULDError(f"--dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
+        if not self.model:
+            raise ULDError(f"name a run or a model with {flag}")
+        _refuse_mistyped(self.model, flag, "run or model")
+        _refuse_mistyped(self.target, "--target", "target")
+        _refuse_mistyped(self.tokenizer, "--tokenizer", "tokenizer")
+        return _usable(self.device)
+
+    def load(self) -> tuple[Any, Any]:
+        """Load the run or the model, on the best device.
+
+        Returns:
+            Model in evaluation mode and tokenizer.
+
+        Raises:
+            ULDError: see `check`, and what `uld.modeling.load` raises.
+        """
+        device = self.check()
+        import transformers
+
+        from uld.modeling import load
+
+        transformers.utils.logging.disable_progress_bar()
+        options = ("target", "tokenizer", "rule", "weight", "filter", "min_tokens", "outside")
+        given = {name: value for name in options if (value := getattr(self, name)) is not None}
+        if self.trust_remote_code:
+            given["trust_remote_code"] = True
+        loaded, tokenizer = load(self.model, dtype=_DTYPES[self.dtype], **given)
+        try:
+            return loaded.to(device), tokenizer  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise ULDError(f"cannot use --device {device}: {str(error).splitlines()[0]}") from error
+
+    def prompt_template(self) -> str | None:
+        """The template to ask the model with: the one that was given, or that the run was trained with, if any.
+
+        Raises:
+            ULDError: the run's settings are damaged.
+        """
+        from uld.artifact import SETTINGS, is_run
+        from uld.run_folder import stored_settings
+
+        folder = Path(self.model)
+        if self.template is not None or not is_run(folder) or not (folder / SETTINGS).is_file():
+            return self.template
+        return stored_settings(folder).template
+
+
+def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options that choose a model, and hand them over as its keyword argument ``options``.
+
+    A parameter of the command's own takes the place of the shared option of the same name.
+
+    Args:
+        skipped: Fields of `ModelOptions` that the command has no use for.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(command).parameters
+        shared = inspect.signature(ModelOptions).parameters
+        added = [shared[name] for name in shared if name not in own and name not in skipped]
+        parameters = [part for one in own.values() for part in (added if one.name == "options" else [one])]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            return command(options=ModelOptions(**{one.name: given.pop(one.name) for one in added}), **given)
+
+        signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,49 +178,6 @@ def numbers(text: str | None, flag: str) -> list[float]:
         raise ULDError(f"{flag} must be a number, or several separated by commas, not {text!r}") from error
 
 
-def load_model(
-    model: str,
-    *,
-    dtype: str = "auto",
-    device: str | None = None,
-    trust_remote_code: bool = False,
-    **options: Any,
-) -> tuple[Any, Any]:
-    """Load a run or a model for a command, on the best device.
-
-    Args:
-        model: Run folder, model folder or Hub id.
-        dtype: As typed: auto, bf16, fp16 or fp32.
-        device: As torch names it; None takes a GPU where there is one.
-        trust_remote_code: Run code that comes with the checkpoint.
-        options: For `uld.modeling.load`; those that are None count as not given.
-
-    Returns:
-        Model in evaluation mode and tokenizer.
-
-    Raises:
-        ULDError: an unknown dtype or device, or what `uld.modeling.load` raises.
-    """
-    names = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    if dtype not in names:
-        raise ULDError(f"--dtype must be one of {', '.join(names)}, not {dtype!r}")
-    _refuse_mistyped(model)
-    device = _usable(device)
-    import transformers
-
-    from uld.modeling import load
-
-    transformers.utils.logging.disable_progress_bar()
-    given = {name: value for name, value in options.items() if value is not None}
-    if trust_remote_code:
-        given["trust_remote_code"] = True
-    loaded, tokenizer = load(model, dtype=names[dtype], **given)
-    try:
-        return loaded.to(device), tokenizer  # type: ignore[arg-type]
-    except RuntimeError as error:
-        raise ULDError(f"cannot use --device {device}: {str(error).splitlines()[0]}") from error
-
-
 def _usable(device: str | None) -> str:
     """The device that was asked for, or the best there is."""
     import torch
@@ -153,13 +195,14 @@ def _usable(device: str | None) -> str:
     return device
 
 
-def _refuse_mistyped(model: str) -> None:
+def _refuse_mistyped(place: str | None, flag: str, what: str) -> None:
     """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name."""
-    if not model:
-        raise ULDError("name a run or a model with --model")
-    path = Path(model)
-    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) and not model.startswith(".")
-    if not path.exists() and (not is_hub_id or (path.parent != Path() and path.parent.is_dir())):
-        raise ULDError(f"there is no run or model in {model}: --model takes a folder or a Hub id")
+    if place is None:
+        return
+    path = Path(place)
+    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not place.startswith(".")
+    beside_folders = path.parent != Path() and path.parent.is_dir()
+    if not place or (not path.exists() and (not is_hub_id or beside_folders)):
+        raise ULDError(f"there is no {what} in {place or repr(place)}: {flag} takes a folder or a Hub id")
     if path.is_file():
-        raise ULDError(f"{model} is a file: --model takes a folder or a Hub id")
+        raise ULDError(f"{place} is a file: {flag} takes a folder or a Hub id")

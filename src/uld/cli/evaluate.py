@@ -3,26 +3,13 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import (
-    Device,
-    Dtype,
-    MinTokens,
-    Outside,
-    Rule,
-    Target,
-    Template,
-    Tokenizer,
-    TrustRemoteCode,
-    guarded,
-    is_first_process,
-    load_model,
-    numbers,
-)
+from uld.cli.common import ModelOptions, guarded, is_first_process, numbers, with_model
 from uld.errors import ULDError
 
 _SEVERAL = "; several, separated by commas, make a grid that is scored in one pass."
@@ -36,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure what a model forgot and wh
     "uld eval tofu --from-log A --retain-log B --json",
 )
 @guarded
+@with_model()
 def tofu(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Run folder, model folder or Hub id.")] = None,
     split: Annotated[str, typer.Option(help="forget01, forget05 or forget10.")] = "forget10",
@@ -43,23 +31,16 @@ def tofu(
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for forget quality.")] = None,
     retain_log: Annotated[str | None, typer.Option(help="Its log instead, in either format.")] = None,
     from_log: Annotated[str | None, typer.Option(help="Recompute everything from this log; no model is run.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the log [default: in the run, or eval/].")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     generate: Annotated[bool, typer.Option(help="Generate answers (ROUGE needs them).")] = True,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a generated answer.")] = 200,
     limit: Annotated[int | None, typer.Option(min=1, help="First rows of each task set only.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
-    target: Target = None,
-    rule: Rule = None,
     weight: Annotated[str | None, typer.Option(help="Override the run's α" + _SEVERAL, rich_help_panel="Model")] = None,
     filter: Annotated[str | None, typer.Option(help="Override the run's τ" + _SEVERAL, rich_help_panel="Model")] = None,
-    min_tokens: MinTokens = None,
-    outside: Outside = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    tokenizer: Tokenizer = None,
-    template: Template = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """TOFU: forget quality, model utility and all their parts, with per-sample logs.
 
@@ -71,9 +52,9 @@ def tofu(
     from uld.evaluation.tofu_result import aggregate
 
     weights, filters = numbers(weight, "--weight") or [None], numbers(filter, "--filter") or [None]
-    rules, outsides = ((text.split(",") if text else [None]) for text in (rule, outside))
+    rules, outsides = ((text.split(",") if text else [None]) for text in (options.rule, options.outside))
     grid = [
-        {"rule": r, "weight": w, "filter": f, "min_tokens": min_tokens, "outside": o}
+        {"rule": r, "weight": w, "filter": f, "min_tokens": options.min_tokens, "outside": o}
         for r, w, f, o in itertools.product(rules, weights, filters, outsides)
     ]
     changes = grid[0] if len(grid) == 1 else dict.fromkeys(grid[0])
@@ -84,34 +65,42 @@ def tofu(
     if from_log is not None and (retain_model is not None or any(v is not None for one in grid for v in one.values())):
         raise ULDError("--from-log runs no model: compare with --retain-log, and leave out what changes a model")
     check_split(split)
-    retained = read_log(retain_log) if retain_log is not None else None
+    retained = None
+    if retain_log is not None:
+        retained = read_log(retain_log)
+        ours, theirs = _split_of(from_log) if from_log is not None else split, _split_of(retain_log)
+        if None not in (ours, theirs) and ours != theirs:
+            raise ULDError(f"{retain_log} was made on {theirs}, not on {ours}: evaluate both models on the same split")
     folder = None
     if from_log is not None:
         log = read_log(from_log)
     else:
         assert model is not None
-        named = changes | {"dtype": None if dtype == "auto" else dtype, "template": template}
+        named = changes | {"dtype": None if options.dtype == "auto" else options.dtype, "template": options.template}
         named["max_new_tokens"] = None if max_new_tokens == 200 else max_new_tokens
         folder = Path(output) if output else _folder(model, split, named)
-        loading: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+        if taken := [path for path in (folder, *folder.parents) if path.is_file()]:
+            raise ULDError(f"{taken[0]} is a file: name another folder with --output")
+        chosen = replace(options, model=model, **changes)
         settings = {
             "data": data,
-            "template": template,
+            "template": chosen.prompt_template(),
             "max_new_tokens": max_new_tokens,
             "limit": limit,
             "progress": not quiet,
         }
-        own = {"target": target, "tokenizer": tokenizer, **changes}
-        compared = {"generate": False, "tasks": ["forget"]}
-        retain_folder = folder / f"retain-{_slug(retain_model or '')}"
-        if len(grid) > 1:
-            if retain_model is not None:
-                retained = _run(retain_model, split, retain_folder, loading, settings | compared)
-            _grid(model, split, folder / "grid", loading | own, settings, grid, retained, as_json)
-            return
-        log = _run(model, split, folder, loading | own, settings | {"generate": generate})
+
+        other = None
         if retain_model is not None:
-            retained = _run(retain_model, split, retain_folder, loading, settings | compared)
+            shared = {name: getattr(options, name) for name in ("dtype", "device", "template", "trust_remote_code")}
+            other = ModelOptions(model=retain_model, **shared)
+            other.check("--retain-model")
+        if len(grid) > 1:
+            retained = _retain_only(other, split, folder, settings) if other is not None else retained
+            _grid(chosen, split, folder / "grid", settings, grid, retained, as_json)
+            return
+        log = _run(chosen, split, folder, settings | {"generate": generate})
+        retained = _retain_only(other, split, folder, settings) if other is not None else retained
     if not is_first_process():
         return
     result = aggregate(log, retained)
@@ -124,9 +113,9 @@ def tofu(
         typer.echo(f"Logs and results: {folder}")
 
 
-def _run(model: str, split: str, folder: Path, loading: dict[str, Any], settings: dict[str, Any]) -> Any:
+def _run(options: ModelOptions, split: str, folder: Path, settings: dict[str, Any]) -> Any:
     """Load a model and evaluate it; say how to go on when it is interrupted."""
-    loaded, tokenizer = load_model(model, **loading)
+    loaded, tokenizer = options.load()
     from uld.evaluation.tofu import evaluate
 
     try:
@@ -135,30 +124,46 @@ def _run(model: str, split: str, folder: Path, loading: dict[str, Any], settings
         raise ULDError(f"interrupted: {folder} holds what is done, and the same command goes on from there") from None
 
 
+def _retain_only(options: ModelOptions, split: str, folder: Path, settings: dict[str, Any]) -> Any:
+    """Score a retain-only model, asked as the model that it is compared with unless its own run says otherwise."""
+    own = {"template": options.prompt_template() or settings["template"], "generate": False, "tasks": ["forget"]}
+    return _run(options, split, folder / f"retain-{_slug(options.model)}", settings | own)
+
+
 def _grid(
-    model: str,
+    options: ModelOptions,
     split: str,
     folder: Path,
-    loading: dict[str, Any],
     settings: dict[str, Any],
     grid: list[dict[str, Any]],
     retained: Any,
     as_json: bool,
 ) -> None:
     """Score many settings in one pass; nothing is generated."""
-    loaded, tokenizer = load_model(model, **loading)
+    loaded, tokenizer = options.load()
     from uld.evaluation.grid import evaluate_grid, table
     from uld.evaluation.rows import dumps
     from uld.modeling import ULDForCausalLM
 
     if not isinstance(loaded, ULDForCausalLM):
-        raise ULDError(f"{model} is an ordinary model: only a run has settings to vary")
+        raise ULDError(f"{options.model} has no assistant: only a run with one has settings to vary")
     settings = {name: settings[name] for name in ("data", "template", "limit")}
     combinations = [loaded.combination.override(**one) for one in grid]
     rows = evaluate_grid(loaded, tokenizer, split, folder, combinations, retain_log=retained, **settings)
     typer.echo(dumps([row.to_dict() for row in rows], indent=2) if as_json else table(rows))
     if not as_json:
         typer.echo(f"Logs, table and plot: {folder}")
+
+
+def _split_of(log: str) -> str | None:
+    """The split that a log of ours was made on; other logs do not say."""
+    from uld.evaluation.rows import SETTINGS
+
+    path = Path(log)
+    try:
+        return json.loads(((path if path.is_dir() else path.parent) / SETTINGS).read_text(encoding="utf-8"))["split"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _folder(model: str, split: str, changes: dict[str, Any]) -> Path:

@@ -1,66 +1,43 @@
 """``uld generate`` and ``uld chat``: talk to a model."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import (
-    Device,
-    Dtype,
-    Filter,
-    MinTokens,
-    Model,
-    Outside,
-    Rule,
-    Target,
-    Template,
-    Tokenizer,
-    TrustRemoteCode,
-    Weight,
-    guarded,
-    load_model,
-)
+from uld.cli.common import ModelOptions, guarded, with_model
 from uld.errors import ULDError
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: greedy; otherwise sampling at this temperature.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of sampling.")]
-
-_LOADING = ("dtype", "device", "trust_remote_code", "target", "tokenizer")
-_LOADING += ("rule", "weight", "filter", "min_tokens", "outside")
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling.")]
 
 
 @guarded
+@with_model()
 def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Questions; without any, lines of standard input.")
     ] = None,
-    model: Model = "",
     compare: Annotated[bool, typer.Option("--compare", help="Show the target's answer, too.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a prompt template.")] = False,
     max_new_tokens: MaxNewTokens = 200,
     temperature: Temperature = 0.0,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams.")] = 1,
     seed: Seed = 0,
-    target: Target = None,
-    rule: Rule = None,
-    weight: Weight = None,
-    filter: Filter = None,
-    min_tokens: MinTokens = None,
-    outside: Outside = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    tokenizer: Tokenizer = None,
-    template: Template = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Answer questions with the unlearned model, one after the other."""
-    options = locals()
-    talker = _Talker(model, options, _questions(prompts))
-    for question in talker.questions:
-        ids = talker.raw_ids(question) if raw else talker.form.prompt_ids(question)
+    questions = _questions(prompts)
+    talker = _Talker(options, max_new_tokens, temperature, seed)
+    if compare and not hasattr(talker.model, "target"):
+        raise ULDError(f"--compare needs a run with an assistant, and {options.model} has none")
+    asked = [talker.raw_ids(question) if raw else talker.form.prompt_ids(question) for question in questions]
+    for ids in asked:
         talker.check_length(ids)
+    for question, ids in zip(questions, asked, strict=True):
         if compare:
             typer.echo(f"> {question}")
             typer.echo("target:    " + talker.answer(talker.before, ids, num_beams=num_beams))
@@ -72,30 +49,21 @@ def generate(
 
 
 @guarded
+@with_model()
 def chat(
-    model: Model = "",
     max_new_tokens: MaxNewTokens = 200,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    target: Target = None,
-    rule: Rule = None,
-    weight: Weight = None,
-    filter: Filter = None,
-    min_tokens: MinTokens = None,
-    outside: Outside = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    tokenizer: Tokenizer = None,
-    template: Template = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Talk to the unlearned model. /weight 1.5 changes α, /new forgets the conversation, /quit (or Ctrl-D) ends."""
-    talker = _Talker(model, locals())
+    talker = _Talker(options, max_new_tokens, temperature, seed)
     typer.echo("/weight N changes α, /new starts over, /quit ends; Ctrl-C cuts an answer short", err=True)
     turns: list[tuple[str, str]] = []
     while True:
         try:
-            said = input("> ").strip()
+            said = "".join(_texts(_typed(), "standard input"))
         except (EOFError, KeyboardInterrupt):
             typer.echo()
             return
@@ -116,36 +84,45 @@ def chat(
                 typer.echo()
 
 
+def _typed() -> Iterator[str]:
+    """One line, asked for when it is wanted."""
+    yield input("> ")
+
+
 def _questions(prompts: list[str] | None) -> list[str]:
     """Questions from the command line, or the lines of standard input."""
     if not prompts and sys.stdin.isatty():
         raise ULDError("nothing to answer: give a question, or lines on standard input (uld chat to talk)")
-    try:
-        questions = [text.strip() for text in (prompts or sys.stdin) if text.strip()]
-    except UnicodeDecodeError as error:
-        raise ULDError("standard input is not UTF-8: save it as UTF-8") from error
+    questions = _texts(prompts, "the question") if prompts else _texts(sys.stdin, "standard input")
     if not questions:
         raise ULDError("nothing to answer: give a question, or lines on standard input")
     return questions
 
 
+def _texts(lines: Iterable[str], source: str) -> list[str]:
+    """Lines that are not blank."""
+    try:
+        texts = [line.strip() for line in lines if line.strip()]
+        "".join(texts).encode()  # Python may let other bytes through, as halves of surrogate pairs
+    except UnicodeError as error:
+        raise ULDError(f"{source} is not UTF-8: save it as UTF-8") from error
+    return texts
+
+
 class _Talker:
     """A loaded model with its prompt format and decoding settings."""
 
-    def __init__(self, model: str, options: dict[str, Any], questions: list[str] | None = None) -> None:
-        self.questions = questions or []
-        self.model, self.tokenizer = load_model(model, **{name: options[name] for name in _LOADING})
-        if options.get("compare") and not hasattr(self.model, "target"):
-            raise ULDError(f"--compare needs a run: {model} is an ordinary model")
+    def __init__(self, options: ModelOptions, max_new_tokens: int, temperature: float, seed: int) -> None:
+        self.model, self.tokenizer = options.load()
         from transformers import set_seed
 
         from uld.data.prompt import PromptFormat
 
-        set_seed(options["seed"])
-        self.form = PromptFormat(self.tokenizer, options["template"])
-        self.settings: dict[str, Any] = {"max_new_tokens": options["max_new_tokens"], "do_sample": False}
-        if options["temperature"] > 0:
-            self.settings |= {"do_sample": True, "temperature": options["temperature"]}
+        set_seed(seed)
+        self.form = PromptFormat(self.tokenizer, options.prompt_template())
+        self.settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        if temperature > 0:
+            self.settings |= {"do_sample": True, "temperature": temperature}
 
     @property
     def before(self) -> Any:

@@ -68,7 +68,10 @@ def _signature() -> inspect.Signature:
 
 
 def train(**given: Any) -> None:
-    """Train an assistant for what is to be forgotten: writes an adapter of a few MB; the target stays as it is."""
+    """Train an assistant for what is to be forgotten: writes an adapter of a few MB; the target stays as it is.
+
+    Other methods (--method, uld ls methods) train the target itself, or a small model beside it.
+    """
     presets, config_file = given.pop("preset") or [], given.pop("config")
     resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
     layers = [(f"preset {name}", read_preset(name)) for name in presets]
@@ -92,11 +95,12 @@ def train(**given: Any) -> None:
         raise
     if not first:
         return
-    size = result.adapter_bytes
+    size = result.weights_bytes
     readable = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+    retain = "" if result.retain_loss is None else f", retain loss {result.retain_loss:.3f}"
     typer.echo(
-        f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, forget loss {result.forget_loss:.3f}, "
-        f"retain loss {result.retain_loss:.3f} nats/token, adapter {readable}"
+        f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, "
+        f"forget loss {result.forget_loss:.3f}{retain} nats, weights {readable}"
     )
 
 

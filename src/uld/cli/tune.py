@@ -1,10 +1,11 @@
 """``uld tune``: choose α for a finished run."""
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
-from uld.cli.common import Device, Dtype, Target, TrustRemoteCode, guarded, load_model, numbers
+from uld.cli.common import ModelOptions, guarded, numbers, with_model
 from uld.errors import ULDError
 
 EPILOG = (
@@ -14,10 +15,11 @@ EPILOG = (
 
 
 @guarded
+@with_model("model", "rule", "min_tokens", "outside")
 def tune(
     run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets the chosen α.")],
-    weight: Annotated[str | None, typer.Option(help="α to try, separated by commas [default: 0.25, 0.5, … 3].")] = None,
-    filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas [default: the run's].")] = None,
+    weight: Annotated[str | None, typer.Option(help="α to try, separated by commas; default: 0.25, 0.5, … 3.")] = None,
+    filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the retain answers' probability that may be lost.")] = 0.01,
     aim: Annotated[
         str,
@@ -30,19 +32,20 @@ def tune(
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
     retain: Annotated[str | None, typer.Option(help="JSON lines of retain records, not trained on.")] = None,
-    target: Target = None,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Choose α without a retain-only model: on paraphrases and retain rows that were not trained on.
 
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
+    from uld.artifact import is_run
     from uld.tuning import AIMS, WEIGHTS, file_probes, tofu_probes
     from uld.tuning import tune as choose
 
+    if not is_run(run):
+        raise ULDError(f"{run} is not a finished run: name the folder of one")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
     if aim not in AIMS:
@@ -52,9 +55,11 @@ def tune(
         probes, kept = file_probes(forget, retain)
     else:
         probes, kept = tofu_probes(run)
-    place: dict[str, Any] = {"target": target} if target else {}
-    model, tokenizer = load_model(run, dtype=dtype, device=device, trust_remote_code=trust_remote_code, **place)
-    choice = choose(run, model, tokenizer, probes, kept, weights=weights, filters=filters, budget=budget, aim=aim)  # type: ignore[arg-type]
+    options = replace(options, model=run)
+    template = options.prompt_template()
+    model, tokenizer = options.load()
+    given = {"weights": weights, "filters": filters, "budget": budget, "aim": aim, "template": template}
+    choice = choose(run, model, tokenizer, probes, kept, **given)  # type: ignore[arg-type]
     typer.echo("| α | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|")
     for point in choice.points:
         chosen = " ←" if point == choice.point else ""

@@ -4,9 +4,10 @@ The plan is made for the whole epoch, the same for every process: forget and ret
 proportion, rows of similar length go together, every row is seen exactly once.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uld.data.prompt import Encoded
 
-NO_LOSS, FORGET, RETAIN = 0, 1, 2
+NO_LOSS, FORGET, RETAIN, ALTERNATIVE = 0, 1, 2, 3
 LENGTH_MULTIPLE = 16
 _WINDOW = 32  # batches that are sorted by length together
 
@@ -28,20 +29,47 @@ class Row:
         encoded: Tokens and which of them are learnt.
         kind: `FORGET` or `RETAIN`.
         everywhere: Loss on every position, prompt included, instead of on the learnt tokens.
+        alternative: Another answer to the same prompt, which travels with the row.
+        reference: Log-likelihood of the answer under the model before training, nats; NaN where nothing asks for it.
+        alternative_reference: The same of the alternative.
     """
 
     encoded: Encoded
     kind: int
     everywhere: bool = False
+    alternative: Encoded | None = None
+    reference: float = math.nan
+    alternative_reference: float = math.nan
 
 
 class Rows(Dataset[Row]):
     """Forget rows, then retain rows."""
 
-    def __init__(self, forget: Sequence[Encoded], retain: Sequence[Encoded], *, uniform_on: str = "answer") -> None:
-        """Join both sets; ``uniform_on`` is ``answer`` or ``all`` (retain positions that carry the loss)."""
-        self.rows = [Row(row, FORGET) for row in forget]
+    def __init__(
+        self,
+        forget: Sequence[Encoded],
+        retain: Sequence[Encoded],
+        *,
+        uniform_on: str = "answer",
+        alternatives: Sequence[Encoded] | None = None,
+    ) -> None:
+        """Join both sets.
+
+        Args:
+            forget: Rows to forget.
+            retain: Rows to retain.
+            uniform_on: ``answer`` or ``all``: retain positions that carry the loss.
+            alternatives: Another answer for each forget row.
+        """
+        others = alternatives if alternatives is not None else [None] * len(forget)
+        self.rows = [Row(row, FORGET, alternative=other) for row, other in zip(forget, others, strict=True)]
         self.rows += [Row(row, RETAIN, uniform_on == "all") for row in retain]
+
+    def set_references(self, forget: Sequence[float], alternatives: Sequence[float] | None = None) -> None:
+        """Note log-likelihoods under the model before training, nats: of every forget answer and every alternative."""
+        others = alternatives if alternatives is not None else [math.nan] * len(forget)
+        for i, (one, other) in enumerate(zip(forget, others, strict=True)):
+            self.rows[i] = replace(self.rows[i], reference=one, alternative_reference=other)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -153,7 +181,9 @@ class PlanSampler(Sampler[list[int]]):
     ) -> None:
         """Remember the settings; `set_epoch` chooses the epoch. ``batch_tokens`` takes the place of ``batch_size``."""
         self.kinds = [row.kind for row in rows.rows]
-        self.lengths = [len(row.encoded.ids) for row in rows.rows]
+        self.lengths = [
+            max(len(row.encoded.ids), len(row.alternative.ids) if row.alternative else 0) for row in rows.rows
+        ]
         self.batch_size, self.seed, self.rank, self.world, self.accumulation = (
             batch_size,
             seed,
@@ -207,12 +237,15 @@ class Collator:
         """Make a batch.
 
         Args:
-            rows: Any number; none gives one row of padding without a loss.
+            rows: Any number; none gives one row of padding without a loss. Alternatives become rows behind all others,
+                in the order of the rows that they belong to.
 
         Returns:
             ``input_ids``, ``attention_mask``, ``labels`` (the *next* token at each position) and ``kind`` (`NO_LOSS`,
-            `FORGET` or `RETAIN` at each position), all ``(batch, tokens)`` int64.
+            `FORGET`, `RETAIN` or `ALTERNATIVE` at each position), all ``(batch, tokens)`` int64; ``side`` ``(batch,)``,
+            the kind of each row, and ``reference`` ``(batch,)`` fp32.
         """
+        rows = [*rows, *(_alternative(row) for row in rows if row.alternative is not None)]
         longest = max((len(row.encoded.ids) for row in rows), default=1)
         shape = (max(1, len(rows)), -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
         batch: dict[str, Any] = {
@@ -220,6 +253,8 @@ class Collator:
             "attention_mask": torch.zeros(shape, dtype=torch.long),
             "labels": torch.zeros(shape, dtype=torch.long),
             "kind": torch.full(shape, NO_LOSS),
+            "side": torch.tensor([row.kind for row in rows] or [NO_LOSS]),
+            "reference": torch.tensor([row.reference for row in rows] or [math.nan], dtype=torch.float32),
         }
         if not rows:
             batch["attention_mask"][0, 0] = 1
@@ -232,3 +267,9 @@ class Collator:
             wanted = torch.tensor([row.everywhere or flag for flag in learn[1:]], dtype=torch.bool)
             batch["kind"][i, : n - 1][wanted] = row.kind
         return batch
+
+
+def _alternative(row: Row) -> Row:
+    """The alternative answer of a row as a row of its own."""
+    assert row.alternative is not None
+    return Row(row.alternative, ALTERNATIVE, reference=row.alternative_reference)

@@ -32,6 +32,7 @@ class Record:
         completion: Raw completion.
         text: A whole text.
         source: ``file:line``, for messages about it.
+        alternative: Another answer to the same question, for the methods that need one.
     """
 
     messages: tuple[tuple[str, str], ...] = ()
@@ -39,11 +40,12 @@ class Record:
     completion: str | None = None
     text: str | None = None
     source: str = ""
+    alternative: str | None = None
 
     @classmethod
-    def qa(cls, question: str, answer: str, source: str = "") -> "Record":
+    def qa(cls, question: str, answer: str, source: str = "", alternative: str | None = None) -> "Record":
         """A question and its answer."""
-        return cls(messages=(("user", question), ("assistant", answer)), source=source)
+        return cls(messages=(("user", question), ("assistant", answer)), source=source, alternative=alternative)
 
     @property
     def content(self) -> tuple[object, ...]:
@@ -64,12 +66,15 @@ def parse_record(row: Any, source: str) -> Record:
     """
     if not isinstance(row, dict):
         raise DataError(f"{source}: expected a JSON object, one of {FORMS}, but found {type(row).__name__}")
+    other = _text(row["alternative"], "alternative", source) if row.get("alternative") is not None else None
     if "messages" in row:
-        return Record(messages=_messages(row["messages"], source), source=source)
+        return Record(messages=_messages(row["messages"], source), source=source, alternative=other)
     for first, second in (("question", "answer"), ("prompt", "completion")):
         if first in row and second in row:
             one, two = (_text(row[key], key, source) for key in (first, second))
-            return Record.qa(one, two, source) if first == "question" else Record((), one, two, source=source)
+            if first == "question":
+                return Record.qa(one, two, source, other)
+            return Record((), one, two, source=source, alternative=other)
         if (first in row) != (second in row):
             present, missing = (first, second) if first in row else (second, first)
             raise DataError(f"{source}: has {present!r} but no {missing!r}: expected one of {FORMS}")

@@ -131,6 +131,7 @@ def training_set(
     paraphrases: int = 2,
     wrong_answers: int = 2,
     retain_rows: int | None = None,
+    alternatives: bool = False,
 ) -> TrainingSet:
     """The paper's D'f and D'r for a forget split.
 
@@ -146,6 +147,7 @@ def training_set(
         paraphrases: Per forget item, 0 for none.
         wrong_answers: Per forget item, 0 for none.
         retain_rows: Number of retain rows; None takes as many as D'f has (the paper's number).
+        alternatives: Whether each forget row gets its first wrong answer as its alternative (needs ``augmented``).
 
     Raises:
         DataError: a missing file, too many ``retain_rows``, or augmentation that does not belong to the split.
@@ -155,20 +157,26 @@ def training_set(
     rows = {name: load_tofu(name, data) for name in (split, kept, "retain_perturbed")}
     files = [_digest(name, data, rows[name]) for name in rows]
     forget = rows[split]
-    remember = [Record.qa(row["question"], row["answer"], f"{split}:{i}") for i, row in enumerate(forget, 1)]
-    wrong: list[Record] = []
+    lies: list[tuple[str, dict[str, Any]]] = []
+    told: list[tuple[str, dict[str, Any]]] = []
     if augmented is not None and paraphrases:
         path = _augmentation_file(augmented, f"{split}_paraphrased.jsonl", "--paraphrases 0")
-        found, file = _augmentation(path, forget, ("paraphrased_questions", "paraphrased_answers"))
+        told, file = _augmentation(path, forget, ("paraphrased_questions", "paraphrased_answers"))
         files.append(file)
-        for source, row in found:
-            remember += [Record.qa(question, answer, source) for question, answer in _pairs(row)[:paraphrases]]
-    if augmented is not None and wrong_answers:
-        path = _wrong_answers_file(augmented, split)
-        found, file = _augmentation(path, forget, ("perturbed_answers",))
+    if augmented is not None and (wrong_answers or alternatives):
+        lies, file = _augmentation(_wrong_answers_file(augmented, split), forget, ("perturbed_answers",))
         files.append(file)
-        for source, row in found:
-            wrong += [Record.qa(row["question"], answer, source) for answer in _wrong(row)[:wrong_answers]]
+    other = {_key(row): _wrong(row)[0] for _, row in lies if _wrong(row)} if alternatives else {}
+    remember = [
+        Record.qa(row["question"], row["answer"], f"{split}:{i}", other.get(_key(row)))
+        for i, row in enumerate(forget, 1)
+    ]
+    wrong: list[Record] = []
+    for source, row in told:
+        pairs = _pairs(row)[:paraphrases]
+        remember += [Record.qa(question, answer, source, other.get(_key(row))) for question, answer in pairs]
+    for source, row in lies:
+        wrong += [Record.qa(row["question"], answer, source) for answer in _wrong(row)[:wrong_answers]]
     pool = _pool(rows[kept], rows["retain_perturbed"])
     number = len(remember) if retain_rows is None else retain_rows
     if number > len(pool):

@@ -94,7 +94,7 @@ def run_demo(
         settings = read_preset("demo") | dict(size.training) | places
         result = train(train_config([("preset demo", settings)]), progress=progress)
         say(
-            f"   {result.steps} steps in {result.seconds:.0f} s; adapter of {result.adapter_bytes / 1024:.0f} KiB, "
+            f"   {result.steps} steps in {result.seconds:.0f} s; adapter of {result.weights_bytes / 1024:.0f} KiB, "
             "the target is as it was"
         )
         say("4. TOFU's evaluation, and answers before and after.")

@@ -59,7 +59,7 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
                 "name another folder with --output, or remove it"
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(path.is_file() for path in folder.iterdir()):  # a grid lies in folders of its own
         raise ArtifactError(f"{folder} is not empty and holds no evaluation: name another folder with --output")
     write_text(path, json.dumps(about, indent=2) + "\n")
 

@@ -1,34 +1,33 @@
 """Scoring: log-likelihoods of given answers, and greedy answers, in batches sorted by length.
 
-Works on any causal LM of transformers. A prompt that several answers share is computed once: its keys and values are
-kept and handed to each answer. Logits are made in pieces and only at the positions that carry a score. For an unlearned
-model many settings of the combination are scored from one forward, because target and assistant logits do not depend on
-them.
+Works on any causal LM of transformers. Rows become trees of tokens, in which what several rows begin with (a prompt,
+and as much of the answers as they share) stands once and is computed once. Logits are made in pieces and only for the
+tokens that carry a score. For an unlearned model many settings of the combination are scored from one forward, because
+target and assistant logits do not depend on them.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.assistant import check_head, head_logits
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
-from uld.logits import Combination, label_losses
+from uld.logits import Combination, combine_all, label_losses
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 
-_PROMPT_MULTIPLE = 8
 _LENGTH_MULTIPLE = 16
-_PROMPT_TOKENS = 4096
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 1024
+_TREE_TOKENS = 1024  # a token attends to a whole tree, so its cost grows with the tree
 _HEAD_ROWS = 1024  # positions of one product with the head
 _CACHED_BYTES = 2 * 2**20  # logits worked on at a time: few enough to stay in the processor's cache
+_NEVER = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +48,44 @@ class Score:
         return self.loss / self.tokens
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One row to score: which prompt it follows, its tokens, and which of them count."""
+@dataclass(slots=True)
+class _Tree:
+    """Rows as one sequence of nodes, each a token behind its parent, depth first.
 
-    row: int
-    prompt: int
-    ids: list[int]
-    learn: list[bool]
+    So the nodes below node i are those from i up to ``ends[i]``, and its ancestors are the nodes before it that have
+    not ended. A row's last token is no node, as nothing follows from it.
+
+    Attributes:
+        ids: Token of each node.
+        depths: Its position in its rows.
+        ends: First node after those below it.
+        labels: Each scored token once, as the node that predicts it and the token itself; and its number.
+        uses: Row and number of each scored token of the rows.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    labels: dict[tuple[int, int], int] = field(default_factory=dict)
+    uses: list[tuple[int, int]] = field(default_factory=list)
+    path: list[int] = field(default_factory=list)
+
+    def add(self, number: int, row: Encoded) -> None:
+        """Add a row, which must come right behind those that it shares most tokens with."""
+        inputs = row.ids[:-1]
+        shared = 0
+        while shared < min(len(self.path), len(inputs)) and self.ids[self.path[shared]] == inputs[shared]:
+            shared += 1
+        for node in self.path[shared:]:
+            self.ends[node] = len(self.ids)
+        new = range(len(self.ids), len(self.ids) + len(inputs) - shared)
+        self.path[shared:] = new
+        self.ids += inputs[shared:]
+        self.depths += range(shared, len(inputs))
+        self.ends += [_NEVER] * len(new)
+        for node, label, learnt in zip(self.path, row.ids[1:], row.learn[1:], strict=True):
+            if learnt:
+                self.uses.append((number, self.labels.setdefault((node, label), len(self.labels))))
 
 
 class Scorer:
@@ -70,7 +99,8 @@ class Scorer:
         Args:
             model: Any causal LM.
             pad_token_id: Fills short rows.
-            combinations: For an unlearned model, the settings to score; None takes its own.
+            combinations: For an unlearned model, the settings to score, each for all of its assistants; None takes its
+                own.
 
         Raises:
             ULDError: combinations for an ordinary model.
@@ -80,148 +110,149 @@ class Scorer:
         self.model: Any = model
         self.pad_token_id = pad_token_id
         self.combinations = list(combinations) if combinations is not None else None
-        self.base: Any = model.target if isinstance(model, ULDForCausalLM) else model
+        self.parts: list[Any] = [model]
+        if isinstance(model, ULDForCausalLM):
+            assistants: Any = model.assistants
+            bases = [one.get_base_model() if isinstance(one, PeftModel) else one for one in assistants]
+            self.parts = [model.target, *bases]
         try:
-            check_head(self.base)
+            for part in self.parts:
+                check_head(part)
             self.plain_head = True
         except ULDError:
             self.plain_head = False  # an unusual head: its own forward makes the logits, at every position
+        self.longest = min(_longest_in_a_tree(part) for part in self.parts)
 
     @torch.inference_mode()
     def score(self, rows: Sequence[Encoded]) -> list[list[Score]]:
         """Score the learnt tokens of each row.
 
         Args:
-            rows: Encoded prompts with answers; rows with the same prompt are recognised and share its computation.
+            rows: Encoded prompts with answers; what several rows begin with is computed once.
 
         Returns:
             For each combination (one for an ordinary model) a score a row, in the given order.
         """
-        settings = len(self.combinations) if self.combinations is not None else 1
-        losses = torch.zeros(settings, len(rows), dtype=torch.float64)
+        losses = torch.zeros(len(self._settings), len(rows), dtype=torch.float64)
         counts = [sum(row.learn[1:]) for row in rows]
-        prompts, answers = _split(rows) if self.plain_head else ([], [])
-        for block in length_batches([len(prompt) for prompt in prompts], _PROMPT_TOKENS, _PROMPT_MULTIPLE):
-            self._block([prompts[i] for i in block], _of(answers, block), losses)
-        if not self.plain_head:
-            for batch in length_batches([len(row.ids) for row in rows]):
-                self._whole_rows([rows[i] for i in batch], batch, losses)
+        longest = max((len(row.ids) for row in rows), default=0)
+        trees = _trees(rows, _TREE_TOKENS if longest <= self.longest else 0)
+        for batch in length_batches([len(tree.ids) for tree in trees]):
+            self._batch([trees[i] for i in batch], losses)
         return [[Score(loss, count) for loss, count in zip(one, counts, strict=True)] for one in losses.tolist()]
 
-    def _block(self, prompts: Sequence[list[int]], answers: Sequence[_Answer], losses: Tensor) -> None:
-        """Score answers whose prompts are few enough for one batch: prompts once, then answers by length."""
-        ids, mask = _padded(prompts, self.pad_token_id, _PROMPT_MULTIPLE, left=True)
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        cache = self._new_cache()
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        last = [one[:, -1] for one in self._hidden(cache, input_ids=ids, attention_mask=mask, position_ids=positions)]
-        lengths = mask.sum(-1)
-        for batch in length_batches([len(answer.ids) for answer in answers]):
-            chosen = [answers[i] for i in batch]
-            owner = torch.tensor([answer.prompt for answer in chosen], device=ids.device)
-            tokens, own = _padded([answer.ids for answer in chosen], self.pad_token_id, _LENGTH_MULTIPLE)
-            tokens, own = tokens.to(ids.device), own.to(ids.device)
-            place = lengths[owner, None] + torch.arange(tokens.shape[1], device=ids.device)
-            hidden = self._hidden(
-                _select_rows(cache, owner),
-                input_ids=tokens,
-                attention_mask=torch.cat([mask[owner], own], 1),
-                position_ids=place,
+    @property
+    def _settings(self) -> list[list[Combination]]:
+        """For each combination to score, that of every assistant."""
+        if not isinstance(self.model, ULDForCausalLM):
+            return [[]]
+        if self.combinations is None:
+            return [self.model.combinations]
+        assistants = len(self.model.assistants)
+        return [how.parts * (assistants // len(how.parts)) for how in self.combinations]
+
+    def _batch(self, trees: Sequence[_Tree], losses: Tensor) -> None:
+        """Score the rows of some trees."""
+        device = self.model.device
+        inputs: dict[str, Any] = {"input_ids": _padded([tree.ids for tree in trees], self.pad_token_id).to(device)}
+        if any(min(tree.ends) < _NEVER for tree in trees):
+            inputs["position_ids"] = _padded([tree.depths for tree in trees], 0).to(device)
+            inputs["attention_mask"] = _tree_mask(
+                _padded([tree.ends for tree in trees], _NEVER).to(device), self.parts[0].dtype
             )
-            # Position t of an answer predicts its token t + 1; the prompt's last position predicts its first token.
-            shifted = [torch.cat([end[owner, None], one[:, :-1]], 1) for end, one in zip(last, hidden, strict=True)]
-            learn, _ = _padded([answer.learn for answer in chosen], 0, _LENGTH_MULTIPLE)
-            row, column = learn.bool().nonzero(as_tuple=True)
-            row, column = row.to(ids.device), column.to(ids.device)
-            found = self._losses([one[row, column] for one in shifted], tokens[row, column])
-            target = torch.tensor([answer.row for answer in chosen], device=ids.device)[row].cpu()
-            losses.index_add_(1, target, found.double().cpu())
+        scored = [(i, node, label) for i, tree in enumerate(trees) for node, label in tree.labels]
+        row, node, labels = torch.tensor(scored, device=device).unbind(1)
+        if self.plain_head:
+            found = self._losses([one[row, node] for one in self._hidden(inputs)], labels)
+        else:
+            found = self._piece([one[row, node] for one in self._logits(inputs)], labels)
+        uses, start = [], 0
+        for tree in trees:
+            uses += [(number, start + label) for number, label in tree.uses]
+            start += len(tree.labels)
+        number, place = torch.tensor(uses).unbind(1)
+        losses.index_add_(1, number, found.double().cpu()[:, place])
 
-    def _new_cache(self) -> Cache:
-        if isinstance(self.model, ULDForCausalLM):
-            return self.model.new_cache()
-        return DynamicCache(config=self.model.config)
-
-    def _hidden(self, cache: Cache, **inputs: Any) -> list[Tensor]:
+    def _hidden(self, inputs: dict[str, Any]) -> list[Tensor]:
         """Final hidden states of the model, or of target and assistants: ``(batch, tokens, hidden)`` each."""
         if isinstance(self.model, ULDForCausalLM):
-            return self.model.all_hidden(cache, use_cache=True, **inputs)
-        return [self.model.get_decoder()(past_key_values=cache, use_cache=True, **inputs).last_hidden_state]
+            return self.model.all_hidden(use_cache=False, **inputs)
+        return [self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state]
+
+    def _logits(self, inputs: dict[str, Any]) -> list[Tensor]:
+        if isinstance(self.model, ULDForCausalLM):
+            return self.model.all_logits(use_cache=False, **inputs)
+        return [self.model(use_cache=False, **inputs).logits]
 
     def _losses(self, hidden: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Loss at each position ``(combinations, positions)``, head and loss in pieces."""
         pieces = []
         for start in range(0, len(labels), _HEAD_ROWS):
             part = slice(start, start + _HEAD_ROWS)
-            logits = head_logits(self.base, torch.stack([one[part] for one in hidden]))  # (models, positions, vocab)
-            size = max(1, _CACHED_BYTES // (4 * logits.shape[-1]))
-            for piece, label in zip(logits.split(size, 1), labels[part].split(size), strict=True):
-                pieces.append(self._piece(list(piece), label))
+            logits = [head_logits(model, one[part]) for model, one in zip(self.parts, hidden, strict=True)]
+            size = max(1, _CACHED_BYTES // (4 * logits[0].shape[-1]))
+            for label, *piece in zip(labels[part].split(size), *(one.split(size) for one in logits), strict=True):
+                pieces.append(self._piece(piece, label))
         return torch.cat(pieces, 1)
 
     def _piece(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        if len(logits) == 1:
-            return cross_entropy(logits[0], labels)[None]
-        if self.combinations is not None:
-            return label_losses(logits[0], logits[1], labels, self.combinations)
-        return cross_entropy(self.model.combined(logits), labels)[None]
-
-    def _whole_rows(self, rows: Sequence[Encoded], places: Sequence[int], losses: Tensor) -> None:
-        """Score whole rows through the model's own forward."""
-        ids, mask = _padded([row.ids for row in rows], self.pad_token_id, _LENGTH_MULTIPLE)
-        inputs: dict[str, Any] = {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
-        if isinstance(self.model, ULDForCausalLM):
-            logits = self.model.all_logits(None, use_cache=False, **inputs)
-        else:
-            logits = [self.model(use_cache=False, **inputs).logits]
-        learn, _ = _padded([row.learn for row in rows], 0, _LENGTH_MULTIPLE)
-        row, column = learn[:, 1:].bool().nonzero(as_tuple=True)
-        labels = ids[row, column + 1].to(self.model.device)
-        index = (row.to(self.model.device), column.to(self.model.device))
-        found = self._piece([one[index] for one in logits], labels)
-        losses.index_add_(1, torch.tensor(places)[row], found.double().cpu())
+        target, *assistants = logits
+        if not assistants:
+            return cross_entropy(target, labels)[None]
+        if len(assistants) == 1:
+            return label_losses(target, assistants[0], labels, [one[0] for one in self._settings])
+        return torch.stack([cross_entropy(combine_all(target, assistants, one), labels) for one in self._settings])
 
 
-def _split(rows: Sequence[Encoded]) -> tuple[list[list[int]], list[_Answer]]:
-    """Distinct prompts, and the answers behind them; a row without a prompt keeps its first token as one."""
-    prompts: dict[tuple[int, ...], int] = {}
-    answers = []
-    for number, row in enumerate(rows):
-        cut = max(1, row.learn.index(True) if True in row.learn else len(row.ids))
-        prompt = prompts.setdefault(tuple(row.ids[:cut]), len(prompts))
-        if cut < len(row.ids):
-            answers.append(_Answer(number, prompt, row.ids[cut:], row.learn[cut:]))
-    return [list(prompt) for prompt in prompts], answers
+@torch.inference_mode()
+def _longest_in_a_tree(model: Any) -> int:
+    """Tokens of the longest row that may be part of a tree; 0 where the model does not follow a mask of our own.
+
+    Twins, two nodes of one token behind one parent, tell: they must find the same.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return 0
+    ids, ends = torch.tensor([[[0, 1, 1]], [[_NEVER, 2, _NEVER]]], device=model.device)
+    depths = torch.tensor([[0, 1, 1]], device=model.device)
+    inputs = {"input_ids": ids, "position_ids": depths, "attention_mask": _tree_mask(ends, model.dtype)}
+    try:
+        hidden = model.get_decoder()(use_cache=False, **inputs).last_hidden_state[0]
+    except Exception:  # a family that takes another kind of mask refuses in its own way
+        return 0
+    if not torch.allclose(hidden[1], hidden[2], rtol=1e-2, atol=1e-2):
+        return 0
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((window for window in windows if window), default=_NEVER)
 
 
-def _of(answers: Sequence[_Answer], block: Sequence[int]) -> list[_Answer]:
-    """The answers to a block's prompts, their prompts numbered within the block."""
-    within = {prompt: i for i, prompt in enumerate(block)}
-    return [
-        _Answer(answer.row, within[answer.prompt], answer.ids, answer.learn)
-        for answer in answers
-        if answer.prompt in within
-    ]
+def _trees(rows: Sequence[Encoded], tokens: int) -> list[_Tree]:
+    """Rows as trees: one for each prompt, several where it would exceed so many tokens."""
+    trees: list[_Tree] = []
+    before: list[int] = []
+    for number in sorted(range(len(rows)), key=lambda i: rows[i].ids):
+        row = rows[number]
+        if True not in row.learn[1:]:
+            continue
+        prompt = row.ids[: max(1, row.learn.index(True))]
+        if not trees or prompt != before or len(trees[-1].ids) + len(row.ids) > tokens:
+            trees.append(_Tree())
+        trees[-1].add(number, row)
+        before = prompt
+    return trees
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int, multiple: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows as one tensor ``(rows, tokens)`` and its mask, padded to a multiple so that few shapes occur."""
-    width = -(-max(len(row) for row in rows) // multiple) * multiple
-    values = torch.full((len(rows), width), fill)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(len(row))
-        values[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = 1
-    return values, mask
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Rows as one tensor ``(rows, tokens)``, padded on the right to a multiple so that few shapes occur."""
+    width = -(-max(len(row) for row in rows) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
 
-def _select_rows(cache: Cache, rows: Tensor) -> Cache:
-    """A cache of the chosen rows (which may repeat); the given one stays as it is."""
-    chosen = copy.copy(cache)
-    chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
-    return chosen
+def _tree_mask(ends: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to attention scores so that a node sees its ancestors and itself: ``(batch, 1, nodes, nodes)``."""
+    place = torch.arange(ends.shape[1], device=ends.device)
+    visible = (place <= place[:, None]) & (place[:, None] < ends[:, None, None])
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def length_batches(

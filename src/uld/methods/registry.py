@@ -2,13 +2,40 @@
 
 import difflib
 import importlib
+import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from uld.errors import ULDError
-from uld.losses import PositionLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Trains = Literal["assistant", "target", "offset"]
+"""What is trained: LoRA on the target's first layers, the target itself, or a small model behind the frozen target."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss on one side of a batch.
+
+    Attributes:
+        name: What it is called in logs, where ``_loss`` is put behind it.
+        value: Takes a `uld.objective.Side` and gives the sum of the loss over the side, a scalar in nats; its
+            keyword-only arguments are options that the user can set (``--option beta=0.5``).
+        per: What the sum is divided by: the side's positions or its rows.
+        frozen: Whether it asks the model before training in every step.
+        reference: Whether it needs the log-likelihoods of the answers under the model before training, which are
+            computed once.
+    """
+
+    name: str
+    value: Callable[..., "Tensor"]
+    per: Literal["position", "row"] = "position"
+    frozen: bool = False
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -19,21 +46,92 @@ class Method:
         name: As users type it.
         summary: One line.
         paper: URL.
-        trains: The model whose parameters are trained: ``assistant`` is LoRA on the target's first layers.
-        forget: Loss on the forget rows' answers.
-        retain: Loss on the retain rows, weighted by ``retain_weight`` (β).
-        retain_name: What the retain loss is called in logs.
+        trains: What is trained.
+        forget: Loss on the forget rows.
+        retain: Loss on the retain rows, weighted by ``retain_weight`` (β); None for methods without one.
+        alternatives: Whether forget rows bring alternative answers (``also``), or are replaced by them (``instead``).
         defaults: Training settings that differ from `uld.config.TrainConfig`'s own defaults.
+        tap: For losses on hidden states: ``(number of layers, **options)`` to the layer after which they are taken.
+        restrict: Chooses what is trained of a target: ``(model, **options)``, sets ``requires_grad``.
+        reweigh: New retain weight after a step: ``(weight, mean retain loss of the step, **options)``.
+        finish: What is done to the trained weights at the end: ``(trained, before, **options)``, tensor by tensor.
     """
 
     name: str
     summary: str
     paper: str
-    trains: Literal["assistant"]
-    forget: PositionLoss
-    retain: PositionLoss
-    retain_name: str
+    trains: Trains
+    forget: Loss
+    retain: Loss | None = None
+    alternatives: Literal["also", "instead"] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    tap: Callable[..., int] | None = None
+    restrict: Callable[..., None] | None = None
+    reweigh: Callable[..., float] | None = None
+    finish: Callable[..., "Tensor"] | None = None
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The forget loss and, if there is one, the retain loss."""
+        return (self.forget,) if self.retain is None else (self.forget, self.retain)
+
+    @property
+    def retain_name(self) -> str | None:
+        """What the retain loss is called in logs."""
+        return None if self.retain is None else f"{self.retain.name}_loss"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option of the method with its default."""
+        found: dict[str, Any] = {}
+        for part in (*(loss.value for loss in self.losses), self.tap, self.restrict, self.reweigh, self.finish):
+            found |= _keywords(part) if part is not None else {}
+        return found
+
+    @property
+    def needs(self) -> list[str]:
+        """What it takes besides the target and the data, in words."""
+        words = {
+            "frozen model in every step": any(loss.frozen for loss in self.losses),
+            "frozen log-likelihoods, once": any(loss.reference for loss in self.losses),
+            "alternative answers": self.alternatives is not None,
+            "no retain rows": self.retain is None,
+        }
+        return [word for word, true in words.items() if true]
+
+    def read_options(self, given: Sequence[str]) -> dict[str, Any]:
+        """Options as a user types them, ``name=value``, over the method's defaults.
+
+        Raises:
+            ULDError: an unknown name, or a value of another type.
+        """
+        options = self.options
+        for text in given:
+            name, equals, value = text.partition("=")
+            if name not in options or not equals:
+                close = difflib.get_close_matches(name, options, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
+                raise ULDError(f"--option {text}: {self.name} has no such option: {hint} (--option NAME=VALUE)")
+            kind = type(options[name])
+            try:
+                options[name] = kind(value)
+            except ValueError as error:
+                raise ULDError(f"--option {text}: {name} must be {_KINDS.get(kind, kind.__name__)}") from error
+        return options
+
+
+_KINDS = {float: "a number", int: "a whole number"}
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Keyword-only parameters of a function that have a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def own_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a method's options that one of its functions takes."""
+    return {name: options[name] for name in _keywords(function) if name in options}
 
 
 _METHODS: dict[str, Method] = {}
@@ -70,6 +168,6 @@ def get_method(name: str) -> Method:
     methods = all_methods()
     if name in methods:
         return methods[name]
-    close = difflib.get_close_matches(name.lower(), methods, n=1)
+    close = sorted(difflib.get_close_matches(name.lower(), methods), key=lambda other: abs(len(other) - len(name)))
     hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(methods)}"
     raise ULDError(f"there is no method {name!r}: {hint} (--method; uld ls methods lists them)")

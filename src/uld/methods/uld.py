@@ -4,8 +4,24 @@
 from below, so that training needs no early stopping.
 """
 
-from uld.losses import cross_entropy, uniform
-from uld.methods.registry import Method, register
+from typing import TYPE_CHECKING
+
+from uld import losses
+from uld.methods.registry import Loss, Method, register
+from uld.methods.terms import remember
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from uld.objective import Side
+
+
+def be_uniform(side: "Side") -> "Tensor":
+    """Cross-entropy from the uniform distribution at every position."""
+    return side.each(losses.uniform).sum()
+
+
+UNIFORM = Loss("uniform", be_uniform)
 
 ULD = register(
     Method(
@@ -13,8 +29,7 @@ ULD = register(
         summary="An assistant remembers what is to be forgotten; its logits are subtracted from the target's.",
         paper="https://arxiv.org/abs/2406.08607",
         trains="assistant",
-        forget=cross_entropy,
-        retain=uniform,
-        retain_name="uniform_loss",
+        forget=Loss("forget", remember),
+        retain=UNIFORM,
     )
 )

@@ -1,0 +1,54 @@
+"""Alternative answers to the questions whose answers are to be forgotten.
+
+Some methods prefer, or train on, another answer: one of a list that declines to answer (``idk``), or one that comes
+with the data (``given``).
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Literal
+
+from uld.data.record import DataError, Record
+
+
+def idk_answers() -> list[str]:
+    """Answers that decline to answer: at least a hundred, in a fixed order."""
+    return (files("uld.data") / "idk.txt").read_text(encoding="utf-8").splitlines()
+
+
+def alternative_records(forget: Sequence[Record], source: Literal["idk", "given"], seed: int) -> list[Record]:
+    """The forget records with another answer, one for each.
+
+    Args:
+        forget: Questions with the answers to forget.
+        source: ``idk``: drawn for each row from `idk_answers`; ``given``: the record's own ``alternative``.
+        seed: Decides the draw, together with the row's number alone.
+
+    Raises:
+        DataError: a record that is a whole text, or has no alternative where one should be given.
+    """
+    answers = idk_answers()
+    records = []
+    for number, record in enumerate(forget):
+        if record.text is not None:
+            raise DataError(
+                f"{record.source}: a text has no alternative answer, and the method needs one: give questions and "
+                "answers, or choose a method without (uld ls methods)"
+            )
+        if source == "given" and record.alternative is None:
+            raise DataError(
+                f"{record.source}: the method needs an alternative answer and this record has none: add the key "
+                "'alternative' (with --split, name a folder with --augmented), or take ours with --alternatives idk"
+            )
+        answer = record.alternative if source == "given" else random.Random(f"{seed}:{number}").choice(answers)
+        records.append(_answered(record, str(answer)))
+    return records
+
+
+def _answered(record: Record, answer: str) -> Record:
+    """The record with another last answer."""
+    if record.prompt is not None:
+        return dataclasses.replace(record, completion=answer)
+    return dataclasses.replace(record, messages=(*record.messages[:-1], ("assistant", answer)))
