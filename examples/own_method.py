@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 import uld
-from uld.losses import cross_entropy
-from uld.methods.registry import Method, register
+from uld.methods.registry import Loss, Method, register
+from uld.methods.terms import remember
+from uld.objective import Side
 
 
 def negative_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -20,15 +21,19 @@ def negative_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return (log_p.exp() * log_p).sum(-1)
 
 
+def entropy(side: Side) -> Tensor:
+    """The sum over all positions of the retain rows; keyword-only arguments would be values of ``--option``."""
+    return side.each(negative_entropy).sum()
+
+
 register(
     Method(
         name="uld-entropy",
         summary="ULD whose assistant has the largest entropy on what is to be retained.",
         paper="https://arxiv.org/abs/2406.08607",
         trains="assistant",
-        forget=cross_entropy,
-        retain=negative_entropy,
-        retain_name="entropy_loss",  # its name in metrics.jsonl ends in _loss
+        forget=Loss("forget", remember),
+        retain=Loss("entropy", entropy),  # entropy_loss in metrics.jsonl
     )
 )
 

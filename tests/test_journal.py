@@ -42,7 +42,7 @@ def make_journal(tmp_path, *facts: StepFacts) -> tuple[Journal, SimpleNamespace,
     journal = Journal(tmp_path, "uniform_loss", progress=False)
     steps = iter(facts)
     journal.trainer = SimpleNamespace(  # type: ignore
-        take_step=lambda stop: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda retain: None
+        take_step=lambda stop: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda retain, epoch: None
     )
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=9, epoch=0.0)
     return journal, state, SimpleNamespace(should_save=False, should_training_stop=False)

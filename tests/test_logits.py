@@ -230,10 +230,59 @@ def test_losses_under_many_settings_equal_those_of_each(pair, many, data):
         torch.testing.assert_close(loss.double(), expected, atol=1e-4, rtol=1e-5)
 
 
+MANY = [
+    Combination(rule, weight=weight, filter=filter, min_tokens=share, outside=outside)
+    for rule in RULES
+    for weight in (0.0, 0.5, 3.0)
+    for filter, share in ((0.0, 0.0), (0.02, 0.0), (0.2, 0.02), (0.01, 0.5), (1.0, 0.0), (0.1, 1.0))
+    for outside in ("keep", "mask")
+]
+
+
+def check_label_losses(target: Tensor, assistant: Tensor, within: float = 1e-5) -> Tensor:
+    """`label_losses` of every token at every position against `combine` and a softmax in double precision."""
+    positions, vocab = target.shape
+    labels = torch.arange(vocab).repeat(positions)
+    target, assistant = target.repeat_interleave(vocab, 0), assistant.repeat_interleave(vocab, 0)
+    found = label_losses(target, assistant, labels, MANY)
+    for how, losses in zip(MANY, found, strict=True):
+        expected = -combine(target.float(), assistant, how).double().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        torch.testing.assert_close(
+            losses.double(), expected, atol=within, rtol=1e-5, msg=lambda m, how=how: f"{how}: {m}"
+        )
+    return found
+
+
+@pytest.mark.parametrize("vocab", [5, 16, 150])
+def test_label_losses_hold_for_peaked_flat_and_tied_logits(vocab):
+    torch.manual_seed(0)
+    noise = torch.randn(4, vocab)
+    target = torch.stack([noise[0] * 6, noise[1] * 0.01, (noise[2] * 2).round(), torch.zeros(vocab)])
+    check_label_losses(target, torch.randn(4, vocab) * 3)
+    check_label_losses(target.bfloat16(), torch.randn(4, vocab).bfloat16() * 3)  # ties everywhere
+
+
+def test_label_losses_reach_as_far_apart_as_logits_do():
+    torch.manual_seed(0)
+    target, assistant = torch.randn(3, 40) * 5, torch.randn(3, 40) * 5
+    assistant[0, 3], assistant[1, 7], target[2, 4], assistant[2, 4] = 200.0, -300.0, 90.0, 150.0
+    found = check_label_losses(target, assistant, within=1e-4)  # logits reach 1000, where fp32 has steps of 6e-5
+    assert found[found.isfinite()].max() > 500
+
+
+def test_label_losses_with_tokens_that_a_model_masks_out_itself():
+    torch.manual_seed(0)
+    target, assistant = torch.randn(3, 40) * 3, torch.randn(3, 40) * 3
+    target[0, 5:] = -torch.inf  # fewer tokens are left than min_tokens asks for
+    target[1, 8] = assistant[1, 9] = assistant[2, 10] = target[2, 10] = -torch.inf
+    found = check_label_losses(target, assistant)
+    assert found[:, 5:40].isinf().all() and found[:, :5].isfinite().any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "divide"}, "rule must be one of suppress, subtract, reference, not 'divide'"),
+        ({"rule": "divide"}, "rule must be one of suppress, subtract, reference, offset, not 'divide'"),
         ({"outside": "drop"}, "outside must be one of keep, mask, not 'drop'"),
         ({"weight": -0.1}, "weight"),
         ({"weight": math.nan}, "weight"),

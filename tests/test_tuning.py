@@ -1,9 +1,11 @@
+import errno
 import json
 import math
 import shutil
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from uld.artifact import Manifest
@@ -13,7 +15,7 @@ from uld.data.record import Record
 from uld.errors import ULDError
 from uld.logits import Combination
 from uld.modeling import load
-from uld.tuning import Point, Probe, choose, measure
+from uld.tuning import Point, Probe, choose, file_probes, measure, tune
 
 
 def points(*rows):
@@ -92,6 +94,33 @@ def test_measures_equal_a_naive_version(micro, rows):
     assert len({round(point.advantage, 3) for point in found}) == 3
 
 
+@torch.no_grad()
+def test_a_text_counts_as_one_record_however_many_chunks_it_makes(micro, rows):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    forget, retain = rows
+    probe = Probe(Record.qa(forget[0]["question"], forget[0]["answer"]), (Record.qa(forget[0]["question"], "No."),))
+    text = Record(text=" ".join(row["answer"] for row in retain))
+    answer = Record.qa(retain[0]["question"], retain[0]["answer"])
+
+    def prob(chunks):
+        losses = []
+        for row in chunks:
+            logits = model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)
+            losses += [-logits[t, row.ids[t + 1]].item() for t in range(len(row.ids) - 1) if row.learn[t + 1]]
+        return math.exp(-sum(losses) / len(losses))
+
+    chunks = form.chunks(text.text, 16)
+    assert len(chunks) > 2
+    found = measure(model, form, 0, [probe], [text, answer], [Combination(weight=0.5)], max_length=16)
+    kept = []
+    for weight in (0.0, 0.5):
+        model.combination = Combination(weight=weight)
+        kept.append((prob(chunks) + prob([form.encode(answer, 10**6)])) / 2)
+    assert [point.kept for point in found] == pytest.approx([1.0, kept[1] / kept[0]], rel=1e-4)
+    assert found[1].kept != pytest.approx(1.0, rel=1e-3)
+
+
 @pytest.fixture
 def run(micro, tmp_path):
     return shutil.copytree(micro.run, tmp_path / "run")
@@ -119,6 +148,59 @@ def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
     assert load(run)[0].combination.weight == 0.7
 
 
+def stored(run, **changes):
+    """Change settings of a run's train.yaml."""
+    settings = yaml.safe_load((run / "train.yaml").read_text())
+    (run / "train.yaml").write_text(yaml.safe_dump(settings | changes))
+
+
+@pytest.mark.parametrize(("given", "used"), [([], "llama2"), (["--template", "plain"], "plain")])
+def test_the_template_and_the_chunks_are_those_of_the_run(run, rows, tmp_path, given, used):
+    stored(run, template="llama2", max_length=24)
+    texts = [{"text": " ".join(row["answer"] for row in rows[1])}, rows[1][0]]
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", texts)]
+    arguments = ["tune", str(run), *files, *given, "--weight", "0.3", "--aim", "budget", "--budget", "0.9"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    model, tokenizer = load(run)
+    form, how = PromptFormat(tokenizer, used), [Combination(weight=0.3)]
+    expected = measure(model, form, 0, *file_probes(files[1], files[3]), how, max_length=24)
+    told = json.loads((run / "tune.json").read_text())
+    assert told["retain"] == 2
+    assert [Point(**one) for one in told["points"]] == expected
+    others = measure(model, PromptFormat(tokenizer), 0, *file_probes(files[1], files[3]), how, max_length=24)
+    assert others[1].advantage != pytest.approx(expected[1].advantage, rel=1e-3)
+
+
+def test_a_plot_that_cannot_be_written_changes_nothing(run, rows, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    before = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, ["tune", str(run), *files, "--weight", "0.3", "--budget", "0.9"])
+    assert result.exit_code == 2 and "is full: free some space" in result.stderr
+    assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("trains", ["target", "offset"])
+def test_a_run_of_a_method_without_an_assistant_has_nothing_to_tune(run, micro, rows, trains):
+    manifest = Manifest.read(run).model_copy(update={"trains": trains, "method": "some-method"})
+    manifest.write(run)
+    model, tokenizer = load(micro.target)
+    with pytest.raises(ULDError, match="was trained by some-method, which has no assistant"):
+        tune(run, model, tokenizer, [], [])  # type: ignore[arg-type]
+
+
+def test_a_run_without_its_settings_is_tuned_on_files_only(run, rows, tmp_path):
+    (run / "train.yaml").unlink()
+    alone = CliRunner().invoke(app, ["tune", str(run)])
+    assert alone.exit_code == 2 and "has no train.yaml that says what it was trained on" in alone.stderr
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    assert CliRunner().invoke(app, ["tune", str(run), *files, "--weight", "0.3", "--budget", "0.9"]).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -128,10 +210,14 @@ def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
         (["--weight", "much"], "--weight must be a number"),
         (["--budget", "2", "--forget", "F", "--retain", "R"], "--budget must be"),
         (["--forget", "R", "--retain", "R"], "'wrong_answers' must be a list"),
+        (["--forget", "T", "--retain", "R"], "t.jsonl:1: a probe must be a question with its right answer and wrong"),
+        (["--forget", "F", "--retain", "R", "--template", "x"], "template 'x' is neither"),
+        (["--forget", "F", "--retain", "R", "--tokenizer", "/no/such"], "there is no tokenizer in /no/such"),
     ],
 )
 def test_bad_input_is_one_sentence_and_changes_nothing(run, rows, tmp_path, flags, message):
     files = {"F": write(tmp_path / "f.jsonl", rows[0]), "R": write(tmp_path / "r.jsonl", rows[1])}
+    files["T"] = write(tmp_path / "t.jsonl", [{"text": "A whole text.", "wrong_answers": ["No."]}])
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     result = CliRunner().invoke(app, ["tune", str(run), *(files.get(flag, flag) for flag in flags)])
     assert result.exit_code == 2
@@ -141,7 +227,8 @@ def test_bad_input_is_one_sentence_and_changes_nothing(run, rows, tmp_path, flag
 
 
 def test_an_ordinary_model_and_a_missing_run_are_refused(micro, tmp_path):
-    for place in (micro.target, tmp_path / "none"):
+    (tmp_path / "file").write_text("")
+    for place in (micro.target, tmp_path / "none", tmp_path / "file"):
         result = CliRunner().invoke(app, ["tune", str(place)])
         assert result.exit_code == 2
         assert len(result.stderr.splitlines()) == 1

@@ -44,6 +44,10 @@ class ArtifactError(ULDError):
     """A run folder is missing, damaged, taken, or belongs to another target."""
 
 
+class DiskFullError(ArtifactError):
+    """The disk is full."""
+
+
 class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
@@ -184,7 +188,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     """Turn failures to write below a folder into one clear sentence.
 
     Raises:
-        ArtifactError: the disk is full, the folder is read-only, or something else is in the way.
+        ArtifactError: the disk is full (`DiskFullError`), the folder is read-only, or something else is in the way.
     """
     try:
         yield
@@ -193,7 +197,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     except Exception as error:
         # torch and safetensors report a full disk as errors of their own, so the disk itself is asked.
         if _disk_is_full(error, Path(folder)):
-            raise ArtifactError(f"the disk that holds {folder} is full: free some space and run again") from error
+            raise DiskFullError(f"the disk that holds {folder} is full: free some space and run again") from error
         if isinstance(error, OSError):
             raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
         raise

@@ -6,7 +6,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer
+
+_ROOM = 64  # tokens
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer with room for the tokens to come.
+
+    `DynamicLayer` copies all keys and values at every token; this one does so when the room is used up. ``keys`` and
+    ``values`` ``(batch, heads, tokens, dim)`` are the starts of larger tensors. After anything but ``update`` has
+    changed them (beams, cropping, copies of the layer), the next ``update`` makes new ones.
+    """
+
+    _room: tuple[int, int, Tensor, Tensor] | None = None  # owner, tokens, and the larger tensors
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values ``(batch, heads, new tokens, dim)``; returns all of them."""
+        held: Any = self.keys
+        start = self.get_seq_length()
+        differentiable = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+        other_rows = start > 0 and key_states.shape[:2] != held.shape[:2]  # an error, never to be broadcast
+        if start == 0 or other_rows or differentiable or torch.compiler.is_compiling():
+            self._room = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        end = start + key_states.shape[-2]
+        keys, values = self._large(end)
+        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
+        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+        self._room = (id(self), end, keys, values)
+        return self.keys, self.values
+
+    def _large(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """The larger tensors, made anew where there is no room or they may be someone else's too."""
+        held: list[Any] = [self.keys, self.values]
+        if self._room is not None:
+            owner, length, *large = self._room
+            own = owner == id(self) and length == held[0].shape[-2] and tokens <= large[0].shape[-2]
+            writable = torch.is_inference_mode_enabled() or not large[0].is_inference()
+            if own and writable and all(a.data_ptr() == b.data_ptr() for a, b in zip(held, large, strict=True)):
+                return large[0], large[1]
+        size = tokens + max(_ROOM, tokens // 8)
+        made = [one.new_empty(*one.shape[:2], size, one.shape[-1]) for one in held]
+        for new, one in zip(made, held, strict=True):
+            new[:, :, : one.shape[-2]] = one
+        return made[0], made[1]
 
 
 class PairedCache(Cache):
@@ -45,7 +89,7 @@ class FusedCache(Cache):
 
     def __init__(self, cache: Cache, groups: Sequence[int]) -> None:
         """Take over an empty cache's layers; ``groups`` is the number of models whose rows each layer holds."""
-        super().__init__(layers=cache.layers)
+        super().__init__(layers=[RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers])
         self.groups = list(groups)
         held: Any = self.layers
         for layer in held:

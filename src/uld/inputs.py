@@ -1,18 +1,19 @@
-"""What a training run reads before anything is written: the target's config, its tokenizer, and the data as rows."""
+"""What a training reads before anything is written: the target's config, its tokenizer, and the data as rows."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from uld.artifact import DataFile, file_digest
 from uld.assistant import load_config, slice_config
-from uld.config import ConfigError, TrainConfig
+from uld.config import ConfigError, FinetuneConfig, TrainConfig
 from uld.data.alternatives import alternative_records
 from uld.data.collate import Rows
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, read_records, refuse_equal
-from uld.data.tofu import training_set
+from uld.data.tofu import split_records, training_set
 from uld.methods.registry import Method
 from uld.modeling import load_tokenizer
 
@@ -100,9 +101,49 @@ def _read_files(config: TrainConfig, side: str) -> tuple[list[Record], list[Data
     paths = getattr(config, side)
     if not paths:
         raise ConfigError(f"nothing to {side}: name a JSON-lines file with --{side}, or a TOFU split with --split")
+    return _read_paths(paths)
+
+
+def _read_paths(paths: Sequence[str]) -> tuple[list[Record], list[DataFile]]:
+    """Records of some files, and what the artefact says about the files."""
     records, files = [], []
     for path in paths:
         found = read_records([path])
         records += found
         files.append(DataFile(path=str(path), sha256=file_digest(path), rows=len(found)))
     return records, files
+
+
+def read_learnt(config: FinetuneConfig) -> tuple[list[Record], dict[str, list[DataFile]]]:
+    """What a finetuning learns: TOFU splits, then files.
+
+    Returns:
+        The records, and what the artefact says about where they came from.
+
+    Raises:
+        ULDError: there is nothing to learn, or a split or a file cannot be read.
+    """
+    if not config.splits and not config.file:
+        raise ConfigError("nothing to learn: name TOFU splits with --split, or a JSON-lines file with --file")
+    found: dict[str, list[DataFile]] = {}
+    records: list[Record] = []
+    for name in config.splits:
+        some, file = split_records(name, config.data)
+        records += some
+        found.setdefault("tofu", []).append(file)
+    if config.file:
+        some, found["file"] = _read_paths(config.file)
+        records += some
+    return records, found
+
+
+def learnt_rows(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, records: list[Record]) -> Rows:
+    """Records as rows whose loss falls on the answers, or on every token.
+
+    Raises:
+        ULDError: a record cannot be formatted or leaves no room for its answer.
+    """
+    rows = _encoded(PromptFormat(tokenizer, config.template), "training", records, config.max_length)
+    if config.learn == "all":
+        rows = [replace(row, learn=[True] * len(row.ids)) for row in rows]
+    return Rows(rows, [])

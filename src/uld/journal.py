@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from uld.artifact import METRICS, write_text, writing
 from uld.errors import ULDError
-from uld.trainer import UnlearningTrainer, named_losses
+from uld.trainer import LossNames, UnlearningTrainer, named_losses
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
@@ -34,10 +34,10 @@ class Journal(TrainerCallback):
     trainer: UnlearningTrainer
     on_epoch: Callable[[int], None] | None = None
 
-    def __init__(self, output: Path, retain_name: str | None, progress: bool) -> None:
-        """Choose the run folder, what the retain loss is called (None: there is none), and whether a bar is shown."""
+    def __init__(self, output: Path, names: LossNames, progress: bool) -> None:
+        """Choose the run folder, what the losses are called, and whether a bar is shown."""
         self.path = output / METRICS
-        self.retain_name = retain_name
+        self.names = names
         self.progress = progress
         self.interrupted = False
         self.learning_rate = 0.0
@@ -48,9 +48,9 @@ class Journal(TrainerCallback):
         """Keep the lines up to the checkpoint that training continues from."""
         self.before = time.perf_counter()
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-        if self.retain_name is not None:
+        if (retain_name := self.names[1]) is not None:
             for line in kept:
-                self.trainer.reweigh(line[self.retain_name])
+                self.trainer.reweigh(line[retain_name], line["epoch"])
         if not state.is_world_process_zero:
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -78,27 +78,24 @@ class Journal(TrainerCallback):
         seconds, self.before = now - self.before, now
         if facts.stop:
             self.interrupted = control.should_save = control.should_training_stop = True
-        if not math.isfinite(facts.forget + facts.retain):
-            raise ULDError(
-                f"training diverged at step {state.global_step} (loss {facts.forget:.3g} + {facts.retain:.3g}): "
-                "lower --learning-rate"
-            )
+        losses = named_losses(self.names, facts.forget, facts.retain)
+        if not all(map(math.isfinite, losses.values())):
+            shown = " + ".join(f"{value:.3g}" for value in losses.values())
+            raise ULDError(f"training diverged at step {state.global_step} (loss {shown}): lower --learning-rate")
         if not state.is_world_process_zero:
             return
         line = {
             "step": state.global_step,
             "epoch": round(state.epoch, 6),
-            **named_losses(self.retain_name, facts.forget, facts.retain),
+            **losses,
             "learning_rate": self.learning_rate,
             "tokens": facts.tokens,
             "seconds": round(seconds, 4),
         }
         with writing(self.path.parent):
             self.file.write(json.dumps(line) + "\n")
-        retain = f", {self.retain_name.removesuffix('_loss')} {facts.retain:.3f}" if self.retain_name else ""
-        self.bar.set_postfix_str(
-            f"forget {facts.forget:.3f}{retain}, {facts.tokens / seconds:,.0f} tok/s", refresh=False
-        )
+        shown = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in losses.items())
+        self.bar.set_postfix_str(f"{shown}, {facts.tokens / seconds:,.0f} tok/s", refresh=False)
         self.bar.update()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

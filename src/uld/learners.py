@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from uld.artifact import fingerprint
 from uld.assistant import add_lora, build_assistant, check_head, load_sliced, load_target
-from uld.config import TrainConfig
+from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
 from uld.methods.registry import Method, own_options
 from uld.objective import Learner, OffsetLearner
@@ -40,7 +40,7 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
     else:
         sliced = _load(config, dtype, config.num_layers)
         prints = {"target": fingerprint(sliced.named_parameters())}
-        learner = Learner(_lora(sliced, config))
+        learner = Learner(with_lora(sliced, config))
         learner.fingerprints = prints
     check_head(learner.base)
     if method.tap is not None:
@@ -59,7 +59,7 @@ def _load(config: TrainConfig, dtype: str, num_layers: int | None = None, whole:
     return load_target(config.target, **settings) if whole else load_sliced(config.target, num_layers, **settings)
 
 
-def _lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+def with_lora(model: PreTrainedModel, config: RunConfig) -> PeftModel:
     """LoRA on a model; with gradient checkpointing, if asked for."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -73,7 +73,7 @@ def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, A
     model = _load(config, dtype if config.lora_rank is not None else "fp32", whole=True)
     prints = {"target": fingerprint(model.named_parameters())}
     if config.lora_rank is not None:
-        learner = Learner(_lora(model, config))
+        learner = Learner(with_lora(model, config))
         learner.fingerprints = prints
         return learner
     if config.gradient_checkpointing:
@@ -102,7 +102,7 @@ def _offset_learner(config: TrainConfig, dtype: str) -> Learner:
                 "be added; choose a small model of the target's family with --small, or leave it out"
             )
         prints = {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
-    learner = OffsetLearner(_lora(small, config), target, 1.0 if config.weight is None else config.weight)
+    learner = OffsetLearner(with_lora(small, config), target, 1.0 if config.weight is None else config.weight)
     learner.fingerprints = prints
     return learner
 

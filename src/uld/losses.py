@@ -2,7 +2,8 @@
 
 Ground floor. A position loss takes ``(positions, vocab)`` logits and gives one value a position; a row loss takes
 log-likelihoods of whole answers ``(rows,)`` and gives one value a row. Callers choose the positions, the rows and the
-normaliser. Values are in nats; position losses are finite in bf16 and fp32 for logits of magnitude up to 1e30.
+normaliser. Values are in nats where nothing else is said; position losses are finite in bf16 and fp32 for logits of
+magnitude up to 1e30 (`margin_flattening`, a square, up to 1e18).
 """
 
 from typing import Protocol
@@ -134,3 +135,84 @@ def self_distillation(logits: Tensor, labels: Tensor, frozen: Tensor, strength: 
     lowered = torch.zeros_like(frozen, dtype=torch.float32).scatter_(-1, labels[:, None], strength)
     wanted = (frozen.float() - lowered).softmax(-1)
     return F.cross_entropy(logits.float(), wanted, reduction="none")
+
+
+def simnpo(log_likelihood: Tensor, lengths: Tensor, beta: float, gamma: float) -> Tensor:
+    """SimNPO: `npo` without a frozen model, per token: ``−(2/β) log σ(−(β/|y|) log π − γ)`` (arXiv 2410.07163).
+
+    It is `npo` of β/|y| and ``log π₀ = −γ |y| / β``, divided by ``|y|``.
+
+    Args:
+        log_likelihood: ``(rows,)`` summed log-likelihood of each answer, nats.
+        lengths: ``(rows,)`` tokens of each answer; a row without any counts as one of length 1.
+        beta: β > 0.
+        gamma: γ ≥ 0, the margin.
+
+    Returns:
+        ``(rows,)`` fp32 ≥ 0.
+    """
+    return -2 / beta * F.logsigmoid(-beta * log_likelihood / lengths.clamp_min(1) - gamma)
+
+
+def weighted_ascent(logits: Tensor, labels: Tensor, saturation: float, importance: float = 0.0) -> Tensor:
+    """Gradient ascent with a weight that has no gradient: ``p^β₁ (1 − p)^β₂ log p``, p the label's probability.
+
+    β₁ leaves tokens alone that are forgotten already (WGA, arXiv 2502.19301), β₂ those that are certain (SatImp,
+    arXiv 2505.11953).
+
+    Args:
+        logits: ``(positions, vocab)``.
+        labels: ``(positions,)`` token ids.
+        saturation: β₁ ≥ 0.
+        importance: β₂ ≥ 0.
+
+    Returns:
+        ``(positions,)`` fp32 ≤ 0.
+    """
+    log_p = -cross_entropy(logits, labels)
+    known = log_p.detach()
+    return known.exp() ** saturation * (-known.expm1()) ** importance * log_p
+
+
+def cross_entropy_unlearning(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy from the model itself without the label: ``CE(softmax(l with l[label] = −∞), softmax(l))``.
+
+    CE-U, arXiv 2503.01224. The distribution on the left has no gradient.
+
+    Args:
+        logits: ``(positions, vocab)``, of at least two tokens.
+        labels: ``(positions,)`` tokens to forget.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0.
+    """
+    x = logits.float()
+    wanted = x.detach().scatter(-1, labels[:, None], -torch.inf).softmax(-1)
+    return F.cross_entropy(x, wanted, reduction="none")
+
+
+def margin_flattening(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of the largest logit from their mean: ``(max l − mean l)²`` (arXiv 2506.05314).
+
+    Args:
+        logits: ``(positions, vocab)``.
+        labels: ``(positions,)``, ignored.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0, in squared logits; 0 for equal logits.
+    """
+    x = logits.float()
+    return (x.amax(-1) - x.mean(-1)) ** 2
+
+
+def mean_square(states: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference over the width, at each position (the distance of RMU, arXiv 2403.03218).
+
+    Args:
+        states: ``(positions, width)``.
+        wanted: The same, or broadcast to it.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0, in squared units of the states.
+    """
+    return ((states.float() - wanted.float()) ** 2).mean(-1)

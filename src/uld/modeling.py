@@ -394,7 +394,7 @@ def load(
             raise ArtifactError(f"{path} is an unfinished run: finish it with uld train --resume")
         given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
         if any(kwargs.pop(name) is not None for name in given):
-            raise ULDError(f"{path} is a model without an assistant: --{given[0]} has no meaning for it")
+            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
         kwargs.pop("fused", None)
         model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
     return model, load_tokenizer(tokenizer or path)

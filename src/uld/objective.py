@@ -73,6 +73,12 @@ class Learner(nn.Module):
         self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
         self._tapped: list[Tensor] = []
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Take the models that are held beside to another device or dtype, too."""
+        for model in self.frozen_models:
+            model._apply(fn)
+        return super()._apply(fn, recurse)
+
     @property
     def base(self) -> Any:
         """The causal LM without PEFT's wrapper."""

@@ -9,7 +9,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from uld.artifact import (
     ADAPTER,
@@ -17,34 +20,83 @@ from uld.artifact import (
     EPOCHS,
     MANIFEST,
     METRICS,
-    SETTINGS,
     ArtifactError,
-    Manifest,
+    DataFile,
     file_digest,
-    is_run,
     write_text,
     writing,
 )
-from uld.config import TrainConfig, flag, read_yaml, setting_fields, train_config
+from uld.config import (
+    FinetuneConfig,
+    RunConfig,
+    TrainConfig,
+    finetune_config,
+    flag,
+    read_yaml,
+    setting_fields,
+    train_config,
+)
 
 LOCK = ".lock"
-STARTED = "started.json"  # beside the checkpoints: what `uld.json` will say about target and data
+STARTED = "started.json"  # beside the checkpoints, see `Started`
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
-_UNFINISHED = {SETTINGS, METRICS, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
-_OURS = (
-    _UNFINISHED
-    | {MANIFEST, ADAPTER, "config.json", "generation_config.json", "eval", "tune.json", "tune.png"}
-    | _TOKENIZER
+_UNFINISHED = {METRICS, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
+_FINISHED = {"config.json", "generation_config.json", "eval"} | _TOKENIZER
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a command writes into its folder, besides weights.
+
+    Attributes:
+        command: As users type it.
+        settings: The file of settings: there from the start, removed last.
+        finished: The file that marks a finished folder: written last, removed first.
+        rest: Names of everything else.
+    """
+
+    command: str
+    settings: str
+    finished: str
+    rest: frozenset[str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name."""
+        return self.rest | {self.settings, self.finished}
+
+
+RUN = Layout(
+    "uld train",
+    TrainConfig.FILE,
+    MANIFEST,
+    frozenset({ADAPTER, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
 )
+MODEL = Layout("uld finetune", FinetuneConfig.FILE, "finetune.json", frozenset(_UNFINISHED | _FINISHED))
 
 
-def check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
+class Started(BaseModel):
+    """What a training was started on; a run that goes on elsewhere would be a mixture of two.
+
+    Attributes:
+        target: Folder or Hub id of the model that training started from, for messages.
+        target_fingerprint: `uld.artifact.fingerprint` of its weights.
+        data: Files that are trained on.
+    """
+
+    target: str
+    target_fingerprint: str
+    data: dict[str, list[DataFile]]
+
+
+def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite: bool) -> None:
     """Refuse a folder that is in use, holds something else, or does not fit what is asked.
 
     Args:
         output: The run folder, which need not exist.
+        layout: What the command writes.
         resume: Whether the run in it is to be continued.
         overwrite: Whether the run in it may be replaced.
 
@@ -54,35 +106,41 @@ def check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise ArtifactError(f"{output} is a file: choose another folder (--output)")
     names = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.exists() else set()
+    finished, unfinished = layout.finished in names, layout.settings in names
     if resume:
-        if is_run(output):
+        if finished:
             raise ArtifactError(f"{output} holds a finished run: there is nothing to resume")
-        if SETTINGS not in names:
+        if not unfinished:
             raise ArtifactError(f"{output} holds no run to resume: leave out --resume")
     elif overwrite:
-        if strange := sorted(name for name in names - _OURS if not _is_weights(name)):
+        if strange := sorted(name for name in names - layout.names if not _is_weights(name)):
             raise ArtifactError(
-                f"{output} holds {strange[0]}, which is not part of an uld run: move it away, or choose another "
-                "folder (--output)"
+                f"{output} holds {strange[0]}, which is not part of a run of {layout.command}: move it away, or choose "
+                "another folder (--output)"
             )
-    elif is_run(output):
+        if names and not finished and not unfinished:
+            raise ArtifactError(
+                f"{output} holds a model that {layout.command} did not write: choose another folder (--output)"
+            )
+    elif finished:
         raise ArtifactError(f"{output} holds a finished run: choose another folder, or replace it with --overwrite")
-    elif SETTINGS in names:
+    elif unfinished:
         raise ArtifactError(
             f"{output} holds an unfinished run: continue it with --resume, or start over with --overwrite"
         )
     elif names:
-        raise ArtifactError(f"{output} is not empty and holds no uld run: choose another folder (--output)")
+        raise ArtifactError(
+            f"{output} is not empty and holds no run of {layout.command}: choose another folder (--output)"
+        )
 
 
-def refuse_other_settings(output: Path, config: TrainConfig) -> None:
+def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) -> None:
     """Make sure that a run is continued under the settings that it was started with; only its folder may move.
 
     Raises:
         ArtifactError: names the first setting that differs.
     """
-    stored = stored_settings(output)
-    for field in setting_fields():
+    for field in setting_fields(type(config)):
         now, then = getattr(config, field.name), getattr(stored, field.name)
         if now != then and field.name != "output":
             raise ArtifactError(
@@ -93,27 +151,34 @@ def refuse_other_settings(output: Path, config: TrainConfig) -> None:
 
 def stored_settings(output: Path) -> TrainConfig:
     """The settings that a run was started with."""
-    path = output / SETTINGS
+    path = output / TrainConfig.FILE
     return train_config([(str(path), read_yaml(path))])
 
 
-def refuse_other_inputs(output: Path, manifest: Manifest) -> None:
-    """Make sure that a run is continued on the target and the data that it was started with, and note them if new.
+def stored_finetuning(output: Path) -> FinetuneConfig:
+    """The settings that a finetuning was started with."""
+    path = output / FinetuneConfig.FILE
+    return finetune_config([(str(path), read_yaml(path))])
+
+
+def refuse_other_inputs(output: Path, started: Started) -> None:
+    """Make sure that a run is continued on the model and the data that it was started with, and note them if new.
 
     Raises:
-        ArtifactError: the target or a data file has changed since.
+        ArtifactError: the model or a data file has changed since.
     """
     path = output / CHECKPOINTS / STARTED
     if path.exists():
-        started = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-        if started.target_fingerprint != manifest.target_fingerprint:
-            raise ArtifactError(f"the target {manifest.target} is not the one that the run in {output} was started on")
-        before = [file for files in started.data.values() for file in files]
-        if changed := [file for files in manifest.data.values() for file in files if file not in before]:
+        before = Started.model_validate_json(path.read_text(encoding="utf-8"))
+        if before.target_fingerprint != started.target_fingerprint:
+            model = f"the target {started.target}" if started.target else "the model that these settings give"
+            raise ArtifactError(f"{model} is not the one that the run in {output} was started on")
+        known = [file for files in before.data.values() for file in files]
+        if changed := [file for files in started.data.values() for file in files if file not in known]:
             raise ArtifactError(
                 f"{changed[0].path} has changed since the run in {output} was started: start over with --overwrite"
             )
-    write_text(path, manifest.model_dump_json(indent=2) + "\n")
+    write_text(path, started.model_dump_json(indent=2) + "\n")
 
 
 def refuse_busy(folder: Path) -> None:
@@ -147,7 +212,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 @contextmanager
-def held(output: Path, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
+def held(output: Path, layout: Layout = RUN, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
     """Hold a run folder for this process alone, cleared if it is to be replaced.
 
     A folder that did not exist before and in which nothing came to be worth keeping (no checkpoint) goes again when
@@ -162,14 +227,18 @@ def held(output: Path, *, resume: bool = False, overwrite: bool = False) -> Iter
         handle = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock(handle, output)
-        check_output(output, resume=resume, overwrite=overwrite)
+        check_output(output, layout, resume=resume, overwrite=overwrite)
         if overwrite:
-            _clear(output)
+            _clear(output, layout)
         try:
             yield
         except BaseException:
             left = {path.name for path in output.iterdir()}
-            if not existed and not last_checkpoint(output / CHECKPOINTS) and left <= _UNFINISHED | {LOCK}:
+            if (
+                not existed
+                and not last_checkpoint(output / CHECKPOINTS)
+                and left <= _UNFINISHED | {LOCK, layout.settings}
+            ):
                 shutil.rmtree(output, ignore_errors=True)
             raise
         (output / LOCK).unlink(missing_ok=True)
@@ -182,10 +251,10 @@ def _is_weights(name: str) -> bool:
     return name.startswith("model") and name.endswith((".safetensors", ".safetensors.index.json"))
 
 
-def _clear(output: Path) -> None:
-    """Remove a run's own files; ``uld.json`` first, so that a kill leaves an unfinished run and not a broken one."""
+def _clear(output: Path, layout: Layout) -> None:
+    """Remove a run's own files, what marks it as finished first: a kill leaves an unfinished run, not a broken one."""
     weights = [path.name for path in output.iterdir() if _is_weights(path.name)]
-    for name in (MANIFEST, *sorted(_OURS - {MANIFEST, SETTINGS}), *weights, SETTINGS):
+    for name in (layout.finished, *sorted(layout.rest), *weights, layout.settings):
         path = output / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

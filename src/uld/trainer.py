@@ -1,25 +1,33 @@
-"""A thin transformers.Trainer around the objective of a method.
+"""A thin transformers.Trainer around the objective of a method, and the arguments that our settings give it.
 
 Losses are normalised over the whole optimiser step (all micro-batches, all processes), so the split of a batch over
 processes and accumulation steps does not change them.
 """
 
+import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from uld.artifact import CHECKPOINTS, writing
-from uld.config import TrainConfig
+from uld.config import ConfigError, RunConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
 from uld.learners import load_weights, save_weights
-from uld.methods.registry import own_options
+from uld.methods.registry import Method, own_options
 from uld.objective import Objective
 from uld.run_folder import seal
+
+LossNames = tuple[str, str | None]
+"""What the forget loss and the retain loss are called in logs; None: there is no retain loss."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +48,37 @@ class StepFacts:
 
 
 class UnlearningTrainer(Trainer):
-    """A thin Trainer: our batches, a loss normalised over the whole step, checkpoints of LoRA alone."""
+    """A thin Trainer: our batches, a loss normalised over the whole step, checkpoints of what is trained alone."""
 
-    def __init__(self, objective: Objective, rows: Rows, config: TrainConfig, pad_token_id: int, **kwargs: Any) -> None:
-        """Wire rows and losses into the Trainer."""
+    def __init__(
+        self,
+        objective: Objective,
+        rows: Rows,
+        config: RunConfig,
+        pad_token_id: int,
+        *,
+        names: LossNames | None = None,
+        retain_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Wire rows and losses into the Trainer.
+
+        Args:
+            objective: What is trained and what is minimised.
+            rows: All rows of an epoch.
+            config: Batch size, seed and output folder are read from it.
+            pad_token_id: Fills short rows.
+            names: What the two losses are called in logs; default: `loss_names` of the method.
+            retain_weight: Weight of the retain loss.
+            kwargs: For the Trainer.
+        """
         super().__init__(model=objective, train_dataset=rows, **kwargs)
         self.objective = objective
         self.rows = rows
         self.config = config
         self.collator = Collator(pad_token_id)
-        self.retain_weight = config.retain_weight  # some methods change it as they go
+        self.names = names or loss_names(objective.method)
+        self.retain_weight = retain_weight  # some methods change it as they go
         self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
         self.step_sums = torch.zeros(3)  # forget loss, retain loss, tokens of the step so far
         self.step_items = torch.ones(2)
@@ -110,21 +139,21 @@ class UnlearningTrainer(Trainer):
         self.step_sums = torch.zeros_like(self.step_sums)
         forget, retain = (total[:2] / self.step_items.clamp_min(1)).tolist()
         tokens, stopped = total[2:].tolist()
-        self.last_losses = named_losses(self.objective.method.retain_name, forget, retain)
-        self.reweigh(retain)
+        self.last_losses = named_losses(self.names, forget, retain)
+        self.reweigh(retain, self.state.epoch or 0.0)
         return StepFacts(forget, retain, int(tokens), stopped > 0)
 
-    def reweigh(self, retain: float) -> None:
-        """Let the method change the retain weight after a step with this mean retain loss."""
+    def reweigh(self, retain: float, epoch: float) -> None:
+        """Let the method change the retain weight after a step with this mean retain loss, so many epochs trained."""
         method = self.objective.method
         if method.reweigh is not None:
             self.retain_weight = method.reweigh(
-                self.retain_weight, retain, **own_options(method.reweigh, self.objective.options)
+                self.retain_weight, retain, epoch, **own_options(method.reweigh, self.objective.options)
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand both losses of the step to the experiment tracker, beside their weighted sum."""
-        super().log({**logs, **self.last_losses}, start_time)
+        super().log({**self.last_losses, **logs}, start_time)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Checkpoints have a folder of their own in the run."""
@@ -154,6 +183,89 @@ class UnlearningTrainer(Trainer):
         load_weights(self.objective.model, Path(resume_from_checkpoint))
 
 
-def named_losses(retain_name: str | None, forget: float, retain: float) -> dict[str, float]:
+def loss_names(method: Method) -> LossNames:
+    """What the losses of a method are called in logs."""
+    return "forget_loss", method.retain_name
+
+
+def named_losses(names: LossNames, forget: float, retain: float) -> dict[str, float]:
     """Both losses under the names that logs have for them."""
-    return {"forget_loss": forget} | ({} if retain_name is None else {retain_name: retain})
+    first, second = names
+    return {first: forget} | ({} if second is None else {second: retain})
+
+
+def training_dtype(config: RunConfig) -> str:
+    """``bf16``, ``fp32`` or ``auto`` (the checkpoint's own)."""
+    if config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return "bf16"
+    return config.dtype
+
+
+def trainer_arguments(config: RunConfig, dtype: str, schedule: str = "linear", **options: Any) -> TrainingArguments:
+    """The Trainer's arguments for our settings.
+
+    Args:
+        config: The settings.
+        dtype: From `training_dtype`.
+        schedule: transformers' name of a schedule of the learning rate.
+        options: What the schedule takes.
+
+    Raises:
+        ConfigError: the batch cannot be split as asked, or there is no such tracker.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size % world:
+        raise ConfigError(f"--batch-size {config.batch_size} cannot be shared by {world} processes")
+    share = config.batch_size // world
+    micro = min(config.micro_batch_size or share, share)
+    if share % micro:
+        raise ConfigError(f"--micro-batch-size {micro} does not divide a process's {share} rows of --batch-size")
+    if config.report_to != "none" and config.report_to not in (found := get_available_reporting_integrations()):
+        raise ConfigError(
+            f"--report-to {config.report_to}: no such tracker is installed; there is {', '.join(['none', *found])}"
+        )
+    arguments = TrainingArguments(
+        output_dir=config.output,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs=options,
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.max_grad_norm,
+        bf16=dtype == "bf16",
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_strategy="no" if config.report_to == "none" else "steps",
+        logging_steps=10,
+        report_to=[] if config.report_to == "none" else [config.report_to],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        ddp_backend=None if torch.cuda.is_available() or world == 1 else "gloo",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: several GPUs go through torchrun
+    return arguments
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """While training, what is seen is the journal's bar and our own log."""
+    log = transformers.utils.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()

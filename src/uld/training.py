@@ -7,18 +7,17 @@ Ctrl-C), `uld.run_folder` (who may write where, what to continue from), `uld.art
 
 import contextlib
 import copy
+import hashlib
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from peft import PeftModel
-from transformers import TrainingArguments, set_seed
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers import set_seed
 
 from uld.artifact import (
     ADAPTER,
@@ -48,6 +47,7 @@ from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig
 from uld.objective import Learner, Objective, frozen_log_likelihoods
 from uld.run_folder import (
+    Started,
     check_output,
     drop_incomplete,
     held,
@@ -55,10 +55,13 @@ from uld.run_folder import (
     refuse_busy,
     refuse_other_inputs,
     refuse_other_settings,
+    stored_settings,
 )
-from uld.trainer import UnlearningTrainer
+from uld.trainer import UnlearningTrainer, loss_names, quiet_libraries, trainer_arguments, training_dtype
 
 logger = logging.getLogger(__name__)
+
+REFERENCES = "references.json"  # beside the checkpoints: log-likelihoods under the model before training
 
 
 class Interrupted(ULDError):
@@ -86,73 +89,7 @@ class TrainResult:
     weights_bytes: int
 
 
-def _dtype(config: TrainConfig) -> str:
-    """``bf16``, ``fp32`` or ``auto`` (the checkpoint's own)."""
-    if config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
-        return "bf16"
-    return config.dtype
-
-
-def _arguments(config: TrainConfig, dtype: str) -> TrainingArguments:
-    """The Trainer's arguments for our settings."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.batch_size % world:
-        raise ConfigError(f"--batch-size {config.batch_size} cannot be shared by {world} processes")
-    share = config.batch_size // world
-    micro = min(config.micro_batch_size or share, share)
-    if share % micro:
-        raise ConfigError(f"--micro-batch-size {micro} does not divide a process's {share} rows of --batch-size")
-    if config.report_to != "none" and config.report_to not in (found := get_available_reporting_integrations()):
-        raise ConfigError(
-            f"--report-to {config.report_to}: no such tracker is installed; there is {', '.join(['none', *found])}"
-        )
-    arguments = TrainingArguments(
-        output_dir=config.output,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
-        num_train_epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.beta1,
-        adam_beta2=config.beta2,
-        max_grad_norm=config.max_grad_norm,
-        bf16=dtype == "bf16",
-        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
-        seed=config.seed,
-        save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        logging_strategy="no" if config.report_to == "none" else "steps",
-        logging_steps=10,
-        report_to=[] if config.report_to == "none" else [config.report_to],
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
-        ddp_backend=None if torch.cuda.is_available() or world == 1 else "gloo",
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: several GPUs go through torchrun
-    return arguments
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """While training, what is seen is the journal's bar and our own log."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
-
-
-@_quiet_libraries()
+@quiet_libraries()
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> TrainResult:
     """Train by the method of the settings and write the run folder.
 
@@ -186,52 +123,70 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         refuse_busy(output)
         check_output(output, resume=resume, overwrite=overwrite)
         if resume:
-            refuse_other_settings(output, config)
+            refuse_other_settings(output, config, stored_settings(output))
     inputs = read_inputs(config, method)
-    dtype = _dtype(config)
-    arguments = _arguments(config, dtype)
+    dtype = training_dtype(config)
+    arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
     learner = make_learner(config, method, options, dtype)
     if first and method.trains != "assistant":
         logger.warning("%s", _memory_note(learner, method))
     manifest = _manifest(config, method, learner, combination, inputs)
-    journal = Journal(output, method.retain_name, progress and first)
+    journal = Journal(output, loss_names(method), progress and first)
     holding = held(output, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
     with holding, stop_on_interrupt(journal):
         if first:
             write_text(output / SETTINGS, config.to_yaml())
-            refuse_other_inputs(output, manifest)
+            refuse_other_inputs(output, Started.model_validate(manifest, from_attributes=True))
             drop_incomplete(output / CHECKPOINTS)
         trainer = UnlearningTrainer(
             Objective(learner, method, options),
             inputs.rows,
             config,
             int(inputs.tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
+            retain_weight=config.retain_weight,
             args=arguments,
             callbacks=[journal],
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        journal.trainer = trainer
         if config.keep_epochs and first:
-            journal.on_epoch = lambda number: _write(output / EPOCHS / str(number), trainer, manifest, inputs)
-        trainer.accelerator.wait_for_everyone()  # all choose the same checkpoint
-        _set_references(learner, method, inputs)
-        start = last_checkpoint(output / CHECKPOINTS) if resume else None
-        try:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
-        finally:
-            journal.close()
-        if journal.interrupted and trainer.state.global_step < trainer.state.max_steps:
-            raise Interrupted(
-                f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: "
-                f"continue with uld train --output {output} --resume"
-            )
+            journal.on_epoch = lambda number: _write(output / EPOCHS / str(number), config, trainer, manifest, inputs)
+        trainer.accelerator.wait_for_everyone()  # the first has the folder ready
+        _set_references(learner, method, inputs, output)
+        run_steps(trainer, journal, output, resume=resume, command="uld train")
         if first:
-            _write(output, trainer, manifest, inputs)
+            _write(output, config, trainer, manifest, inputs)
         trainer.accelerator.wait_for_everyone()
     facts = Manifest.read(output).training
     retain = None if method.retain_name is None else facts[method.retain_name]
     return TrainResult(output, facts["steps"], facts["seconds"], facts["forget_loss"], retain, facts["weights_bytes"])
+
+
+def run_steps(trainer: UnlearningTrainer, journal: Journal, output: Path, *, resume: bool, command: str) -> None:
+    """Train to the end, from the last complete checkpoint where there is one to resume.
+
+    Args:
+        trainer: With everything that it needs.
+        journal: One of the trainer's callbacks.
+        output: The run folder.
+        resume: Whether to look for a checkpoint.
+        command: As users type it, for the message.
+
+    Raises:
+        Interrupted: the user stopped it.
+    """
+    trainer.remove_callback(transformers.PrinterCallback)
+    journal.trainer = trainer
+    trainer.accelerator.wait_for_everyone()  # all choose the same checkpoint
+    start = last_checkpoint(output / CHECKPOINTS) if resume else None
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    finally:
+        journal.close()
+    if journal.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: "
+            f"continue with {command} --output {output} --resume"
+        )
 
 
 def _memory_note(learner: Learner, method: Method) -> str:
@@ -265,20 +220,29 @@ def _manifest(
     )
 
 
-def _set_references(learner: Learner, method: Method, inputs: Inputs) -> None:
-    """Compute, once, what the losses need of the model before training; no checkpoint has been read yet."""
+def _set_references(learner: Learner, method: Method, inputs: Inputs, output: Path) -> None:
+    """Compute what the losses need of the model before training, once: the run keeps it beside its checkpoints."""
     if not any(loss.reference for loss in method.losses):
         return
     pad = int(inputs.tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
     rows = [row for row in inputs.rows.rows if row.kind == FORGET]
-    forget = frozen_log_likelihoods(learner, [row.encoded for row in rows], pad)
+    answers = [row.encoded for row in rows]
     others = [row.alternative for row in rows if row.alternative is not None]
-    inputs.rows.set_references(forget, frozen_log_likelihoods(learner, others, pad) if others else None)
+    asked = json.dumps([learner.fingerprints, *(asdict(one) for one in (*answers, *others))])
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    path = output / CHECKPOINTS / REFERENCES
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("digest") != digest:
+        found = frozen_log_likelihoods(learner, [*answers, *others], pad)
+        kept = {"digest": digest, "forget": found[: len(answers)], "alternatives": found[len(answers) :] or None}
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_text(path, json.dumps(kept))
+    inputs.rows.set_references(kept["forget"], kept["alternatives"])
 
 
-def _write(output: Path, trainer: UnlearningTrainer, manifest: Manifest, inputs: Inputs) -> None:
+def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manifest: Manifest, inputs: Inputs) -> None:
     """Write everything that a finished run holds; ``uld.json`` comes last and marks it finished."""
-    objective, config = trainer.objective, trainer.config
+    objective = trainer.objective
     model, method = objective.model, objective.method
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     if method.finish is not None:

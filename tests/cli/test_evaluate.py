@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import uld.evaluation.tofu as tofu
@@ -144,6 +145,52 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(micro, run, tmp_pa
         assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_the_template_of_the_run_is_used_unless_one_is_given(micro, run, tmp_path):
+    settings = yaml.safe_load((run / "train.yaml").read_text())
+    (run / "train.yaml").write_text(yaml.safe_dump(settings | {"template": "llama2"}))
+    options = ("-m", run, "--data", micro.data, "--limit", 1, "--no-generate", "-q", "--json")
+
+    def evaluated(folder: str, *more: object) -> list[str]:
+        assert evaluate(*options, "--output", tmp_path / folder, *more).exit_code == 0
+        found = [tmp_path / folder, *(tmp_path / folder).glob("retain-*")]
+        return [json.loads((one / "settings.json").read_text())["prompt"] for one in found]
+
+    own, beside = evaluated("own", "--retain-model", micro.retain_only)
+    assert "[INST] QUESTION [/INST] ANSWER" in own and "[INST] QUESTION [/INST] ANSWER" in beside
+    (given,) = evaluated("given", "--template", "Say {question}: {answer}")
+    assert "Say QUESTION: ANSWER" in given
+    done = evaluate(*options, "--output", tmp_path / "many", "--weight", "0,0.5")
+    logs = [tmp_path / "many" / "grid" / f"suppress-weight-{weight}" for weight in ("0", "0.5")]
+    from_logs = [json.loads(evaluate("--from-log", log, "--json").stdout)["forget_prob"] for log in logs]
+    assert [row["result"]["forget_prob"] for row in json.loads(done.stdout)] == from_logs
+    plain = json.loads(evaluate(*options, "--output", tmp_path / "target", "--weight", 0).stdout)["forget_prob"]
+    assert from_logs[0] == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_grid_is_not_in_the_way_of_a_single_evaluation(micro, run):
+    options = ("-m", run, "--data", micro.data, "--limit", 1, "--no-generate", "-q")
+    first = evaluate(*options, "--weight", "0.5,1", "--retain-model", micro.retain_only)
+    second = evaluate(*options, "--retain-model", micro.retain_only)
+    assert (first.exit_code, second.exit_code) == (0, 0), second.output
+    assert (run / "eval" / "tofu-forget10" / "result.json").is_file()
+    assert (run / "eval" / "tofu-forget10" / "grid" / "grid.json").is_file()
+
+
+def test_a_retain_log_of_another_split_is_refused_before_anything_is_run(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("uld.modeling.load", None)
+    log = {"avg_gt_loss": {"0": 1.0}, "avg_paraphrased_loss": {"0": 1.0}, "average_perturb_loss": {"0": [1.0]}}
+    for split in ("forget05", "forget10"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "eval_log_aggregated.json").write_text(json.dumps({"eval_log_forget.json": log}))
+        (tmp_path / split / "settings.json").write_text(json.dumps({"split": split}))
+    other = " was made on forget05, not on forget10: evaluate both models on the same split"
+    assert other in refused(evaluate("-m", run, "--retain-log", tmp_path / "forget05"))
+    both = ("--from-log", tmp_path / "forget10", "--retain-log")
+    assert other in refused(evaluate(*both, tmp_path / "forget05" / "eval_log_aggregated.json"))
+    (tmp_path / "forget05" / "settings.json").unlink()  # a log that does not say
+    assert evaluate(*both, tmp_path / "forget05").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -167,13 +214,17 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(micro, run, tmp_pa
             "has no tokenizer that can be loaded: save one beside the model, or name one with",
         ),
         ("--model RUN --target OTHER --data DATA", "the adapter belongs to another target: it was trained on"),
-        ("--model TARGET --weight 2 --data DATA", "is an ordinary model, not an unlearned one: --weight"),
+        ("--model TARGET --weight 2 --data DATA", ": --weight has no meaning for it"),
         ("--model RUN --weight -1 --data DATA", "weight (α) must be a number ≥ 0, not -1.0"),
-        ("--model RUN --rule invert --data DATA", "rule must be one of suppress, subtract, reference, not 'invert'"),
+        ("--model RUN --rule invert --data DATA", "rule must be one of suppress, subtract, reference"),
         ("--model RUN --template x --data DATA", "template 'x' is neither one of qa, plain, llama2 nor"),
         ("--model RUN --dtype int4 --data DATA", "--dtype must be one of"),
         ("--model RUN --device gpu --data DATA", "--device must be"),
         ("--model RUN --data DATA --output EMPTY --output DATA", "is not empty and holds no evaluation"),
+        ("--model RUN --data DATA --weight 1,2 --output LOG", "log is a file: name another folder with --output"),
+        ("--model RUN --data DATA --retain-model MISSING", "missing: --retain-model takes a folder or a Hub id"),
+        ("--model RUN --data DATA --retain-model LOG", "log is a file: --retain-model takes a folder or a Hub id"),
+        ("--model TARGET --data DATA --weight 1,2", "has no assistant: only a run with one has settings to vary"),
     ],
 )
 def test_bad_input_is_one_sentence(micro, run, tmp_path, arguments, message):

@@ -1,9 +1,11 @@
 """``uld generate`` and ``uld chat``: what the library answers is what is printed; commands; bad input."""
 
 import builtins
+import shutil
 import sys
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import uld.cli.generate as cli
@@ -99,8 +101,10 @@ def test_an_ordinary_model_answers_too(micro, unlearned):
         (("chat",), "name a run or a model with --model"),
         (("generate", "-m", "RUN"), "nothing to answer: give a question, or lines on standard input"),
         (("generate", "-m", "RUN", "  "), "nothing to answer"),
-        (("generate", "-m", "TARGET", "--compare", "hi"), "--compare needs a run: "),
+        (("generate", "-m", "TARGET", "--compare", "hi"), "--compare needs a run with an assistant, and "),
         (("generate", "-m", "RUN", "word " * 300), "the prompt has "),
+        (("generate", "-m", "RUN", "hi", "word " * 300), "the prompt has "),
+        (("generate", "-m", "RUN", "caf\udce9"), "the question is not UTF-8"),
         (("generate", "-m", "RUN", "--template", "{question}", "hi"), "template '{question}' is neither one of"),
         (("chat", "-m", "/no/such/run"), "there is no run or model in /no/such/run"),
     ],
@@ -111,9 +115,40 @@ def test_bad_input_is_one_sentence(micro, arguments, message):
     assert message in refused(done) and done.stdout == ""
 
 
-def test_input_that_is_not_utf8(micro, monkeypatch):
-    done = CliRunner().invoke(app, ["generate", "-m", str(micro.run)], input=b"caf\xe9\n")
-    assert "standard input is not UTF-8" in refused(done)
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_input_that_is_not_utf8(micro, monkeypatch, command):
+    done = CliRunner().invoke(app, [command, "-m", str(micro.run)], input=b"caf\xe9\n")
+    assert done.exit_code == 2 and done.stderr.endswith("uld: standard input is not UTF-8: save it as UTF-8\n")
+    # In the C locale Python hands such bytes on as halves of surrogate pairs.
+    monkeypatch.setattr(cli, "_typed", lambda: iter(["caf\udce9"]))
+    monkeypatch.setattr(cli, "_questions", lambda _: cli._texts(["caf\udce9"], "standard input"))
+    done = uld(command, "-m", micro.run)
+    assert done.exit_code == 2 and done.stderr.endswith("uld: standard input is not UTF-8: save it as UTF-8\n")
+
+
+def test_a_seed_out_of_range(micro):
+    assert uld("generate", "-m", micro.run, "--seed", 2**32, "hi").exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def run_with_template(micro, tmp_path_factory):
+    """A run whose settings name a template."""
+    run = shutil.copytree(micro.run, tmp_path_factory.mktemp("llama2") / "run")
+    settings = yaml.safe_load((run / "train.yaml").read_text())
+    (run / "train.yaml").write_text(yaml.safe_dump(settings | {"template": "llama2"}))
+    return run
+
+
+@pytest.mark.parametrize(("given", "used"), [((), "llama2"), (("--template", "plain"), "plain")])
+def test_the_template_of_the_run_is_used_unless_one_is_given(run_with_template, unlearned, given, used):
+    model, tokenizer = unlearned
+    ids = PromptFormat(tokenizer, used).prompt_ids(QUESTIONS[0])
+    expected = lines(generate_answers(model, tokenizer, [ids], max_new_tokens=8)[0])
+    assert expected != lines(answer(unlearned, QUESTIONS[0]))  # the chat template's
+    asked = uld("generate", "-m", run_with_template, *SHORT, *given, QUESTIONS[0])
+    assert lines(asked.stdout) == expected
+    talked = uld("chat", "-m", run_with_template, *SHORT, *given, said=QUESTIONS[0] + "\n")
+    assert lines(talked.stdout.replace("> ", "")) == expected
 
 
 def test_a_terminal_is_not_waited_for(micro, monkeypatch):

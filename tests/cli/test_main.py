@@ -1,22 +1,27 @@
 """What every command has in common: quick help, versions, lists, the doctor, and errors as one sentence."""
 
+import dataclasses
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 import uld
 from uld.cli import doctor
-from uld.cli.common import guarded, load_model
+from uld.cli.common import ModelOptions, guarded
 from uld.cli.main import app
 from uld.config import TrainConfig, preset_names, read_preset
 from uld.errors import ULDError
 
-COMMANDS = ("train", "eval", "generate", "chat", "ls", "demo", "doctor")
+COMMANDS = ("train", "eval", "tune", "generate", "chat", "ls", "demo", "doctor")
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "numpy")
 
 
@@ -24,7 +29,9 @@ def uld_command(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize("arguments", ["--help", "--version", "train --help", "eval tofu --help", "chat --help"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "--version", "train --help", "eval tofu --help", "chat --help", "tune --help"]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom uld.cli.main import main\n"
@@ -136,11 +143,40 @@ def test_wrong_usage_ends_with_code_2(arguments):
     assert done.exit_code == 2 and "Traceback" not in done.output
 
 
+def model_options(*command: str) -> dict[str, tuple[list[str], str, object, object]]:
+    """Flags, help, default and panel of a command's options by name."""
+    found: Any = typer.main.get_command(app)
+    for name in command:
+        found = found.commands[name]
+    options = [one for one in found.params if one.opts[0].startswith("-")]
+    return {one.name: (one.opts, one.help, one.default, getattr(one, "rich_help_panel", None)) for one in options}
+
+
+def test_every_command_has_the_same_model_options():
+    shared = [field.name for field in dataclasses.fields(ModelOptions)]
+    full = {name: option for name, option in model_options("generate").items() if name in shared}
+    assert list(full) == shared and {panel for *_, panel in full.values()} == {"Model"}
+    assert full == {name: option for name, option in model_options("chat").items() if name in shared}
+    own = {"model", "weight", "filter"}  # what eval and tune mean by these is another thing
+    for command, lacking in ((("eval", "tofu"), set()), (("tune",), {"rule", "min_tokens", "outside"})):
+        options = model_options(*command)
+        assert {name: options[name] for name in shared if name not in own | lacking} == {
+            name: option for name, option in full.items() if name not in own | lacking
+        }
+        assert not lacking & options.keys()
+
+
+def test_help_shows_every_default_that_it_names():
+    for command in ("eval tofu", "tune"):
+        shown = " ".join(uld_command(*command.split(), "--help").output.replace("│", " ").split())
+        assert "default: " in shown and " ." not in shown  # rich takes [default: x] for markup and drops it
+
+
 @pytest.mark.parametrize("path", ["runs here/x", "/no/such/folder", "../nothing", "~/nothing", "a/b/c", "./x"])
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, path):
     monkeypatch.setattr("uld.modeling.load", None)
     with pytest.raises(ULDError, match=f"there is no run or model in {re.escape(path)}: --model takes"):
-        load_model(path)
+        ModelOptions(model=path).load()
 
 
 def test_a_name_beside_real_folders_is_a_mistyped_folder(tmp_path, monkeypatch):
@@ -148,28 +184,54 @@ def test_a_name_beside_real_folders_is_a_mistyped_folder(tmp_path, monkeypatch):
     (tmp_path / "runs").mkdir()
     (tmp_path / "model.bin").write_text("")
     with pytest.raises(ULDError, match="there is no run or model in runs/x"):
-        load_model("runs/x")
+        ModelOptions(model="runs/x").load()
     with pytest.raises(ULDError, match=r"model\.bin is a file"):
-        load_model("model.bin")
+        ModelOptions(model="model.bin").load()
     monkeypatch.setattr("uld.modeling.load", lambda path, **_: (_ for _ in ()).throw(ULDError(f"asked for {path}")))
     for name in ("gpt2", "org/name"):
         with pytest.raises(ULDError, match=f"asked for {name}"):
-            load_model(name)
+            ModelOptions(model=name).load()
 
 
 def test_dtype_and_device_are_checked_before_anything_is_loaded(micro, monkeypatch):
     monkeypatch.setattr("uld.modeling.load", None)
     with pytest.raises(ULDError, match="--dtype must be one of auto, bf16, fp16, fp32, not 'fp8'"):
-        load_model(str(micro.run), dtype="fp8")
+        ModelOptions(model=str(micro.run), dtype="fp8").load()
     with pytest.raises(ULDError, match=r"--device must be cpu, cuda, .* not 'gpu'"):
-        load_model(str(micro.run), device="gpu")
+        ModelOptions(model=str(micro.run), device="gpu").load()
     with pytest.raises(ULDError, match="cannot use --device cuda:77: "):
-        load_model(str(micro.run), device="cuda:77")
+        ModelOptions(model=str(micro.run), device="cuda:77").load()
+
+
+@pytest.mark.parametrize("name", ["target", "tokenizer"])
+def test_a_mistyped_place_is_named_by_its_flag(micro, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("uld.modeling.load", None)
+    (tmp_path / "file").write_text("")
+    for place, sentence in (
+        ("/no/such/folder", f"there is no {name} in /no/such/folder: --{name} takes a folder or a Hub id"),
+        ("", f"there is no {name} in '': --{name} takes"),
+        (str(tmp_path / "file"), f"file is a file: --{name} takes a folder or a Hub id"),
+    ):
+        with pytest.raises(ULDError, match=sentence):
+            ModelOptions(model=str(micro.run), **{name: place}).load()
+
+
+def test_a_run_is_asked_with_the_template_that_it_was_trained_with(micro, tmp_path):
+    run = Path(shutil.copytree(micro.run, tmp_path / "run"))
+    assert ModelOptions(model=str(run)).prompt_template() is None
+    settings = yaml.safe_load((run / "train.yaml").read_text())
+    (run / "train.yaml").write_text(yaml.safe_dump(settings | {"template": "llama2"}))
+    assert ModelOptions(model=str(run)).prompt_template() == "llama2"
+    assert ModelOptions(model=str(run), template="plain").prompt_template() == "plain"
+    (run / "train.yaml").unlink()
+    assert ModelOptions(model=str(run)).prompt_template() is None
+    assert ModelOptions(model=str(micro.target)).prompt_template() is None
+    assert ModelOptions(model="org/name").prompt_template() is None
 
 
 def test_dtype_is_what_was_asked_for(micro):
     import torch
 
     for name, dtype in {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}.items():
-        model, _ = load_model(str(micro.target), dtype=name, device="cpu")
+        model, _ = ModelOptions(model=str(micro.target), dtype=name, device="cpu").load()
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import uld.evaluation.scoring
 from uld.assistant import add_lora, build_assistant
@@ -143,6 +143,76 @@ def test_a_head_of_an_unknown_kind_goes_through_the_model(request, monkeypatch, 
     monkeypatch.setattr(uld.evaluation.scoring, "check_head", refuse)
     (scores,) = Scorer(model, PAD).score(rows)
     assert [score.loss for score in scores] == close([naive(model, row) for row in rows])
+
+
+@pytest.fixture(scope="module")
+def branching() -> list[Encoded]:
+    """Answers to a few prompts that share beginnings of several lengths, with repeats and other learnt tokens."""
+    rng = random.Random(1)
+    rows = []
+    for length in (1, 4, 9):
+        prompt, answer = ([rng.randrange(4, 34) for _ in range(count)] for count in (length, 10))
+        for kept in (0, 3, 3, 7, 10):
+            ids = prompt + answer[:kept] + [rng.randrange(4, 34) for _ in range(rng.randrange(1, 6))]
+            rows.append(Encoded(ids, [False] * length + [True] * (len(ids) - length)))
+        rows += [rows[-1], Encoded(rows[-1].ids, [False] * (length + 2) + rows[-1].learn[length + 2 :])]
+        rows.append(Encoded(prompt + answer, [False] * length + [True] * 10))  # the beginning of others
+    rng.shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize("longest", [8, 99])
+def test_every_family_scores_as_one_row_at_a_time(family, make_target, make_unlearned, branching, longest):
+    rows = [row for row in branching if len(row.ids) <= longest]  # windows hold 8 tokens
+    target = make_target(family)
+    for model in (target, make_unlearned(target, num_layers=2), make_unlearned(target, num_layers=2, fused=False)):
+        (scores,) = Scorer(model, PAD).score(rows)
+        assert [score.loss for score in scores] == close([naive(model, row) for row in rows])
+
+
+def test_what_rows_begin_with_is_computed_once(llama, branching, monkeypatch):
+    seen = []
+    hidden = Scorer._hidden
+    monkeypatch.setattr(Scorer, "_hidden", lambda self, inputs: seen.append(inputs) or hidden(self, inputs))
+    monkeypatch.setattr(uld.evaluation.scoring, "_LENGTH_MULTIPLE", 1)
+    rows = [row for row in branching if row.learn.index(True) > 1]
+    Scorer(llama, PAD).score(rows)
+    prefixes = {tuple(row.ids[:i]) for row in rows for i in range(1, len(row.ids))}
+    assert sum(int((one["input_ids"] != PAD).sum()) for one in seen) == len(prefixes)
+
+
+@pytest.mark.parametrize("tokens", [1, 30, 40])
+def test_a_tree_may_be_cut(llama, branching, monkeypatch, tokens):
+    monkeypatch.setattr(uld.evaluation.scoring, "_TREE_TOKENS", tokens)
+    (scores,) = Scorer(llama, PAD).score(branching)
+    assert [score.loss for score in scores] == close([naive(llama, row) for row in branching])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_both_kinds_of_attention_take_trees(branching, make_target, implementation):
+    model = make_target("llama", attn_implementation=implementation)
+    scorer = Scorer(model, PAD)
+    assert scorer.longest > 1000
+    assert [score.loss for score in scorer.score(branching)[0]] == close([naive(model, row) for row in branching])
+
+
+def test_a_model_that_does_not_follow_the_mask_gets_no_trees(branching):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=2)).eval()
+    scorer = Scorer(model, PAD)
+    assert scorer.longest == 0
+    assert [score.loss for score in scorer.score(branching)[0]] == close([naive(model, row) for row in branching])
+
+
+def test_a_combination_is_that_of_every_assistant(make_target, make_unlearned, branching):
+    target = make_target("llama")
+    one, other = (make_unlearned(target, num_layers=layers, seed=layers) for layers in (2, 3))
+    model = ULDForCausalLM.join(target, [one.assistant, other.assistant], [Combination()] * 2)
+    found = Scorer(model, PAD, COMBINATIONS).score(branching)
+    for how, scores in zip(COMBINATIONS, found, strict=True):
+        model.combination = how
+        assert [score.loss for score in scores] == close([naive(model, row) for row in branching]), how
 
 
 def test_scores_do_not_depend_on_the_order_of_rows(unlearned, rows):

@@ -1,6 +1,7 @@
 """A side of a batch made of given logits, so that a method's losses can be held against naive formulas."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -10,12 +11,21 @@ from uld.data.collate import FORGET, NO_LOSS
 from uld.objective import Side, States
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> Iterator[None]:
+    """Every training collects garbage; what the libraries' modules hold, which takes the longest, is none."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def make_side() -> Callable[..., Side]:
     """``make_side(logits, labels, lengths, frozen=…, reference=…, layer=…, frozen_layer=…)``.
 
-    ``logits`` ``(rows, tokens, vocab)``, ``labels`` ``(rows, tokens)``; a loss falls on the first ``lengths[i]`` positions
-    of row i. ``reference`` ``(rows,)``; ``layer`` and ``frozen_layer`` ``(rows, tokens, width)``.
+    ``logits`` ``(rows, tokens, vocab)``, ``labels`` ``(rows, tokens)``; a loss falls on the first ``lengths[i]``
+    positions of row i. ``reference`` ``(rows,)``; ``layer`` and ``frozen_layer`` ``(rows, tokens, width)``.
     """
 
     def states(logits: Tensor, layer: Tensor | None) -> States:

@@ -2,6 +2,7 @@ import dataclasses
 import pkgutil
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,33 @@ def test_a_method_says_what_it_needs() -> None:
     assert get_method("ga+kl").needs == ["frozen model in every step"]
     assert get_method("dpo+gd").needs == ["frozen log-likelihoods, once", "alternative answers"]
     assert get_method("uld").needs == []
+
+
+def test_the_page_of_methods_lists_every_one_with_paper_and_options() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `") and "arxiv.org" in line]
+    listed: list[str] = []
+    for row in rows:
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+        names = re.findall(r"`([^`]+)`", cells[0])
+        listed += names
+        for name in names:
+            method = get_method(name)
+            assert method.paper in cells[1] or name.startswith("offset-"), name
+            shown = dict(one.split("=") for one in re.findall(r"`(\w+=[^`]+)`", cells[5]))
+            assert {option: float(value) for option, value in shown.items()} == method.options, name
+            assert {"target": "target", "offset": "small model", "assistant": "assistant"}[method.trains] in cells[3]
+            assert ("frozen model" in cells[4]) >= any(loss.frozen for loss in method.losses), name
+            assert ("alternative answers" in cells[4]) == (method.alternatives is not None), name
+            assert ("once" in cells[4]) == any(loss.reference for loss in method.losses), name
+    assert sorted(listed) == list(all_methods()) and len(set(listed)) == len(listed)
+
+
+def test_the_page_of_methods_has_the_settings_that_methods_bring() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    for name in ("simnpo", "satimp", "pdu", "rmu"):
+        (row,) = re.findall(rf"^\| `{name}` \| `--retain-weight ([\d.]+)[^|]*\|$", page, re.MULTILINE)
+        assert float(row) == get_method(name).defaults["retain_weight"]
+    for method in all_methods().values():
+        if method.trains == "target":
+            assert method.defaults.get("batch_size", 32) == (32 if method.retain is None else 64), method.name

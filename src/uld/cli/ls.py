@@ -1,18 +1,24 @@
 """``uld ls``: what there is to choose from."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uld.cli.common import guarded
 from uld.errors import ULDError
 
+if TYPE_CHECKING:
+    from uld.methods.registry import Method
+
 KINDS = ("methods", "presets", "templates", "splits")
 
 
 @guarded
 def ls(kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; all of them without.")] = None) -> None:
-    """List methods, presets, prompt templates and TOFU's splits."""
+    """List methods, presets, prompt templates and TOFU's splits.
+
+    A method's line: name, what is trained, what it needs, its options (--option) with defaults, paper, summary.
+    """
     if kind is not None and kind not in KINDS:
         raise ULDError(f"there are no {kind!r} to list: choose one of {', '.join(KINDS)}")
     for number, name in enumerate([kind] if kind else KINDS):
@@ -25,12 +31,18 @@ def ls(kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; all
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _method(method: "Method") -> tuple[str, ...]:
+    """Name, what is trained, what it needs, options with defaults, paper and summary; – where there is nothing."""
+    options = " ".join(f"{name}={value:g}" for name, value in method.options.items())
+    return method.name, method.trains, "; ".join(method.needs) or "–", options or "–", method.paper, method.summary
+
+
 def _rows(kind: str) -> list[tuple[str, ...]]:
     """Rows of one list, the name first."""
     if kind == "methods":
         from uld.methods.registry import all_methods
 
-        return [(m.name, m.paper, m.summary) for m in all_methods().values()]
+        return [_method(one) for one in all_methods().values()]
     if kind == "presets":
         from uld.config import preset_names, read_preset
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import demo, doctor, evaluate, generate, ls, tune
+from uld.cli import compare, demo, doctor, evaluate, finetune, generate, ls, report, tune
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -16,7 +16,10 @@ app = typer.Typer(
     epilog="Start with: uld demo",
 )
 app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
+app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
 app.add_typer(evaluate.app, name="eval")
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)

@@ -1,8 +1,8 @@
 """``uld train``: settings from presets, a YAML file and flags; the flags are made from `TrainConfig`'s fields."""
 
 import inspect
-import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import UnionType
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from uld.cli.common import guarded
-from uld.config import TrainConfig, flag, read_preset, read_yaml, setting_fields, train_config
+from uld.cli.common import guarded, is_first_process
+from uld.config import RunConfig, TrainConfig, flag, read_preset, read_yaml, setting_fields, train_config
 from uld.errors import ULDError
 
 EPILOG = (
@@ -34,11 +34,11 @@ def _flag_type(kind: Any) -> Any:
     return option | None
 
 
-def _signature() -> inspect.Signature:
+def signature(config: type[RunConfig], *, presets: bool) -> inspect.Signature:
     """One optional flag a setting, and the flags that are not settings."""
-    kinds = get_type_hints(TrainConfig)
+    kinds = get_type_hints(config)
     parameters = []
-    for field in setting_fields():
+    for field in setting_fields(config):
         default = field.default
         shown = "" if default in (None, "", ()) else f" [default: {default}]"
         names = (
@@ -59,6 +59,8 @@ def _signature() -> inspect.Signature:
         "overwrite": (bool, typer.Option("--overwrite", help="Replace the run in --output.")),
         "quiet": (bool, typer.Option("--quiet", "-q", help="No progress bar.")),
     }
+    if not presets:
+        del extra["preset"]
     for name, (kind, option) in extra.items():
         default = False if kind is bool else None
         parameters.append(
@@ -74,41 +76,49 @@ def train(**given: Any) -> None:
     """
     presets, config_file = given.pop("preset") or [], given.pop("config")
     resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
-    layers = [(f"preset {name}", read_preset(name)) for name in presets]
-    if config_file:
-        layers.append((config_file, read_yaml(config_file)))
-    flags = {name: value or None if isinstance(value, list) else value for name, value in given.items()}
-    layers.append(("the command line", flags))
+    layers = [(f"preset {name}", read_preset(name)) for name in presets] + own_layers(config_file, given)
     config = train_config(layers)
     from uld.run_folder import check_output, stored_settings
     from uld.training import train as run
 
     if resume and config.output:
         check_output(Path(config.output), resume=True, overwrite=False)
-        config = replace(stored_settings(Path(config.output)), **_given(layers, config))
-    first = os.environ.get("RANK", "0") == "0"
-    try:
-        result = run(config, resume=resume, overwrite=overwrite, progress=not quiet)
-    except ULDError:
-        if not first:
-            time.sleep(_LET_FIRST_SPEAK)  # torchrun ends us when the first process fails of the same cause
-        raise
-    if not first:
+        config = replace(stored_settings(Path(config.output)), **chosen(layers, config))
+    result = first_speaks(run, config, resume=resume, overwrite=overwrite, progress=not quiet)
+    if not is_first_process():
         return
-    size = result.weights_bytes
-    readable = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
     retain = "" if result.retain_loss is None else f", retain loss {result.retain_loss:.3f}"
     typer.echo(
         f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, "
-        f"forget loss {result.forget_loss:.3f}{retain} nats, weights {readable}"
+        f"forget loss {result.forget_loss:.3f}{retain} nats, weights {readable_size(result.weights_bytes)}"
     )
 
 
-def _given(layers: list[tuple[str, Any]], config: TrainConfig) -> dict[str, Any]:
+def own_layers(config_file: str | None, flags: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Settings of the user's file and of the command line."""
+    given = {name: value or None if isinstance(value, list) else value for name, value in flags.items()}
+    return [*([(config_file, read_yaml(config_file))] if config_file else []), ("the command line", given)]
+
+
+def first_speaks(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run something in every process; of an error that all meet, the first tells."""
+    try:
+        return run(*args, **kwargs)
+    except ULDError:
+        if not is_first_process():
+            time.sleep(_LET_FIRST_SPEAK)  # torchrun ends us when the first process fails of the same cause
+        raise
+
+
+def readable_size(size: int) -> str:
+    """Bytes as people say them."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+
+
+def chosen(layers: list[tuple[str, Any]], config: RunConfig) -> dict[str, Any]:
     """The settings that some layer names, with the value that won."""
     return {name: getattr(config, name) for _, layer in layers for name, value in layer.items() if value is not None}
 
 
-train.__signature__ = _signature()  # type: ignore[attr-defined]
-train.__annotations__ = {p.name: p.annotation for p in _signature().parameters.values()}
+train.__signature__ = signature(TrainConfig, presets=True)  # type: ignore[attr-defined]
 command = guarded(train)

@@ -123,6 +123,21 @@ def _digest(name: str, data: str | Path | None, rows: list[dict[str, Any]]) -> D
     return DataFile(path=f"{HUB_ID}/{name}", sha256=hashlib.sha256(text.encode()).hexdigest(), rows=len(rows))
 
 
+def split_records(name: str, data: str | Path | None = None) -> tuple[list[Record], DataFile]:
+    """One TOFU split as records, and its digest.
+
+    Args:
+        name: One of `SPLITS`.
+        data: As for `load_tofu`.
+
+    Raises:
+        DataError: see `load_tofu`.
+    """
+    rows = load_tofu(name, data)
+    records = [Record.qa(row["question"], row["answer"], f"{name}:{i}") for i, row in enumerate(rows, 1)]
+    return records, _digest(name, data, rows)
+
+
 def training_set(
     split: str,
     data: str | Path | None = None,
@@ -237,6 +252,23 @@ def held_out(
             f"to choose α on: train with fewer {'--paraphrases' if not probes else '--retain-rows'}"
         )
     return probes, rest
+
+
+def uncovered(split: str, data: str | Path | None, retain_rows: int | None) -> list[Record]:
+    """Retain rows that `training_set` leaves out with the same settings and no augmentation, and no benchmark evaluates.
+
+    Args:
+        split: Forget split.
+        data: Folder of TOFU; None takes the Hub.
+        retain_rows: As in training; None: as many as forget rows.
+    """
+    check_split(split)
+    kept = FORGET_SPLITS[split]
+    pool = _pool(load_tofu(kept, data), load_tofu("retain_perturbed", data))
+    taken = set(_even(len(load_tofu(split, data)) if retain_rows is None else retain_rows, len(pool)))
+    return [
+        Record.qa(row["question"], row["answer"], f"{kept}:{i}") for k, (i, row) in enumerate(pool) if k not in taken
+    ]
 
 
 def _pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:

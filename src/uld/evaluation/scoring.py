@@ -61,6 +61,7 @@ class _Tree:
         ends: First node after those below it.
         labels: Each scored token once, as the node that predicts it and the token itself; and its number.
         uses: Row and number of each scored token of the rows.
+        path: Nodes of the row that was added last.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -70,18 +71,24 @@ class _Tree:
     uses: list[tuple[int, int]] = field(default_factory=list)
     path: list[int] = field(default_factory=list)
 
+    def known(self, row: Encoded) -> int:
+        """How many of a row's first tokens are those of the row that was added last."""
+        count = 0
+        for node, token in zip(self.path, row.ids[:-1], strict=False):
+            if self.ids[node] != token:
+                break
+            count += 1
+        return count
+
     def add(self, number: int, row: Encoded) -> None:
-        """Add a row, which must come right behind those that it shares most tokens with."""
-        inputs = row.ids[:-1]
-        shared = 0
-        while shared < min(len(self.path), len(inputs)) and self.ids[self.path[shared]] == inputs[shared]:
-            shared += 1
-        for node in self.path[shared:]:
-            self.ends[node] = len(self.ids)
-        new = range(len(self.ids), len(self.ids) + len(inputs) - shared)
-        self.path[shared:] = new
-        self.ids += inputs[shared:]
-        self.depths += range(shared, len(inputs))
+        """Add a row; of all rows, the one before must be the one that it shares most tokens with."""
+        known, size = self.known(row), len(self.ids)
+        for node in self.path[known:]:
+            self.ends[node] = size
+        new = row.ids[known:-1]
+        self.path[known:] = range(size, size + len(new))
+        self.ids += new
+        self.depths += range(known, known + len(new))
         self.ends += [_NEVER] * len(new)
         for node, label, learnt in zip(self.path, row.ids[1:], row.learn[1:], strict=True):
             if learnt:
@@ -135,8 +142,7 @@ class Scorer:
         """
         losses = torch.zeros(len(self._settings), len(rows), dtype=torch.float64)
         counts = [sum(row.learn[1:]) for row in rows]
-        longest = max((len(row.ids) for row in rows), default=0)
-        trees = _trees(rows, _TREE_TOKENS if longest <= self.longest else 0)
+        trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
         for batch in length_batches([len(tree.ids) for tree in trees]):
             self._batch([trees[i] for i in batch], losses)
         return [[Score(loss, count) for loss, count in zip(one, counts, strict=True)] for one in losses.tolist()]
@@ -226,19 +232,19 @@ def _longest_in_a_tree(model: Any) -> int:
     return min((window for window in windows if window), default=_NEVER)
 
 
-def _trees(rows: Sequence[Encoded], tokens: int) -> list[_Tree]:
-    """Rows as trees: one for each prompt, several where it would exceed so many tokens."""
+def _trees(rows: Sequence[Encoded], shared: bool) -> list[_Tree]:
+    """Rows as trees; a row joins a tree where it shares its prompt, or half of itself, and enough to be worth it."""
     trees: list[_Tree] = []
-    before: list[int] = []
     for number in sorted(range(len(rows)), key=lambda i: rows[i].ids):
         row = rows[number]
         if True not in row.learn[1:]:
             continue
-        prompt = row.ids[: max(1, row.learn.index(True))]
-        if not trees or prompt != before or len(trees[-1].ids) + len(row.ids) > tokens:
+        size = len(row.ids)
+        known = trees[-1].known(row) if trees and shared else 0
+        enough = max(1, size / 8, min(row.learn.index(True), size / 2))
+        if known < enough or len(trees[-1].ids) + size - known > max(_TREE_TOKENS, 2 * size):
             trees.append(_Tree())
         trees[-1].add(number, row)
-        before = prompt
     return trees
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from uld import losses
 from uld.methods.registry import Loss
-from uld.methods.terms import family
+from uld.methods.terms import family, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,14 +21,20 @@ def forget(side: "Side", *, beta: float = 0.1) -> "Tensor":
     other = side.alternative
     assert other is not None
     return losses.dpo(
-        other.log_likelihood(), other.frozen_log_likelihood, side.log_likelihood(), side.frozen_log_likelihood, beta
+        other.log_likelihood(),
+        other.frozen_log_likelihood,
+        side.log_likelihood(),
+        side.frozen_log_likelihood,
+        positive(beta),
     ).sum()
 
+
+FORGET = Loss("forget", forget, per="row", reference=True)
 
 family(
     "dpo",
     'Preference of "I don\'t know" over forget answers',
     "https://arxiv.org/abs/2305.18290",
-    Loss("forget", forget, per="row", reference=True),
+    FORGET,
     alternatives="also",
 )

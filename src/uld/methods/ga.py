@@ -1,7 +1,8 @@
 """Gradient ascent: ``log π(y|x)`` of the forget answers is minimised, token by token.
 
 Not bounded from below: without a retain loss the model collapses (Jang et al. 2022, arXiv 2210.01504; TOFU's baseline,
-Maini et al. 2024, arXiv 2401.06121). ``ga+kl`` is what TOFU calls KL minimisation, ``ga+gd`` its gradient difference.
+Maini et al. 2024, arXiv 2401.06121). ``ga+kl`` is what TOFU calls KL minimisation (so does ``kl-min``), ``ga+gd`` its
+gradient difference.
 """
 
 from typing import TYPE_CHECKING
@@ -21,4 +22,6 @@ def forget(side: "Side") -> "Tensor":
     return side.each(losses.gradient_ascent).sum()
 
 
-family("ga", "Gradient ascent on forget answers", "https://arxiv.org/abs/2210.01504", Loss("forget", forget))
+FORGET = Loss("forget", forget)
+
+family("ga", "Gradient ascent on forget answers", "https://arxiv.org/abs/2210.01504", FORGET)

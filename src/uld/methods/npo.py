@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from uld import losses
 from uld.methods.registry import Loss
-from uld.methods.terms import family
+from uld.methods.terms import family, positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def forget(side: "Side", *, beta: float = 0.1) -> "Tensor":
     """`uld.losses.npo` of every forget row."""
-    return losses.npo(side.log_likelihood(), side.frozen_log_likelihood, beta).sum()
+    return losses.npo(side.log_likelihood(), side.frozen_log_likelihood, positive(beta)).sum()
 
 
 family(

@@ -53,7 +53,7 @@ class Method:
         defaults: Training settings that differ from `uld.config.TrainConfig`'s own defaults.
         tap: For losses on hidden states: ``(number of layers, **options)`` to the layer after which they are taken.
         restrict: Chooses what is trained of a target: ``(model, **options)``, sets ``requires_grad``.
-        reweigh: New retain weight after a step: ``(weight, mean retain loss of the step, **options)``.
+        reweigh: New retain weight after a step: ``(weight, mean retain loss of the step, epochs trained, **options)``.
         finish: What is done to the trained weights at the end: ``(trained, before, **options)``, tensor by tensor.
     """
 

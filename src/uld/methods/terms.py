@@ -7,6 +7,7 @@ each on the target itself and, as Offset, on a small model whose logits are adde
 from typing import TYPE_CHECKING, Any
 
 from uld import losses
+from uld.errors import ULDError
 from uld.methods.registry import Loss, Method, register
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 OFFSET = "https://arxiv.org/abs/2404.11045"
 ON_TARGET: dict[str, Any] = {"learning_rate": 1e-5, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
 """The paper's settings for methods that train the target: no augmentation, β = 1."""
+
+
+def positive(beta: float) -> float:
+    """β as an option, which must be more than 0.
+
+    Raises:
+        ULDError: it is not.
+    """
+    if not beta > 0:
+        raise ULDError(f"--option beta={beta:g}: β must be more than 0")
+    return beta
 
 
 def remember(side: "Side") -> "Tensor":

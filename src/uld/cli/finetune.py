@@ -1,0 +1,43 @@
+"""``uld finetune``: settings from a YAML file and flags; the flags are made from `FinetuneConfig`'s fields."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from uld.cli.common import guarded, is_first_process
+from uld.cli.train import chosen, first_speaks, own_layers, readable_size, signature
+from uld.config import FinetuneConfig, finetune_config
+
+EPILOG = (
+    "Example: uld finetune --model MODEL --split full --output models/target   ·   "
+    "uld finetune --scratch --split retain90,real_authors,world_facts --data TOFU --output models/retain90"
+)
+
+
+def finetune(**given: Any) -> None:
+    """Make a model that knows given data: the target on all of it, a retain-only model on what is to be kept.
+
+    Writes an ordinary Hugging Face model folder.
+    """
+    config_file = given.pop("config")
+    resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
+    layers = own_layers(config_file, given)
+    config = finetune_config(layers)
+    from uld.finetuning import finetune as run
+    from uld.run_folder import MODEL, check_output, stored_finetuning
+
+    if resume and config.output:
+        check_output(Path(config.output), MODEL, resume=True, overwrite=False)
+        config = replace(stored_finetuning(Path(config.output)), **chosen(layers, config))
+    result = first_speaks(run, config, resume=resume, overwrite=overwrite, progress=not quiet)
+    if is_first_process():
+        typer.echo(
+            f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.3f} nats/token, "
+            f"weights {readable_size(result.weights_bytes)}"
+        )
+
+
+finetune.__signature__ = signature(FinetuneConfig, presets=False)  # type: ignore[attr-defined]
+command = guarded(finetune)

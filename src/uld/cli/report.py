@@ -1,0 +1,21 @@
+"""``uld report``: write a comparison's report again from its files."""
+
+from typing import Annotated
+
+import typer
+
+from uld.cli.common import guarded
+
+EPILOG = "Example: uld report compare/tofu   ·   uld report docs/results/tofu-4m --output /tmp/report"
+
+
+@guarded
+def report(
+    folder: Annotated[str, typer.Argument(help="Output folder of uld compare, with cells/*.json.")],
+    output: Annotated[str | None, typer.Option(help="Where to write; default: the folder itself.")] = None,
+) -> None:
+    """Write tables.md, tables.csv, tables.tex and report.html of a comparison, from its files alone."""
+    from uld.report.build import build
+
+    for path in build(folder, output):
+        typer.echo(str(path))

@@ -1,0 +1,1 @@
+"""`uld compare`: a grid of methods, splits, seeds and ablations, trained and evaluated cell by cell."""

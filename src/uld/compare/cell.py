@@ -1,0 +1,249 @@
+"""One cell of a grid: train, evaluate, and write down what came of it. Each stage is resumable, none is done twice.
+
+In the grid's folder ``cells/NAME.json`` is the result, small enough to be kept for good; ``answers/NAME.json`` holds
+answers for the report; ``work/runs`` and ``work/eval`` hold what they were made from, under digests of all that decides
+them, and can be deleted.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from uld.artifact import EPOCHS, Manifest, file_digest, is_run, library_versions, write_text
+from uld.assistant import load_config
+from uld.compare.grid import Grid, Spec, config
+from uld.config import TrainConfig
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.data.tofu import load_tofu, uncovered
+from uld.evaluation.metrics import model_utility
+from uld.evaluation.scoring import Scorer
+from uld.evaluation.tofu import evaluate
+from uld.evaluation.tofu_log import FILE_NAME, TofuLog, read_log
+from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
+from uld.modeling import load
+from uld.report.cells import Cell
+from uld.training import train
+
+CELLS, ANSWERS, WORK = "cells", "answers", "work"
+_FORMAT = 1  # raise it when the same inputs come to give other numbers
+_HELD_OUT = 200  # retain rows that are scored for the figure of losses and for learning rates
+_SHOWN = 3  # answers of each side that the report shows
+_PLACES = ("target", "output", "data", "augmented", "forget", "retain", "small")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A grid and the folder that it is computed in."""
+
+    grid: Grid
+    folder: Path
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """Digests of the target, of the retain-only models and of the data."""
+        found = {"target": model_digest(self.grid.target)}
+        found |= {split: model_digest(place) for split, place in self.grid.retain_only.items()}
+        for name, place in (("data", self.grid.data), ("augmented", self.grid.augmented)):
+            found[name] = _folder_digest(place, ("*.json", "*.jsonl")) if place is not None else ""
+        return found
+
+    def settings(self, spec: Spec) -> TrainConfig:
+        """Training settings of a cell, its run folder among them."""
+        return config(spec, self.grid, str(self.run_folder(spec)))
+
+    def training_digest(self, spec: Spec) -> str:
+        """Digest of everything that decides a training: settings that are not the default's, models and data."""
+        plain = vars(TrainConfig())
+        settings = {
+            name: value
+            for name, value in vars(config(spec, self.grid, "")).items()
+            if value != plain[name] and name not in (*_PLACES, "keep_epochs", "save_steps")
+        }
+        return _digest([_FORMAT, settings, {name: self.inputs[name] for name in ("target", "data", "augmented")}])
+
+    def digest(self, spec: Spec) -> str:
+        """Digest of everything that decides a cell."""
+        own = self.training_digest(spec) if spec.method is not None else self.inputs["target"]
+        return _digest(
+            [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split), self.inputs["data"]]
+        )
+
+    def run_folder(self, spec: Spec) -> Path:
+        """Where a cell's training goes; cells that differ in their evaluation alone share it."""
+        return (
+            self.folder / WORK / "runs" / f"{spec.method}-{spec.split}-seed{spec.seed}-{self.training_digest(spec)[:8]}"
+        )
+
+    def finished(self, spec: Spec) -> Cell | None:
+        """A cell's result, if it was computed from the same inputs."""
+        path = self.folder / CELLS / f"{spec.name}.json"
+        cell = Cell.read(path) if path.exists() else None
+        return cell if cell is not None and cell.digest == self.digest(spec) and cell.error is None else None
+
+    def write(self, spec: Spec, **found: Any) -> Cell:
+        """Write a cell's result.
+
+        Args:
+            spec: The cell.
+            found: Fields of `Cell` that are not the spec's own.
+        """
+        settings = {}
+        if spec.method is not None:
+            stored = vars(config(spec, self.grid, ""))
+            settings = {k: list(v) if isinstance(v, tuple) else v for k, v in stored.items() if k not in _PLACES}
+        cell = Cell.model_validate(
+            {
+                "format": 1,
+                "name": spec.name,
+                "role": spec.role,
+                "method": spec.method,
+                "label": self.grid.labels.get(spec.method or ""),
+                "variant": spec.variant,
+                "group": list(spec.tables),
+                "split": spec.split,
+                "seed": spec.seed,
+                "digest": self.digest(spec),
+                "settings": settings,
+                "versions": library_versions(),
+                "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count() or 1},
+                "training": None,
+                "result": None,
+                "epochs": [],
+                "error": None,
+                **found,
+            }
+        )
+        cell.write(self.folder / CELLS / f"{spec.name}.json")
+        return cell
+
+
+def run_cell(shop: Shop, spec: Spec) -> Cell:
+    """Compute a cell, going on where an earlier attempt was stopped.
+
+    Raises:
+        ULDError: what is wrong with it; or `uld.training.Interrupted`.
+    """
+    retain_only = _retain_only_log(shop, spec.split)
+    if spec.role == "retain-only":
+        return shop.write(spec, result=aggregate(retain_only, retain_only).to_dict())
+    training, epochs, model = None, [], shop.grid.target
+    if spec.method is not None:
+        run = shop.run_folder(spec)
+        trained(shop, spec)
+        training, model = Manifest.read(run).training, str(run)
+    log = _evaluated(shop, model, spec.split, f"{spec.name}-{shop.digest(spec)[:8]}")
+    if spec.keep_epochs and spec.method is not None:
+        epochs = _epochs(shop, spec, retain_only)
+    _write_answers(shop, spec, log)
+    return shop.write(spec, training=training, result=aggregate(log, retain_only).to_dict(), epochs=epochs)
+
+
+def trained(shop: Shop, spec: Spec) -> None:
+    """Train a cell's run unless it is there; one that was trained without its epochs is trained again."""
+    settings = shop.settings(spec)
+    run = Path(settings.output)
+    if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or (run / "epochs.json").exists()):
+        return
+    started = not is_run(run) and (run / "train.yaml").exists()
+    train(settings, resume=started, overwrite=is_run(run), progress=False)
+
+
+def _evaluated(shop: Shop, model: str, split: str, name: str, **options: Any) -> TofuLog:
+    """Log of a model; finished ones are read, unfinished ones go on."""
+    folder = shop.folder / WORK / "eval" / name
+    if (folder / FILE_NAME).exists():
+        return read_log(folder)
+    loaded, tokenizer = load(model)
+    template = shop.grid.settings.get("template")
+    return evaluate(loaded, tokenizer, split, folder, data=shop.grid.data, template=template, progress=False, **options)
+
+
+def _retain_only_log(shop: Shop, split: str) -> TofuLog:
+    name = f"retain-only-{split}-{shop.inputs[split][:8]}"
+    return _evaluated(shop, shop.grid.retain_only[split], split, name)
+
+
+def _epochs(shop: Shop, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
+    """Every epoch of a run: F.Q., M.U. without ROUGE, and the losses of Figure 3; nothing is generated."""
+    run = shop.run_folder(spec)
+    path = run / "epochs.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    rows = []
+    for folder in sorted((run / EPOCHS).iterdir(), key=lambda one: int(one.name)):
+        log = _evaluated(shop, str(folder), spec.split, f"{spec.name}-epoch{folder.name}", generate=False)
+        found = aggregate(log, retain_only)
+        parts = [getattr(found, f"{task}_{metric}") for task in UTILITY_TASKS for metric in ("prob", "truth_ratio")]
+        held_out = answer_losses(str(folder), unseen_records(shop, spec), shop.grid.settings.get("template"))
+        rows.append(
+            {
+                "epoch": int(folder.name),
+                "forget_quality": found.forget_quality,
+                "utility_without_rouge": model_utility(parts),
+                "forget_loss": statistics.fmean(log["forget"].avg_loss),
+                "held_out_loss": statistics.fmean(held_out),
+            }
+        )
+    write_text(path, json.dumps(rows, indent=1) + "\n")
+    shutil.rmtree(run / EPOCHS)
+    return rows
+
+
+def unseen_records(shop: Shop, spec: Spec) -> list[Record]:
+    """Retain rows that a run was neither trained nor is evaluated on, evenly spaced."""
+    settings = shop.settings(spec)
+    rows = uncovered(spec.split, shop.grid.data, settings.retain_rows)
+    return rows[:: max(1, len(rows) // _HELD_OUT)][:_HELD_OUT]
+
+
+def answer_losses(model: str, records: list[Record], template: str | None = None) -> list[float]:
+    """Mean loss a token of each record's answer, nats."""
+    loaded, tokenizer = load(model)
+    form = PromptFormat(tokenizer, template)
+    rows = [form.encode(record, 2**31) for record in records]
+    pad: Any = tokenizer.pad_token_id
+    return [score.avg_loss for score in Scorer(loaded, int(pad or 0)).score(rows)[0]]
+
+
+def forget_records(shop: Shop, split: str) -> list[Record]:
+    """The forget rows as they stand, without paraphrases."""
+    return [Record.qa(row["question"], row["answer"]) for row in load_tofu(split, shop.grid.data)]
+
+
+def _write_answers(shop: Shop, spec: Spec, log: TofuLog) -> None:
+    """Some answers of both sides, for the report; they quote the benchmark, so they are no part of the result."""
+    shown: dict[str, list[dict[str, str]]] = {}
+    for task in ("forget", "retain"):
+        rows = log[task].generated or []
+        step = max(1, len(rows) // _SHOWN)
+        shown[task] = [
+            {"question": question, "truth": truth, "answer": answer}
+            for question, answer, truth in rows[::step][:_SHOWN]
+        ]
+    write_text(shop.folder / ANSWERS / f"{spec.name}.json", json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
+
+
+def model_digest(place: str) -> str:
+    """Digest of a model folder's weights, config and tokenizer; of a Hub model its name and commit."""
+    if Path(place).is_dir():
+        return _folder_digest(place, ("*.safetensors", "config.json", "tokenizer*.json", "uld.json"))
+    commit = getattr(load_config(place), "_commit_hash", None)
+    return _digest([place, commit])
+
+
+def _folder_digest(folder: str, patterns: tuple[str, ...]) -> str:
+    paths = sorted(path for pattern in patterns for path in Path(folder).rglob(pattern))
+    return _digest([[path.relative_to(folder).as_posix(), file_digest(path)] for path in paths])
+
+
+def _digest(value: Any) -> str:
+    """Sixteen hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()[:16]

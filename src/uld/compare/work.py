@@ -1,0 +1,232 @@
+"""The way through a grid: who computes which cell, when it is done, and what is left after a stop.
+
+Any number of processes, on any number of machines, may work on one folder: a cell is claimed by a lock on a file that
+goes with its process. A cell that fails is written down with its reason, and the others go on.
+"""
+
+import fcntl
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from uld.artifact import ArtifactError, write_text, writing
+from uld.compare import rates
+from uld.compare.cell import CELLS, WORK, Shop, run_cell
+from uld.compare.grid import Grid, Spec, families, rate_specs, specs
+from uld.errors import ULDError
+from uld.report.cells import Cell
+
+GRID = "grid.yaml"
+_WAIT = 5.0  # seconds between looks at what other processes are computing
+_FULL, _STOPPED, _WRONG = 28, 3, 2  # exit codes of a cell's process
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told after each cell.
+
+    Attributes:
+        done: Cells that are finished.
+        total: Cells of the grid, trainings for learning rates included.
+        name: The cell.
+        seconds: What it took.
+        left: Seconds that the rest will take, about; None while nothing can be said.
+        error: Why it failed, if it did.
+    """
+
+    done: int
+    total: int
+    name: str
+    seconds: float
+    left: float | None
+    error: str | None
+
+
+def compare(
+    grid: Grid, folder: str | Path, *, replace: bool = False, progress: Callable[[Progress], None] | None = None
+) -> list[str]:
+    """Compute every cell of a grid that is not there yet, side by side with other processes in the same folder.
+
+    Args:
+        grid: The grid.
+        folder: Where everything goes; made if it is missing.
+        replace: Whether results that were computed from other inputs may be replaced.
+        progress: Told of every cell that this process finishes.
+
+    Returns:
+        Names of the cells that failed; their files say why.
+
+    Raises:
+        ULDError: the folder holds another grid, or the disk is full.
+        KeyboardInterrupt: Ctrl-C; what is done stays, and the next call goes on.
+    """
+    shop = Shop(grid, Path(folder))
+    _claim_folder(shop, replace)
+    began, finished_here = time.monotonic(), 0
+    failed: set[str] = set()
+    total = len(rate_specs(grid)) + len(specs(grid, dict.fromkeys(families(grid), 0.5)))
+    while True:
+        todo, left = _todo(shop, failed)
+        if not left:
+            return sorted(failed)
+        for spec in todo:
+            started = time.monotonic()
+            with _claimed(shop, spec) as mine:
+                if not mine or _is_done(shop, spec):
+                    continue
+                error = _isolated(shop, spec)
+                if error is not None and spec.role == "rate":
+                    rates.write(shop, spec, error=error)
+                elif error is not None:
+                    failed.add(spec.name)
+                    shop.write(spec, error=error)
+            finished_here, left = finished_here + 1, left - 1
+            if progress is not None:
+                now = time.monotonic()
+                rest = (now - began) / finished_here * left if left else None
+                progress(Progress(total - left, total, spec.name, now - started, rest, error))
+            break  # look again: a learning rate may be known now, or others may have finished
+        else:
+            time.sleep(_WAIT)  # all that is left is being computed by others
+
+
+def _todo(shop: Shop, failed: set[str]) -> tuple[list[Spec], int]:
+    """Cells that can be computed now and are not done, in order, and the number of all that are not done."""
+    trials = rate_specs(shop.grid)
+    chosen = rates.chosen(shop)
+    cells = specs(shop.grid, dict.fromkeys(families(shop.grid), 0.5) | chosen)
+    waiting = {name for first, names in families(shop.grid).items() if first not in chosen for name in names}
+    left = [spec for spec in [*trials, *cells] if spec.name not in failed and not _is_done(shop, spec)]
+    now = [spec for spec in left if spec.role != "method" or spec.method not in waiting]
+    return sorted(now, key=lambda spec: ("retain-only", "target", "rate", "method").index(spec.role)), len(left)
+
+
+def overview(grid: Grid, folder: str | Path) -> str:
+    """What a grid comes to and what is left of it, one line a cell."""
+    shop = Shop(grid, Path(folder))
+    chosen = rates.chosen(shop)
+    every = [*rate_specs(grid), *specs(grid, dict.fromkeys(families(grid), 0.5) | chosen)]
+    lines = [f"{'done' if _is_done(shop, spec) else 'to do':6} {spec.name}" for spec in every]
+    left = sum(line.startswith("to do") for line in lines)
+    return "\n".join([*lines, f"{len(every)} cells and trials, {left} to do"])
+
+
+def _is_done(shop: Shop, spec: Spec) -> bool:
+    return (rates.stored(shop, spec) if spec.role == "rate" else shop.finished(spec)) is not None
+
+
+def _isolated(shop: Shop, spec: Spec) -> str | None:
+    """Compute a cell in a process of its own, so that whatever ends it ends nothing else; the reason if it failed.
+
+    Raises:
+        ArtifactError: the disk is full: nothing else would fare better.
+        KeyboardInterrupt: the cell was stopped.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["uld.compare.cell"])  # imported once, and not again for every cell
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=_cell_process, args=(shop.grid, shop.folder, spec, writer))
+    process.start()
+    writer.close()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.join()  # the terminal has told it, too: it finishes its step and leaves a checkpoint
+        raise
+    try:
+        message = reader.recv()
+    except EOFError:  # it had nothing to say
+        message = None
+    if process.exitcode == _STOPPED:
+        raise KeyboardInterrupt
+    if process.exitcode == _FULL:
+        raise ArtifactError(message)
+    if process.exitcode == 0:
+        return None
+    return message or f"its process ended with {_ending(process.exitcode)}"
+
+
+def _ending(code: int | None) -> str:
+    """An exit code in words."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
+    return f"exit code {code}"
+
+
+def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: multiprocessing.connection.Connection) -> None:
+    """What a cell's own process does."""
+    import transformers
+
+    from uld.artifact import DiskFullError
+    from uld.training import Interrupted
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    shop = Shop(grid, folder)
+    try:
+        rates.measure(shop, spec) if spec.role == "rate" else run_cell(shop, spec)
+    except (Interrupted, KeyboardInterrupt):
+        os._exit(_STOPPED)
+    except DiskFullError as error:
+        writer.send(str(error))
+        os._exit(_FULL)
+    except ULDError as error:
+        writer.send(str(error))
+        os._exit(_WRONG)
+    except BaseException as error:
+        writer.send(f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
+
+
+@contextmanager
+def _claimed(shop: Shop, spec: Spec) -> Iterator[bool]:
+    """Hold a cell for this process, if no other holds it; the lock goes with the process, however it ends."""
+    folder = shop.folder / WORK / "locks"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / spec.name, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
+
+
+def _claim_folder(shop: Shop, replace: bool) -> None:
+    """Take a folder for a grid, or find it taken by the same one or a smaller one.
+
+    Raises:
+        ArtifactError: it holds something else, or cells of the same names that were computed from other inputs.
+    """
+    path = shop.folder / GRID
+    if shop.folder.exists() and not shop.folder.is_dir():
+        raise ArtifactError(f"{shop.folder} is a file: name another folder with --output")
+    present = {one.name for one in shop.folder.iterdir()} if shop.folder.exists() else set()
+    if present and GRID not in present and not present & {CELLS, WORK}:
+        raise ArtifactError(f"{shop.folder} is not empty and holds no grid: name another folder with --output")
+    if not replace:
+        chosen = rates.chosen(shop)
+        unknown = {name for first, names in families(shop.grid).items() if first not in chosen for name in names}
+        for spec in specs(shop.grid, dict.fromkeys(families(shop.grid), 0.5) | chosen):
+            file = shop.folder / CELLS / f"{spec.name}.json"
+            if spec.method in unknown or not file.exists():
+                continue
+            if shop.finished(spec) is None and Cell.read(file).error is None:
+                raise ArtifactError(
+                    f"{shop.folder} holds {spec.name} of another grid (other settings, models or data): name another "
+                    "folder with --output, or replace its results with --replace"
+                )
+    write_text(path, yaml.safe_dump(shop.grid.model_dump(), sort_keys=False, allow_unicode=True))

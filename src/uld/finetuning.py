@@ -1,0 +1,290 @@
+"""`finetune(config)`: makes the models that unlearning starts from (the target) and is measured against (retain-only).
+
+The same trainer, checkpoints, locks and journal as `uld.training`. What is left is an ordinary Hugging Face model
+folder, LoRA merged into its weights, with three files beside them: ``finetune.yaml`` (the resolved settings),
+``metrics.jsonl``, and ``finetune.json`` (`Provenance`), which is written last and marks the folder as finished.
+"""
+
+import contextlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import PeftModel
+from pydantic import BaseModel
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from uld.artifact import (
+    CHECKPOINTS,
+    METRICS,
+    DataFile,
+    fingerprint,
+    library_versions,
+    peak_memory,
+    save_model,
+    write_text,
+    writing,
+)
+from uld.assistant import check_head, load_config, load_target
+from uld.config import ConfigError, FinetuneConfig, flag
+from uld.data.record import Record
+from uld.errors import ULDError
+from uld.inputs import learnt_rows, read_learnt
+from uld.journal import Journal, read_metrics, stop_on_interrupt
+from uld.learners import with_lora
+from uld.methods.registry import Loss, Method
+from uld.methods.terms import remember
+from uld.modeling import load_tokenizer
+from uld.objective import Learner, Objective
+from uld.run_folder import (
+    MODEL,
+    Started,
+    check_output,
+    drop_incomplete,
+    held,
+    refuse_busy,
+    refuse_other_inputs,
+    refuse_other_settings,
+    stored_finetuning,
+)
+from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
+from uld.trainer import UnlearningTrainer, quiet_libraries, trainer_arguments, training_dtype
+from uld.training import run_steps
+
+_LEARN = Method("finetune", "Cross-entropy on everything.", "", "target", Loss("finetune", remember))
+_NAMES = ("loss", None)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a finetuning came to.
+
+    Attributes:
+        output: The model folder.
+        steps: Optimiser steps.
+        seconds: Wall-clock seconds of the training loop, over all resumed parts.
+        loss: Mean loss of the last epoch's tokens, nats a token.
+        weights_bytes: Size of the weights on disk.
+    """
+
+    output: Path
+    steps: int
+    seconds: float
+    loss: float
+    weights_bytes: int
+
+
+class Provenance(BaseModel):
+    """``finetune.json``: where a model comes from.
+
+    Attributes:
+        format: Version of this layout.
+        model: Folder or Hub id of the model that training started from; None: random weights.
+        revision: Its Hub revision, if any.
+        start_fingerprint: `uld.artifact.fingerprint` of the weights that training started from.
+        fingerprint: The same of the weights that it came to, as `uld train` will find them.
+        tokenizer: Where the tokenizer comes from; None: it was trained on the same text.
+        learn: Tokens that carried the loss: ``answers`` or ``all``.
+        data: What was learnt, with digests.
+        versions: Versions of the libraries that trained it.
+        training: Rows, steps, seconds, the last loss and other facts.
+    """
+
+    format: Literal[1] = 1
+    model: str | None
+    revision: str | None
+    start_fingerprint: str
+    fingerprint: str
+    tokenizer: str | None
+    learn: Literal["answers", "all"]
+    data: dict[str, list[DataFile]]
+    versions: dict[str, str]
+    training: dict[str, Any]
+
+
+@quiet_libraries()
+def finetune(
+    config: FinetuneConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> FinetuneResult:
+    """Train a causal language model on records, and write it as an ordinary model folder.
+
+    Under ``torchrun`` or ``accelerate launch`` every process calls it; the first writes.
+
+    Args:
+        config: All settings; ``model`` or ``scratch``, ``output`` and the data must be given.
+        resume: Continue an unfinished training in ``output`` from its last checkpoint, bit-identically on one process.
+        overwrite: Replace the finetuned model in ``output``.
+        progress: Show a progress bar.
+
+    Returns:
+        Loss, steps, time and size.
+
+    Raises:
+        ULDError: bad input, with nothing written; or `uld.training.Interrupted`, with a checkpoint to resume from.
+    """
+    _check(config, resume, overwrite)
+    output = Path(config.output)
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        refuse_busy(output)
+        check_output(output, MODEL, resume=resume, overwrite=overwrite)
+        if resume:
+            refuse_other_settings(output, config, stored_finetuning(output))
+    records, files = read_learnt(config)
+    tokenizer = _tokenizer(config, records)
+    rows = learnt_rows(config, tokenizer, records)
+    dtype = training_dtype(config)
+    arguments = trainer_arguments(config, dtype, **_schedule(config))
+    set_seed(config.seed)
+    model = _model(config, tokenizer, dtype)
+    start = fingerprint(model.named_parameters())
+    learner = _learner(config, model)
+    journal = Journal(output, _NAMES, progress and first)
+    holding = held(output, MODEL, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
+    with holding, stop_on_interrupt(journal):
+        if first:
+            write_text(output / MODEL.settings, config.to_yaml())
+            refuse_other_inputs(output, Started(target=config.model, target_fingerprint=start, data=files))
+            drop_incomplete(output / CHECKPOINTS)
+        trainer = UnlearningTrainer(
+            Objective(learner, _LEARN),
+            rows,
+            config,
+            int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
+            names=_NAMES,
+            args=arguments,
+            callbacks=[journal],
+        )
+        run_steps(trainer, journal, output, resume=resume, command=MODEL.command)
+        if first:
+            provenance = Provenance(
+                model=_place(config.model) if config.model else None,
+                revision=config.revision,
+                start_fingerprint=start,
+                fingerprint="",
+                tokenizer=None if config.scratch and not config.tokenizer else _place(config.tokenizer or config.model),
+                learn=config.learn,
+                data=files,
+                versions=library_versions(),
+                training={"rows": len(rows)},
+            )
+            _write(output, config, trainer, tokenizer, provenance)
+        trainer.accelerator.wait_for_everyone()
+    facts = read_provenance(output).training
+    return FinetuneResult(output, facts["steps"], facts["seconds"], facts["loss"], facts["weights_bytes"])
+
+
+def read_provenance(folder: str | Path) -> Provenance:
+    """The ``finetune.json`` of a finished model folder."""
+    return Provenance.model_validate_json((Path(folder) / MODEL.finished).read_text(encoding="utf-8"))
+
+
+def _check(config: FinetuneConfig, resume: bool, overwrite: bool) -> None:
+    """Refuse settings that do not go together."""
+    if not config.output:
+        raise ConfigError("no output folder: name one with --output")
+    if resume and overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
+    if config.scratch == bool(config.model):
+        raise ConfigError(
+            "--model starts from a model and --scratch from random weights: give one of them"
+            if config.model
+            else "nothing to start from: name a model with --model, or give --scratch for random weights"
+        )
+    if config.model and Path(config.model).is_dir() and Path(config.model).resolve() == Path(config.output).resolve():
+        raise ConfigError(f"{config.output} is the model to start from: choose another folder (--output)")
+    if config.scratch:
+        if config.lora_rank is not None:
+            raise ConfigError(
+                "--lora-rank trains beside frozen weights, and those of --scratch are random: leave it out"
+            )
+        check_sizes(config)
+    elif given := [name for name in config.SIZES if getattr(config, name) is not None]:
+        raise ConfigError(f"{flag(given[0])} is for a model from scratch: leave it out, or give --scratch")
+
+
+def _place(model: str) -> str:
+    """A folder by its absolute path, a Hub id as it is."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def _tokenizer(config: FinetuneConfig, records: list[Record]) -> PreTrainedTokenizerBase:
+    """The tokenizer that was named, the model's own, or one trained on the records."""
+    remote = {"trust_remote_code": config.trust_remote_code}
+    if config.tokenizer:
+        return load_tokenizer(config.tokenizer, **remote)
+    if config.scratch:
+        return train_tokenizer(texts_of(records), config.vocab_size or VOCAB_SIZE, config.max_length)
+    return load_tokenizer(config.model, revision=config.revision, **remote)
+
+
+def _schedule(config: FinetuneConfig) -> dict[str, Any]:
+    """The schedule by transformers' name, and what it takes."""
+    if config.floor == 1:
+        return {"schedule": "constant_with_warmup"}
+    if config.schedule == "cosine":
+        return {"schedule": "cosine_with_min_lr", "min_lr_rate": config.floor}
+    return {"schedule": "polynomial", "lr_end": config.floor * config.learning_rate, "power": 1.0}
+
+
+def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel:
+    """The model to train: fp32, or for LoRA in the dtype of the arithmetic."""
+    if config.scratch:
+        return LlamaForCausalLM(llama_config(config, tokenizer))
+    wanted = {"bf16": "bfloat16", "auto": "auto"}.get(dtype, "float32") if config.lora_rank is not None else "float32"
+    model = load_target(
+        config.model, dtype=wanted, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    tokens, vocab = len(tokenizer), model.config.get_text_config(decoder=True).vocab_size  # type: ignore[arg-type]
+    if tokens > vocab:
+        raise ULDError(
+            f"{config.tokenizer or config.model} has a tokenizer of {tokens} tokens, but {config.model} knows only "
+            f"{vocab}: name its own with --tokenizer"
+        )
+    return model
+
+
+def _learner(config: FinetuneConfig, model: PreTrainedModel) -> Learner:
+    """The model as what is trained, with LoRA if asked for."""
+    check_head(model)
+    if config.lora_rank is not None:
+        return Learner(with_lora(model, config))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Learner(model)
+
+
+def _write(
+    output: Path,
+    config: FinetuneConfig,
+    trainer: UnlearningTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    provenance: Provenance,
+) -> None:
+    """Write the model folder; ``finetune.json`` comes last and marks it finished."""
+    model = trainer.objective.model
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with writing(output):
+        size = save_model(model, output, load_config(config.model, **hub).dtype if config.model else None)
+        tokenizer.save_pretrained(output)
+        for path in output.glob("model*.safetensors"):
+            path.chmod(0o644)  # safetensors makes files that nobody else may read
+        shutil.rmtree(output / CHECKPOINTS)  # before finetune.json: no finished folder holds a checkpoint's pickles
+    lines = read_metrics(output / METRICS)
+    last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
+    facts = {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch or 0, 6),
+        "seconds": round(sum(line["seconds"] for line in lines), 2),
+        "tokens": sum(line["tokens"] for line in lines),
+        "loss": sum(line["loss"] * line["tokens"] for line in last) / sum(line["tokens"] for line in last),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights_bytes": size,
+        "peak_rss_bytes": peak_memory(),
+    }
+    changes = {"fingerprint": fingerprint(model.named_parameters()), "training": provenance.training | facts}
+    write_text(output / MODEL.finished, provenance.model_copy(update=changes).model_dump_json(indent=2) + "\n")

@@ -1,0 +1,1 @@
+"""Finished cells of a comparison as tables, figures and one self-contained page."""

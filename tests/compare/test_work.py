@@ -1,0 +1,161 @@
+"""A micro grid: right numbers, nothing done twice, and the same table whatever stops it on the way."""
+
+import json
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from uld.artifact import ArtifactError, Manifest
+from uld.compare.cell import Shop
+from uld.compare.grid import Grid, read_grid, specs
+from uld.compare.work import Progress, compare
+from uld.evaluation.tofu import evaluate
+from uld.evaluation.tofu_log import read_log
+from uld.evaluation.tofu_result import aggregate
+from uld.modeling import load
+from uld.report.cells import Cell
+
+NAMES = ["npo+kl-forget10-seed0", "retain-only-forget10", "target-forget10", "uld-forget10-seed0"]
+VALUES: dict[str, Any] = {
+    "settings": {"max_length": 128},
+    "methods": {
+        "uld": {"num_layers": 1, "lora_rank": 4, "epochs": 2, "retain_rows": 8, "learning_rate": 0.02},
+        "npo+kl": {"epochs": 2, "batch_size": 8, "retain_rows": 4, "save_steps": 1},
+    },
+    "learning_rates": [{"candidates": [1e-3, 1e-2], "families": {"npo+kl": ["npo+kl"]}}],
+    "cells": [
+        {"tables": ["table2"], "methods": ["uld"], "splits": ["forget10"], "seeds": [0], "keep_epochs": True},
+        {"tables": ["table2"], "methods": ["npo+kl"], "splits": ["forget10"], "seeds": [0]},
+    ],
+}
+
+
+def grid_file(micro, folder: Path, **changes: Any) -> str:
+    path = folder / "grid.yaml"
+    places = {"target": str(micro.target), "retain_only": {"forget10": str(micro.retain_only)}, "data": str(micro.data)}
+    path.write_text(yaml.safe_dump(VALUES | places | changes))
+    return str(path)
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """What a finished grid says, without what differs from run to run: seconds and memory."""
+    found = {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        cell = json.loads(path.read_text())
+        for name in ("seconds", "peak_rss_bytes"):
+            (cell["training"] or {}).pop(name, None)
+        found[cell["name"]] = cell
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(micro, tmp_path_factory) -> tuple[Path, Grid, list[Progress]]:
+    folder = tmp_path_factory.mktemp("grid")
+    grid = read_grid(grid_file(micro, folder), {})
+    told: list[Progress] = []
+    assert compare(grid, folder / "out", progress=told.append) == []
+    return folder / "out", grid, told
+
+
+def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
+    folder, grid, told = finished
+    assert sorted(path.stem for path in (folder / "cells").iterdir()) == NAMES
+    assert [p.name for p in told][:2] == ["retain-only-forget10", "target-forget10"]
+    assert {p.name for p in told} == {*NAMES, "npo+kl-lr0.001", "npo+kl-lr0.01"}
+    assert (told[-1].done, told[-1].total, told[-1].left) == (6, 6, None)
+    shop = Shop(grid, folder)
+    rates = {p.stem: json.loads(p.read_text()) for p in (folder / "rates").iterdir()}
+    best = max(rates.values(), key=lambda rate: rate["score"])["learning_rate"]
+    for rate in rates.values():
+        expected = 2 * rate["forgotten"] * rate["kept"] / (rate["forgotten"] + rate["kept"])
+        assert rate["score"] == pytest.approx(expected)
+    for spec in specs(grid, {"npo+kl": best}):
+        cell = Cell.read(folder / "cells" / f"{spec.name}.json")
+        assert cell.error is None and cell.digest == shop.digest(spec)
+        if spec.method is None:
+            continue
+        run = shop.run_folder(spec)
+        model, tokenizer = load(run)
+        log = evaluate(model, tokenizer, "forget10", tmp_path / spec.name, data=micro.data, progress=False)
+        retain_only = read_log(next((folder / "work" / "eval").glob("retain-only-*")))
+        assert cell.model_dump()["result"] == aggregate(log, retain_only).to_dict()
+        assert cell.model_dump()["training"]["steps"] == Manifest.read(run).training["steps"]
+    npo = Cell.read(folder / "cells" / "npo+kl-forget10-seed0.json").model_dump()
+    assert npo["settings"]["learning_rate"] == best and not {"target", "output", "data"} & npo["settings"].keys()
+
+
+def test_epochs_end_in_what_the_run_came_to(finished):
+    folder, _, _ = finished
+    cell = Cell.read(folder / "cells" / "uld-forget10-seed0.json").model_dump()
+    assert [one["epoch"] for one in cell["epochs"]] == [1, 2]
+    assert cell["epochs"][-1]["forget_quality"] == pytest.approx(cell["result"]["forget_quality"])
+    assert cell["epochs"][0]["forget_loss"] != cell["epochs"][1]["forget_loss"]
+    assert not list((folder / "work" / "runs").glob("uld-*/epochs"))  # they have served
+
+
+def test_a_second_call_computes_nothing(finished):
+    folder, grid, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    told: list[Progress] = []
+    assert compare(grid, folder, progress=told.append) == [] and told == []
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+
+
+def test_results_stand_without_the_work_that_they_were_made_from(finished, tmp_path):
+    import shutil
+
+    folder, grid, _ = finished
+    for name in ("cells", "rates"):
+        shutil.copytree(folder / name, tmp_path / "out" / name)
+    told: list[Progress] = []
+    assert compare(grid, tmp_path / "out", progress=told.append) == [] and told == []
+
+
+def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(finished, micro, tmp_path):
+    folder, _, _ = finished
+    other = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"epochs": 1}}
+    with pytest.raises(ArtifactError, match="holds uld-forget10-seed0 of another grid"):
+        compare(read_grid(grid_file(micro, tmp_path, methods=other), {}), folder)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "note.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="is not empty and holds no grid"):
+        compare(read_grid(grid_file(micro, tmp_path), {}), tmp_path / "taken")
+    more = [*VALUES["cells"], {"tables": ["table2"], "methods": ["uld"], "splits": ["forget10"], "seeds": [1]}]
+    told: list[Progress] = []
+    compare(read_grid(grid_file(micro, tmp_path, cells=more), {}), folder, progress=told.append)
+    assert [p.name for p in told] == ["uld-forget10-seed1"]
+    (folder / "cells" / "uld-forget10-seed1.json").unlink()
+
+
+def test_a_cell_that_fails_says_why_and_the_others_finish(micro, tmp_path):
+    methods = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"num_layers": 99}}
+    grid = read_grid(grid_file(micro, tmp_path, methods=methods, learning_rates=[]), {})
+    assert compare(grid, tmp_path / "out") == ["uld-forget10-seed0"]
+    failed = Cell.read(tmp_path / "out" / "cells" / "uld-forget10-seed0.json")
+    assert failed.error is not None and "num_layers (K) is 99" in failed.error and failed.result is None
+    assert Cell.read(tmp_path / "out" / "cells" / "npo+kl-forget10-seed0.json").error is None
+
+
+def test_killed_at_any_moment_and_shared_by_two_it_gives_the_same_table(finished, micro, tmp_path, start_uld):
+    folder, _, _ = finished
+    grid = grid_file(micro, tmp_path)
+    command = ["compare", grid, "--output", str(tmp_path / "out")]
+    draw = random.Random(time.time_ns())
+    for _ in range(3):
+        process = start_uld(command, tmp_path / "log")
+        process.join(draw.uniform(0.5, 6))
+        process.kill()
+        process.join()
+    together = [start_uld(command, tmp_path / f"log{i}") for i in range(2)]
+    for process in together:
+        process.join(300)
+    logs = "".join((tmp_path / f"log{i}").read_text() for i in range(2))
+    assert [process.exitcode for process in together] == [0, 0], logs
+    names = re.findall(r"^\[\d+/\d+\] (\S+):", logs, re.MULTILINE)
+    assert len(names) == len(set(names))  # no cell twice
+    assert numbers(tmp_path / "out") == numbers(folder)

@@ -1,0 +1,39 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from uld.artifact import ArtifactError
+from uld.report.build import NAMES, build
+from uld.report.cells import Cell
+
+
+def test_the_same_files_give_the_same_bytes_in_another_process_and_a_report_changes_nothing(comparison: Path):
+    places = build(comparison)
+    assert [path.name for path in places] == list(NAMES)
+    first = [path.read_bytes() for path in places]
+    code = f"from uld.report.build import build; build({str(comparison)!r}, {str(comparison / 'again')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    assert [(comparison / "again" / name).read_bytes() for name in NAMES] == first
+
+
+def test_one_cell_alone_is_a_report(write_folder: Callable[..., Path], make_cell: Callable[..., Cell]):
+    folder = write_folder([make_cell("npo", result=None, error="no memory")])
+    build(folder)
+    assert "npo, forget10 failed: no memory." in (folder / "tables.md").read_text()
+    assert "no memory" in (folder / "report.html").read_text()
+
+
+def test_target_without_methods_is_a_report(write_folder: Callable[..., Path], make_cell: Callable[..., Cell]):
+    folder = write_folder([make_cell("target")])
+    build(folder)
+    assert "target-forget10-seed0" in (folder / "tables.csv").read_text()
+
+
+def test_an_output_that_is_a_file_is_one_sentence(comparison: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        build(comparison, tmp_path / "file")
