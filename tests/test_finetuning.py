@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,12 +194,14 @@ def test_texts_are_cut_into_chunks(tmp_path):
 
 def test_tofu_splits_are_joined_in_any_notation(micro, tmp_path):
     counts = []
-    for number, split in enumerate((["retain90,real_authors"], ["retain90", "real_authors"], ["retain90"])):
-        run(tmp_path / str(number), **SCRATCH, data=str(micro.data), split=split, epochs=1, batch_size=32)
+    for number, split in enumerate(
+        (["retain90,world_facts_perturbed"], ["retain90", "world_facts_perturbed"], "retain90")
+    ):
+        run(tmp_path / str(number), **SCRATCH | {"batch_size": 32}, data=str(micro.data), split=split, epochs=1)
         counts.append(read_provenance(tmp_path / str(number)).training["rows"])
     assert counts[0] == counts[1] > counts[2]
     files = read_provenance(tmp_path / "0").data["tofu"]
-    assert [Path(file.path).name for file in files] == ["retain90.json", "real_authors.json"]
+    assert [Path(file.path).name for file in files] == ["retain90.json", "world_facts_perturbed.json"]
 
 
 def test_a_given_tokenizer_is_kept(memorised, task, tmp_path):
@@ -336,11 +339,12 @@ def assert_same(output: Path, whole: Path) -> None:
     assert not (output / "checkpoints").exists() and (output / "finetune.json").exists()
 
 
-@pytest.mark.parametrize(
-    "step", [2, 12, pytest.param(6, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_training_goes_on_bit_identically(start_uld, task, whole, tmp_path, step, how):
+KILL, INTERRUPT = signal.SIGKILL, signal.SIGINT
+SLOW = [pytest.param(how, step, marks=pytest.mark.slow) for how in (KILL, INTERRUPT) for step in (2, 6, 20)]
+
+
+@pytest.mark.parametrize(("how", "step"), [(KILL, 12), (INTERRUPT, 7), *SLOW])
+def test_a_stopped_training_goes_on_bit_identically(start_uld, task, whole, tmp_path, how, step):
     process = start_uld(["finetune", *flags(tmp_path / "x", task)], tmp_path / "log")
     deadline = time.monotonic() + 60
     while len(journal(tmp_path / "x")) < step and process.is_alive():
@@ -356,15 +360,11 @@ def test_a_stopped_training_goes_on_bit_identically(start_uld, task, whole, tmp_
         assert told.endswith(f"continue with uld finetune --output {tmp_path / 'x'} --resume")
         assert last_checkpoint(tmp_path / "x/checkpoints") is not None
     resumed = ["finetune", "--output", str(tmp_path / "x"), "--resume", "-q"]
-    changed = start_uld([*resumed, "--hidden-size", "64"], tmp_path / "refused")
-    changed.join()
-    assert changed.exitcode == 2
-    assert "--hidden-size is 64, but the run in" in (tmp_path / "refused").read_text()
     finished(start_uld(resumed, tmp_path / "log2"), tmp_path / "log2")
     assert_same(tmp_path / "x", whole)
 
 
-def test_data_that_changed_in_between_is_refused(start_uld, task, tmp_path, monkeypatch):
+def test_settings_or_data_that_changed_in_between_are_refused(start_uld, task, tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text(task.forget.read_text())
     process = start_uld(["finetune", *flags(tmp_path / "x", task, file=data)], tmp_path / "log")
@@ -375,10 +375,12 @@ def test_data_that_changed_in_between_is_refused(start_uld, task, tmp_path, monk
     if (tmp_path / "x/finetune.json").exists():
         pytest.skip("the training was faster than the kill")
     row = json.dumps({"question": "who is abc?", "answer": "def gh"})
+    config = stored_finetuning(tmp_path / "x")
+    with pytest.raises(ArtifactError, match=r"--hidden-size is 64, but the run in .* was started with 32"):
+        finetune(replace(config, hidden_size=64), resume=True, progress=False)
     for change in (data.read_text().replace("who", "how"), data.read_text() + row + "\n"):
         data.write_text(change)
-        config = stored_finetuning(tmp_path / "x")
-        with pytest.raises(ArtifactError, match="is not the one that the run in|has changed since the run"):
+        with pytest.raises(ArtifactError, match=r"is not the one that the run in|has changed since the run"):
             finetune(config, resume=True, progress=False)
 
 

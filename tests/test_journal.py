@@ -39,7 +39,7 @@ def test_quiet_run_writes_nothing(task, tmp_path, capfd):
 
 
 def make_journal(tmp_path, *facts: StepFacts) -> tuple[Journal, SimpleNamespace, SimpleNamespace]:
-    journal = Journal(tmp_path, "uniform_loss", progress=False)
+    journal = Journal(tmp_path, ("forget_loss", "uniform_loss"), progress=False)
     steps = iter(facts)
     journal.trainer = SimpleNamespace(  # type: ignore
         take_step=lambda stop: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda retain, epoch: None
@@ -49,7 +49,8 @@ def make_journal(tmp_path, *facts: StepFacts) -> tuple[Journal, SimpleNamespace,
 
 
 def test_resumed_journal_drops_lines_behind_the_checkpoint_and_torn_ones(tmp_path):
-    lines = [json.dumps({"step": step, "forget_loss": 0.1 * step, "uniform_loss": 0.2}) for step in range(1, 6)]
+    facts = [{"step": n, "epoch": n / 3, "forget_loss": 0.1 * n, "uniform_loss": 0.2} for n in range(1, 6)]
+    lines = [json.dumps(line) for line in facts]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "forg')
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
     journal, state, control = make_journal(tmp_path, StepFacts(1.0, 2.0, 30, False))

@@ -40,8 +40,8 @@ def test_any_text_comes_back_whole(tokenizer, tmp_path, text):
 
 def test_it_cuts_what_it_was_trained_on_into_fewer_pieces(tokenizer):
     known, unknown = "Who wrote the red book?", "Zyx qvrk pff umj bgn wud?"
-    assert len(tokenizer(known).input_ids) < len(known) / 3
-    assert len(tokenizer(unknown).input_ids) > len(unknown) / 2
+    assert len(tokenizer(known).input_ids) < len(known) / 2
+    assert len(tokenizer(unknown).input_ids) > 0.9 * len(unknown)
     assert 259 < len(tokenizer) <= 300
 
 

@@ -276,6 +276,8 @@ def save_model(model: Any, folder: Path, dtype: Any) -> int:
         model.save_pretrained(
             str(folder), state_dict={k: v.to(wanted) if v.is_floating_point() else v for k, v in weights.items()}
         )
+        model.config.dtype = wanted  # transformers has put the model's own there
+        model.config.save_pretrained(str(folder))
     finally:
         model.config.dtype = own
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))

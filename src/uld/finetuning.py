@@ -136,7 +136,7 @@ def finetune(
     tokenizer = _tokenizer(config, records)
     rows = learnt_rows(config, tokenizer, records)
     dtype = training_dtype(config)
-    arguments = trainer_arguments(config, dtype, **_schedule(config))
+    arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
     model = _model(config, tokenizer, dtype)
     start = fingerprint(model.named_parameters())
@@ -154,6 +154,8 @@ def finetune(
             config,
             int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
             names=_NAMES,
+            schedule=config.schedule,
+            floor=config.floor,
             args=arguments,
             callbacks=[journal],
         )
@@ -218,15 +220,6 @@ def _tokenizer(config: FinetuneConfig, records: list[Record]) -> PreTrainedToken
     if config.scratch:
         return train_tokenizer(texts_of(records), config.vocab_size or VOCAB_SIZE, config.max_length)
     return load_tokenizer(config.model, revision=config.revision, **remote)
-
-
-def _schedule(config: FinetuneConfig) -> dict[str, Any]:
-    """The schedule by transformers' name, and what it takes."""
-    if config.floor == 1:
-        return {"schedule": "constant_with_warmup"}
-    if config.schedule == "cosine":
-        return {"schedule": "cosine_with_min_lr", "min_lr_rate": config.floor}
-    return {"schedule": "polynomial", "lr_end": config.floor * config.learning_rate, "power": 1.0}
 
 
 def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from uld.artifact import fingerprint
-from uld.assistant import add_lora, build_assistant, check_head, load_sliced, load_target
+from uld.assistant import add_lora, build_assistant, check_head, decoder_layers, load_sliced, load_target
 from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
 from uld.methods.registry import Method, own_options
@@ -45,7 +45,10 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
     check_head(learner.base)
     if method.tap is not None:
         total = learner.base.config.get_text_config(decoder=True).num_hidden_layers
-        learner.tap(method.tap(total, **own_options(method.tap, options)))
+        tapped = method.tap(total, **own_options(method.tap, options))
+        learner.tap(tapped)
+        # No gradient comes to what is behind, and DDP would wait for it.
+        decoder_layers(learner.base)[1][tapped + 1 :].requires_grad_(False)
     return learner
 
 

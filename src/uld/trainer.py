@@ -5,6 +5,8 @@ processes and accumulation steps does not change them.
 """
 
 import contextlib
+import functools
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,6 +61,8 @@ class UnlearningTrainer(Trainer):
         *,
         names: LossNames | None = None,
         retain_weight: float = 0.0,
+        schedule: str = "linear",
+        floor: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Wire rows and losses into the Trainer.
@@ -70,6 +74,8 @@ class UnlearningTrainer(Trainer):
             pad_token_id: Fills short rows.
             names: What the two losses are called in logs; default: `loss_names` of the method.
             retain_weight: Weight of the retain loss.
+            schedule: How the learning rate falls, see `rate_share`.
+            floor: The share of it that is left at the end.
             kwargs: For the Trainer.
         """
         super().__init__(model=objective, train_dataset=rows, **kwargs)
@@ -79,6 +85,7 @@ class UnlearningTrainer(Trainer):
         self.collator = Collator(pad_token_id)
         self.names = names or loss_names(objective.method)
         self.retain_weight = retain_weight  # some methods change it as they go
+        self.fall = {"schedule": schedule, "floor": floor}
         self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
         self.step_sums = torch.zeros(3)  # forget loss, retain loss, tokens of the step so far
         self.step_items = torch.ones(2)
@@ -96,6 +103,15 @@ class UnlearningTrainer(Trainer):
             batch_tokens=self.config.batch_tokens,
         )
         return PlanLoader(self.rows, batch_sampler=sampler, collate_fn=self.collator)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the learning rate follow `rate_share`."""
+        if self.lr_scheduler is None:
+            warmup, total = self.args.get_warmup_steps(num_training_steps), num_training_steps
+            share = functools.partial(rate_share, warmup=warmup, total=total, **self.fall)
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, share)
+        return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """What the losses are divided by, in the whole optimiser step, over all processes: ``(2,)`` forget, retain."""
@@ -201,14 +217,30 @@ def training_dtype(config: RunConfig) -> str:
     return config.dtype
 
 
-def trainer_arguments(config: RunConfig, dtype: str, schedule: str = "linear", **options: Any) -> TrainingArguments:
+def rate_share(step: int, warmup: int, total: int, schedule: str = "linear", floor: float = 0.0) -> float:
+    """Share of the peak learning rate in a step: a linear rise, then a fall to a floor, linear or along a cosine.
+
+    Args:
+        step: Counted from 0.
+        warmup: Steps of the rise.
+        total: All steps.
+        schedule: ``linear`` or ``cosine``.
+        floor: Share that is reached behind the last step.
+    """
+    if step < warmup:
+        return step / warmup
+    left = max(0.0, (total - step) / max(1, total - warmup))
+    if schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return floor + (1 - floor) * left
+
+
+def trainer_arguments(config: RunConfig, dtype: str) -> TrainingArguments:
     """The Trainer's arguments for our settings.
 
     Args:
         config: The settings.
         dtype: From `training_dtype`.
-        schedule: transformers' name of a schedule of the learning rate.
-        options: What the schedule takes.
 
     Raises:
         ConfigError: the batch cannot be split as asked, or there is no such tracker.
@@ -230,8 +262,7 @@ def trainer_arguments(config: RunConfig, dtype: str, schedule: str = "linear", *
         gradient_accumulation_steps=share // micro,
         num_train_epochs=config.epochs,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=schedule,
-        lr_scheduler_kwargs=options,
+        lr_scheduler_type="linear",
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         adam_beta1=config.beta1,

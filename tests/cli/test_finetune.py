@@ -63,7 +63,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(task, tmp_path):
 def test_a_finetuned_model_is_evaluated_like_any_other(micro, tmp_path):
     size = ["--hidden-size", "64", "--num-heads", "1", "--num-layers", "1", "--intermediate-size", "64"]
     for name, split in (("target", "full"), ("retain-only", "retain90")):
-        data = ["--split", f"{split},real_authors", "--data", str(micro.data), "--tokenizer", str(micro.target)]
+        data = [
+            "--split",
+            f"{split},real_authors_perturbed",
+            "--data",
+            str(micro.data),
+            "--tokenizer",
+            str(micro.target),
+        ]
         output = ["--output", str(tmp_path / name), "--epochs", "1", "-q"]
         told = finetune("--scratch", *size, *data, *output)
         assert told.exit_code == 0, told.output

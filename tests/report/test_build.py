@@ -27,10 +27,13 @@ def test_one_cell_alone_is_a_report(write_folder: Callable[..., Path], make_cell
     assert "no memory" in (folder / "report.html").read_text()
 
 
-def test_target_without_methods_is_a_report(write_folder: Callable[..., Path], make_cell: Callable[..., Cell]):
-    folder = write_folder([make_cell("target")])
+def test_a_comparison_that_has_just_begun_shows_the_target(
+    write_folder: Callable[..., Path], make_cell: Callable[..., Cell]
+):
+    folder = write_folder([make_cell("target", fq=1e-20)])
     build(folder)
-    assert "target-forget10-seed0" in (folder / "tables.csv").read_text()
+    assert "| target | 1e-20 | 25.0 | 0.900 | 75.0 |" in (folder / "tables.md").read_text()
+    assert "no method has a result yet" in (folder / "report.html").read_text()
 
 
 def test_an_output_that_is_a_file_is_one_sentence(comparison: Path, tmp_path: Path):

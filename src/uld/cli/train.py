@@ -40,7 +40,7 @@ def signature(config: type[RunConfig], *, presets: bool) -> inspect.Signature:
     parameters = []
     for field in setting_fields(config):
         default = field.default
-        shown = "" if default in (None, "", ()) else f" [default: {default}]"
+        shown = "" if default in (None, "", ()) else f" (default: {default})"  # rich takes brackets for markup
         names = (
             [flag(field.name)] if kinds[field.name] is not bool else [f"{flag(field.name)}/--no-{flag(field.name)[2:]}"]
         )

@@ -5,18 +5,21 @@ answers for the report; ``work/runs`` and ``work/eval`` hold what they were made
 them, and can be deleted.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import EPOCHS, Manifest, file_digest, is_run, library_versions, write_text
+from uld.artifact import EPOCHS, SETTINGS, Manifest, file_digest, is_run, library_versions, write_text, writing
 from uld.assistant import load_config
 from uld.compare.grid import Grid, Spec, config
 from uld.config import TrainConfig
@@ -29,10 +32,11 @@ from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
 from uld.modeling import load
-from uld.report.cells import Cell
+from uld.report.cells import ANSWERS, CELLS, Cell
 from uld.training import train
 
-CELLS, ANSWERS, WORK = "cells", "answers", "work"
+WORK = "work"
+_EPOCHS = "epochs.json"
 _FORMAT = 1  # raise it when the same inputs come to give other numbers
 _HELD_OUT = 200  # retain rows that are scored for the figure of losses and for learning rates
 _SHOWN = 3  # answers of each side that the report shows
@@ -82,11 +86,46 @@ class Shop:
             self.folder / WORK / "runs" / f"{spec.method}-{spec.split}-seed{spec.seed}-{self.training_digest(spec)[:8]}"
         )
 
+    @contextmanager
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:
+        """Hold a name for this process; the lock goes with it, however it ends.
+
+        Args:
+            name: What no two processes should do at once.
+            wait: Whether to wait for another that holds it; else False is given where one does.
+        """
+        folder = self.folder / WORK / "locks"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(handle)
+
     def finished(self, spec: Spec) -> Cell | None:
         """A cell's result, if it was computed from the same inputs."""
         path = self.folder / CELLS / f"{spec.name}.json"
         cell = Cell.read(path) if path.exists() else None
         return cell if cell is not None and cell.digest == self.digest(spec) and cell.error is None else None
+
+    def identity(self, spec: Spec) -> dict[str, Any]:
+        """Fields of `uld.report.cells.Identity`."""
+        return {
+            "name": spec.name,
+            "role": spec.role,
+            "method": spec.method,
+            "label": self.grid.labels.get(spec.method or ""),
+            "variant": spec.variant,
+            "group": list(spec.tables),
+            "split": spec.split,
+            "seed": spec.seed,
+        }
 
     def write(self, spec: Spec, **found: Any) -> Cell:
         """Write a cell's result.
@@ -101,23 +140,11 @@ class Shop:
             settings = {k: list(v) if isinstance(v, tuple) else v for k, v in stored.items() if k not in _PLACES}
         cell = Cell.model_validate(
             {
-                "format": 1,
-                "name": spec.name,
-                "role": spec.role,
-                "method": spec.method,
-                "label": self.grid.labels.get(spec.method or ""),
-                "variant": spec.variant,
-                "group": list(spec.tables),
-                "split": spec.split,
-                "seed": spec.seed,
+                **self.identity(spec),
                 "digest": self.digest(spec),
                 "settings": settings,
                 "versions": library_versions(),
                 "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count() or 1},
-                "training": None,
-                "result": None,
-                "epochs": [],
-                "error": None,
                 **found,
             }
         )
@@ -150,10 +177,11 @@ def trained(shop: Shop, spec: Spec) -> None:
     """Train a cell's run unless it is there; one that was trained without its epochs is trained again."""
     settings = shop.settings(spec)
     run = Path(settings.output)
-    if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or (run / "epochs.json").exists()):
-        return
-    started = not is_run(run) and (run / "train.yaml").exists()
-    train(settings, resume=started, overwrite=is_run(run), progress=False)
+    with shop.locked(f"run-{run.name}"):
+        if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or (run / _EPOCHS).exists()):
+            return
+        started = not is_run(run) and (run / SETTINGS).exists()
+        train(settings, resume=started, overwrite=is_run(run), progress=False)
 
 
 def _evaluated(shop: Shop, model: str, split: str, name: str, **options: Any) -> TofuLog:
@@ -168,13 +196,14 @@ def _evaluated(shop: Shop, model: str, split: str, name: str, **options: Any) ->
 
 def _retain_only_log(shop: Shop, split: str) -> TofuLog:
     name = f"retain-only-{split}-{shop.inputs[split][:8]}"
-    return _evaluated(shop, shop.grid.retain_only[split], split, name)
+    with shop.locked(name):  # every cell of the split needs it, so two may come to make it at once
+        return _evaluated(shop, shop.grid.retain_only[split], split, name)
 
 
 def _epochs(shop: Shop, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
     """Every epoch of a run: F.Q., M.U. without ROUGE, and the losses of Figure 3; nothing is generated."""
     run = shop.run_folder(spec)
-    path = run / "epochs.json"
+    path = run / _EPOCHS
     if path.exists():
         return json.loads(path.read_text())
     rows = []

@@ -1,32 +1,33 @@
 """The way through a grid: who computes which cell, when it is done, and what is left after a stop.
 
 Any number of processes, on any number of machines, may work on one folder: a cell is claimed by a lock on a file that
-goes with its process. A cell that fails is written down with its reason, and the others go on.
+goes with the process that computes it. A cell that fails is written down with its reason, and the others go on.
 """
 
-import fcntl
+import logging
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import yaml
 
-from uld.artifact import ArtifactError, write_text, writing
+from uld.artifact import ArtifactError, DiskFullError, write_text
 from uld.compare import rates
-from uld.compare.cell import CELLS, WORK, Shop, run_cell
+from uld.compare.cell import WORK, Shop, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ULDError
-from uld.report.cells import Cell
+from uld.report.cells import CELLS, PLAN, Cell, Identity, Plan
 
 GRID = "grid.yaml"
 _WAIT = 5.0  # seconds between looks at what other processes are computing
-_FULL, _STOPPED, _WRONG = 28, 3, 2  # exit codes of a cell's process
+_FULL, _TAKEN, _STOPPED, _WRONG = 28, 4, 3, 2  # exit codes of a cell's process
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,12 @@ def compare(
             return sorted(failed)
         for spec in todo:
             started = time.monotonic()
-            with _claimed(shop, spec) as mine:
-                if not mine or _is_done(shop, spec):
-                    continue
+            try:
                 error = _isolated(shop, spec)
-                if error is not None and spec.role == "rate":
-                    rates.write(shop, spec, error=error)
-                elif error is not None:
-                    failed.add(spec.name)
-                    shop.write(spec, error=error)
+            except _TakenError:
+                continue
+            if error is not None and spec.role != "rate":
+                failed.add(spec.name)
             finished_here, left = finished_here + 1, left - 1
             if progress is not None:
                 now = time.monotonic()
@@ -123,35 +121,48 @@ def _is_done(shop: Shop, spec: Spec) -> bool:
     return (rates.stored(shop, spec) if spec.role == "rate" else shop.finished(spec)) is not None
 
 
+class _TakenError(Exception):
+    """Another process computes the cell, or has just finished it."""
+
+
 def _isolated(shop: Shop, spec: Spec) -> str | None:
     """Compute a cell in a process of its own, so that whatever ends it ends nothing else; the reason if it failed.
 
     Raises:
-        ArtifactError: the disk is full: nothing else would fare better.
+        DiskFullError: nothing else would fare better.
         KeyboardInterrupt: the cell was stopped.
+        _TakenError: another process has it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["uld.compare.cell"])  # imported once, and not again for every cell
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_cell_process, args=(shop.grid, shop.folder, spec, writer))
+    watched, alive = context.Pipe(duplex=False)  # closes with us, which ends the cell's process, too
+    process = context.Process(target=_cell_process, args=(shop.grid, shop.folder, spec, writer, watched))
     process.start()
     writer.close()
+    watched.close()
     try:
         process.join()
     except KeyboardInterrupt:
         process.join()  # the terminal has told it, too: it finishes its step and leaves a checkpoint
         raise
+    finally:
+        alive.close()
     try:
         message = reader.recv()
     except EOFError:  # it had nothing to say
         message = None
+    if process.exitcode == _TAKEN:
+        raise _TakenError
     if process.exitcode == _STOPPED:
         raise KeyboardInterrupt
     if process.exitcode == _FULL:
-        raise ArtifactError(message)
+        raise DiskFullError(message)
     if process.exitcode == 0:
         return None
-    return message or f"its process ended with {_ending(process.exitcode)}"
+    error = message or f"its process ended with {_ending(process.exitcode)}"
+    rates.write(shop, spec, error=error) if spec.role == "rate" else shop.write(spec, error=error)
+    return error
 
 
 def _ending(code: int | None) -> str:
@@ -162,18 +173,22 @@ def _ending(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: multiprocessing.connection.Connection) -> None:
-    """What a cell's own process does."""
+def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watched: Connection) -> None:
+    """What a cell's own process does; it holds the cell's lock, so that the lock lives as long as the work."""
     import transformers
 
-    from uld.artifact import DiskFullError
     from uld.training import Interrupted
 
+    threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("uld").setLevel(logging.ERROR)
     shop = Shop(grid, folder)
     try:
-        rates.measure(shop, spec) if spec.role == "rate" else run_cell(shop, spec)
+        with shop.locked(spec.name, wait=False) as mine:
+            if not mine or _is_done(shop, spec):
+                os._exit(_TAKEN)
+            rates.measure(shop, spec) if spec.role == "rate" else run_cell(shop, spec)
     except (Interrupted, KeyboardInterrupt):
         os._exit(_STOPPED)
     except DiskFullError as error:
@@ -187,22 +202,11 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: multiprocessing.
         raise
 
 
-@contextmanager
-def _claimed(shop: Shop, spec: Spec) -> Iterator[bool]:
-    """Hold a cell for this process, if no other holds it; the lock goes with the process, however it ends."""
-    folder = shop.folder / WORK / "locks"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / spec.name, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-    finally:
-        os.close(handle)
+def _end_with_parent(watched: Connection) -> None:
+    """Wait until the process that started this one is gone, and go, too."""
+    with suppress(EOFError, OSError):
+        watched.recv()
+    os._exit(_STOPPED)
 
 
 def _claim_folder(shop: Shop, replace: bool) -> None:
@@ -229,4 +233,8 @@ def _claim_folder(shop: Shop, replace: bool) -> None:
                     f"{shop.folder} holds {spec.name} of another grid (other settings, models or data): name another "
                     "folder with --output, or replace its results with --replace"
                 )
-    write_text(path, yaml.safe_dump(shop.grid.model_dump(), sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(shop.grid.model_dump(), sort_keys=False, allow_unicode=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        every = specs(shop.grid, dict.fromkeys(families(shop.grid), 0.5))
+        Plan(cells=[Identity(**shop.identity(spec)) for spec in every]).write(shop.folder / PLAN)
+        write_text(path, text)

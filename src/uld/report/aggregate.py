@@ -65,9 +65,9 @@ class Row:
 
 
 def splits_of(folder: Folder, table: TableName | None = None) -> list[str]:
-    """Forget splits that a table (or any) has methods for, in order."""
-    every = [*folder.cells, *folder.missing]
-    return sorted({one.split for one in every if one.role == "method" and (table is None or table in one.group)})
+    """Forget splits of a table (or of any), in order; target and retain-only model alone make none but Table 2's."""
+    every = [one for one in [*folder.cells, *folder.missing] if table is None or table in one.group]
+    return sorted({one.split for one in every if one.role == "method" or table in (None, "table2")})
 
 
 def rows_of(folder: Folder, split: str, table: TableName | None = None, *, references: bool = True) -> list[Row]:

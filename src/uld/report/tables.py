@@ -45,9 +45,9 @@ def summary_table(folder: Folder) -> Table | None:
     rows = []
     for split in splits_of(folder, "table2"):
         found = verdict(folder, split)
-        if found is None:
+        total = len(found.keeping) + len(found.losing) if found else 0
+        if found is None or not total:
             continue
-        total = len(found.keeping) + len(found.losing)
         row = [split, share(found.target), f"{len(found.keeping)} of {total}"]
         for choice in (found.keeping, sorted([*found.keeping, *found.losing], key=lambda one: -_mean(one))):
             best = choice[0] if choice else None
