@@ -104,13 +104,19 @@ def report(name: str, columns: list[str], rows: list[list[str]], numbers: dict[s
     about = {
         "command": f"python benchmarks/{call or name + '.py'}",
         "commit": commit.strip(),
-        "machine": {"processor": gpu or _processor(), "threads": torch.get_num_threads(), "system": platform.system()},
+        "machine": machine(),
         "versions": library_versions(),
         "load": os.getloadavg()[0],
     }
     OUT.mkdir(parents=True, exist_ok=True)
     suffix = "-gpu" if gpu else ""
     (OUT / f"{name}{suffix}.json").write_text(json.dumps(about | {"table": table, "numbers": numbers}, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": gpu or _processor(), "threads": torch.get_num_threads(), "system": platform.system()}
 
 
 def _processor() -> str:

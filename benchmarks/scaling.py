@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from uld.assistant import add_lora, build_assistant, default_num_layers
 from uld.methods.registry import get_method
-from uld.trainer import Objective
+from uld.objective import Objective
 
 ROWS, TOKENS, ANSWER = 3600, 70, 45  # forget10 with D'f and D'r: rows of an epoch, tokens of a row, of its answer
 BATCH = 32
@@ -110,9 +110,9 @@ def counted(shape: Shape, depth: int, rank: int, rows: int, tokens: int, answer:
     objective = Objective(peft, get_method("uld")).train()
     kind = torch.zeros(rows, tokens, dtype=torch.long)
     kind[: rows // 2, -answer:], kind[rows // 2 :, -answer:] = 1, 2
-    ids = torch.randint(1, shape.vocab, (rows, tokens))
+    ids, side = torch.randint(1, shape.vocab, (rows, tokens)), kind[:, -1]
     with FlopCounterMode(display=False) as counter:
-        objective(ids, torch.ones_like(ids), ids, kind).sum().backward()
+        objective(ids, torch.ones_like(ids), ids, kind, side, torch.zeros(rows)).sum().backward()
     lora = sum(p.numel() for n, p in peft.named_parameters() if "lora_" in n)
     return sum(p.numel() for p in target.parameters()), lora, counter.get_total_flops()
 

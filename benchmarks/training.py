@@ -2,7 +2,7 @@
 
 Rows are TOFU forget10 with augmentation, an even draw of our plan's batches. Every contender takes the same rows:
 
-- ours: `uld.trainer.Objective` (one forward, padded to the longest row, logits where a loss falls);
+- ours: `uld.objective.Objective` (one forward, padded to the longest row, logits where a loss falls);
 - the reference's way: rows padded to 256, forget and retain rows in forwards of their own, logits at every position,
   an assistant with weights of its own;
 - NPO+KL on the whole model, once in our batches, once padded to 256: the frozen model's log-likelihoods of the forget
@@ -31,7 +31,7 @@ from uld.data.tofu import training_set
 from uld.losses import cross_entropy
 from uld.methods.registry import get_method
 from uld.modeling import load_tokenizer
-from uld.trainer import Objective
+from uld.objective import Learner, Objective
 
 WIDTH = 256
 
@@ -92,11 +92,21 @@ def reference_way(target: Any, depth: int, device: str) -> tuple[nn.Module, Call
     return model, loss
 
 
-def npo_kl(target: Any, device: str, *, lean: bool) -> tuple[nn.Module, Callable[[list[Row]], Tensor]]:
-    """NPO (arXiv 2404.05868) with KL to the frozen model on retain rows, all weights trained."""
-    model, frozen = copy.deepcopy(target).train().requires_grad_(True), target
-    collate, beta = Collator(0), 0.1
-    once: dict[tuple[int, ...], Tensor] = {}
+def npo_kl(target: Any, device: str) -> tuple[nn.Module, Callable[[list[Row]], Tensor]]:
+    """Our ``npo+kl`` on the whole model; the log-likelihoods that are computed once are not, and cost nothing here."""
+    model = copy.deepcopy(target).train().requires_grad_(True)
+    objective, collate = Objective(Learner(model, target), get_method("npo+kl")), Collator(0)
+
+    def loss(rows: list[Row]) -> Tensor:
+        batch = {name: value.to(device) for name, value in collate(rows).items()}
+        return objective(**batch | {"reference": torch.zeros(len(rows), device=device)}).sum() / len(rows)
+
+    return model, loss
+
+
+def npo_kl_padded(target: Any, device: str) -> tuple[nn.Module, Callable[[list[Row]], Tensor]]:
+    """NPO+KL as it is usually written: rows padded to 256, every logit made, the frozen model run in every step."""
+    model, frozen, beta = copy.deepcopy(target).train().requires_grad_(True), target, 0.1
 
     def log_likelihood(model: Any, ids: Tensor, mask: Tensor, learn: Tensor) -> Tensor:
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
@@ -104,26 +114,6 @@ def npo_kl(target: Any, device: str, *, lean: bool) -> tuple[nn.Module, Callable
         return -(losses * learn).sum(-1)
 
     def loss(rows: list[Row]) -> Tensor:
-        if lean:
-            batch = {name: value.to(device) for name, value in collate(rows).items()}
-            mine = torch.tensor([row.kind == FORGET for row in rows], device=device)
-            hidden = model.get_decoder()(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            ).last_hidden_state
-            where = batch["kind"] == FORGET
-            losses = cross_entropy(model.lm_head(hidden[where]), batch["labels"][where])
-            likelihood = -hidden.new_zeros(len(rows), dtype=torch.float32).index_add(0, where.nonzero()[:, 0], losses)
-            key = tuple(row.encoded.ids[-1] + len(row.encoded.ids) * i for i, row in enumerate(rows))
-            before = once.setdefault(key, likelihood.detach())  # precomputed: costs nothing in the step
-            forget = -nn.functional.logsigmoid(-beta * (likelihood - before))[mine].mean() * 2 / beta
-            where = batch["kind"] == RETAIN
-            with torch.no_grad():
-                old = frozen.get_decoder()(
-                    input_ids=batch["input_ids"][~mine], attention_mask=batch["attention_mask"][~mine], use_cache=False
-                ).last_hidden_state
-                old = frozen.lm_head(old[where[~mine]]).float().log_softmax(-1)
-            new = model.lm_head(hidden[where]).float().log_softmax(-1)
-            return forget + nn.functional.kl_div(new, old, log_target=True, reduction="batchmean")
         (ids, mask, learn), (retain, retain_mask, _) = split(rows, device)
         with torch.no_grad():
             before = log_likelihood(frozen, ids, mask, learn)
@@ -157,8 +147,8 @@ def main() -> None:
     contenders = {
         "ours": ours(target, depth, device),
         "reference's way": reference_way(target, depth, device),
-        "NPO+KL, our batches": npo_kl(target, device, lean=True),
-        "NPO+KL, padded to 256": npo_kl(target, device, lean=False),
+        "NPO+KL, our batches": npo_kl(target, device),
+        "NPO+KL, padded to 256": npo_kl_padded(target, device),
     }
     steps = {name: stepper(model, loss, big) for name, (model, loss) in contenders.items()}
     flops = {}

@@ -10,7 +10,11 @@ import yaml
 
 from uld.config import (
     ConfigError,
+    SCRATCH,
+    FinetuneConfig,
+    RunConfig,
     TrainConfig,
+    finetune_config,
     flag,
     preset_names,
     read_preset,
@@ -102,7 +106,7 @@ ZERO = (
     "seed",
 )
 ONE = ("num_layers", "lora_rank", "lora_alpha", "epochs", "batch_size", "micro_batch_size", "save_steps")
-SHARE = ("warmup", "lora_dropout", "beta1", "beta2")
+SHARE = ("lora_dropout", "beta1", "beta2")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,9 @@ SHARE = ("warmup", "lora_dropout", "beta1", "beta2")
         *((name, 0, -1) for name in ZERO),
         *((name, 1, 0) for name in ONE),
         ("max_length", 2, 1),
-        *((name, 0.0, -0.1) for name in SHARE),
+        *((name, 0.0, -0.1) for name in (*SHARE, "warmup")),
+        ("warmup", 0.99, 1.5),
+        ("warmup", 50.0, 50.1),
         *((name, 0.99, 1.0) for name in SHARE),
         *((name, 0.0, -0.1) for name in ("filter", "min_tokens")),
         *((name, 1.0, 1.1) for name in ("filter", "min_tokens")),
@@ -225,3 +231,29 @@ def test_the_settings_are_read_without_torch() -> None:
         "import sys, uld.config; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pydantic')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_the_settings_of_finetuning_are_made_in_the_same_way() -> None:
+    given = FinetuneConfig.of(model="m", split="full,real_authors", epochs=3)
+    assert (given.learning_rate, given.learn, given.hidden_size, given.epochs) == (1e-5, "answers", None, 3)
+    assert given.splits == ["full", "real_authors"]
+    assert FinetuneConfig.of(split=["full", " world_facts ,"]).splits == ["full", "world_facts"]
+    assert finetune_config([("x.yaml", yaml.safe_load(given.to_yaml()))]) == given
+    with pytest.raises(ConfigError, match=r"^x: there is no setting 'splits': did you mean 'split'\?$"):
+        finetune_config([("x", {"splits": "full"})])
+
+
+def test_from_scratch_the_defaults_are_others_and_lie_below_every_layer() -> None:
+    made = finetune_config([("x.yaml", {"scratch": True, "epochs": 7}), ("the command line", {"floor": 0.5})])
+    assert {name: getattr(made, name) for name in SCRATCH} == {**SCRATCH, "epochs": 7, "floor": 0.5}
+    undone = finetune_config([("x.yaml", {"scratch": True}), ("the command line", {"scratch": False})])
+    assert undone == FinetuneConfig()
+    assert finetune_config([("x", yaml.safe_load(made.to_yaml()))]) == made
+
+
+def test_both_commands_share_their_common_settings() -> None:
+    train, finetune = ({field.name: field for field in setting_fields(kind)} for kind in (TrainConfig, FinetuneConfig))
+    common = {field.name for field in dataclasses.fields(RunConfig)}
+    assert train.keys() & finetune.keys() - common == {"split", "num_layers"}  # of the same name, but not the same
+    for name, field in finetune.items():
+        assert field.metadata["help"].endswith((".", "…")) and field.metadata["group"], name

@@ -15,6 +15,7 @@ from uld.run_folder import (
     refuse_busy,
     refuse_other_settings,
     seal,
+    stored_settings,
 )
 
 
@@ -45,7 +46,7 @@ OK = ""
 STATES = ["absent", "empty", "file", "foreign", "unfinished", "finished", "finished with notes"]
 STATES += ["project with a train.yaml"]
 EXPECTED = {
-    "plain": [OK, OK, "is a file", "holds no uld run", "--resume", "--overwrite", "--overwrite", "--resume"],
+    "plain": [OK, OK, "is a file", "holds no run of uld train", "--resume", "--overwrite", "--overwrite", "--resume"],
     "resume": [*["holds no run"] * 2, "is a file", "holds no run", OK, *["nothing to resume"] * 2, OK],
     "overwrite": [OK, OK, "is a file", "holds thesis.tex", OK, OK, "holds notes.txt", "holds src"],
 }
@@ -165,12 +166,13 @@ def test_unsealed_checkpoint_is_passed_over(tmp_path):
 def test_resuming_under_other_settings_is_refused(tmp_path):
     started = TrainConfig(target="m", output=str(tmp_path), forget=("a", "b"), epochs=3)
     (tmp_path / "train.yaml").write_text(started.to_yaml())
-    refuse_other_settings(tmp_path, started)
+    assert stored_settings(tmp_path) == started
+    refuse_other_settings(tmp_path, started, started)
     moved = TrainConfig(target="m", output="elsewhere", forget=("a", "b"), epochs=3)
-    refuse_other_settings(tmp_path, moved)
+    refuse_other_settings(tmp_path, moved, started)
     other = TrainConfig(target="m", output=str(tmp_path), forget=("a", "b"), epochs=5)
     with pytest.raises(ArtifactError, match=r"--epochs is 5, but the run in .* was started with 3"):
-        refuse_other_settings(tmp_path, other)
+        refuse_other_settings(tmp_path, other, started)
 
 
 def test_seal_lists_every_file(tmp_path):

@@ -60,7 +60,7 @@ def test_a_user_sees_our_own_output_only(task, tmp_path):
     command = [str(Path(sys.executable).parent / "uld"), "train", *task.flags(tmp_path / "x", **OPTIONS)]
     told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert told.returncode == 0, told.stderr
-    pattern = r".*/x: 8 steps in \d+ s, forget loss \d\.\d{3}, retain loss \d\.\d{3} nats/token, adapter 19 KiB\n"
+    pattern = r".*/x: 8 steps in \d+ s, forget loss \d\.\d{3}, retain loss \d\.\d{3} nats, weights 19 KiB\n"
     assert re.fullmatch(pattern, told.stdout), told.stdout
     lines = [line for line in re.split(r"[\r\n]+", told.stderr) if line]
     assert lines and all(re.match(r" *\d+%\|", line) for line in lines), told.stderr
@@ -106,7 +106,7 @@ def test_adapter_of_another_target_is_refused_with_both_fingerprints(task, uld_t
 
 
 def test_interrupt_before_training_leaves_nothing(task, tmp_path, monkeypatch):
-    def interrupt(config):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uld.training, "read_inputs", interrupt)
