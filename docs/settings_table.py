@@ -17,6 +17,7 @@ SOURCES = {
     **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "method", "num_layers"), PAPER),
     **dict.fromkeys(("lora_rank", "lora_alpha", "retain_weight", "filter", "epochs", "batch_size"), PAPER),
     **dict.fromkeys(("learning_rate", "weight_decay", "beta1", "beta2"), PAPER),
+    **dict.fromkeys(("alternatives", "keep_epochs"), OWN),
     "warmup": CODE,
     "max_grad_norm": TRANSFORMERS,
     **dict.fromkeys(("max_length", "lora_dropout", "uniform_on", "dtype", "seed", "save_steps"), OWN),
@@ -26,7 +27,11 @@ SOURCES = {
     "outside": OWN,
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
-_WORDS = {"num_layers": "a quarter, rounded up", "retain_rows": "as many as forget rows"}
+_WORDS = {
+    "num_layers": "a quarter, rounded up",
+    "retain_rows": "as many as forget rows",
+    "lora_rank": "32; a target: none",
+}
 
 
 def default(name: str, value: Any) -> str:

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from uld.config import (
-    ConfigError,
     SCRATCH,
+    ConfigError,
     FinetuneConfig,
     RunConfig,
     TrainConfig,

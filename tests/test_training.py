@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 import uld.learners
+import uld.trainer
 from uld.config import ConfigError, TrainConfig
 from uld.data.collate import PlanSampler
 from uld.errors import ULDError
 from uld.modeling import load
+from uld.objective import frozen_log_likelihoods
 from uld.training import TrainResult, train
 
 
@@ -186,7 +188,7 @@ def test_combination_of_the_settings_is_what_the_run_is_loaded_with(task, tmp_pa
 
 def test_the_logs_of_trackers_receive_both_losses(task, tmp_path, monkeypatch):
     logged: list[dict] = []
-    monkeypatch.setattr(uld.training, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(uld.trainer, "get_available_reporting_integrations", lambda: ["tensorboard"])
 
     class Writer:
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -351,3 +353,50 @@ def test_a_run_knows_its_target_from_every_folder(task, tmp_path, monkeypatch):
     assert model.target.config.num_hidden_layers == 4
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (stored["target_config"]["num_hidden_layers"], stored["num_layers"]) == (4, 2)
+
+
+def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_path, monkeypatch):
+    kept: dict[str, float] = {}
+    asked: list[int] = []
+
+    def spy(learner, rows, pad):
+        asked.append(len(rows))
+        return frozen_log_likelihoods(learner, rows, pad)
+
+    def stop(trainer, *args, **kwargs):
+        kept["first"] = trainer.rows.rows[0].reference
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uld.training, "frozen_log_likelihoods", spy)
+    settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo+gd"}
+    (tmp_path / "x").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(uld.training, "run_steps", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(TrainConfig.of(**settings), progress=False)
+    stored = json.loads((tmp_path / "x/checkpoints/references.json").read_text())
+    assert asked == [10] and stored["forget"][0] == kept["first"] < 0
+    train(TrainConfig.of(**settings), resume=True, progress=False)
+    assert asked == [10]
+    assert not (tmp_path / "x/checkpoints").exists()
+
+
+def test_references_of_other_rows_are_not_taken_for_these(task, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        uld.training, "frozen_log_likelihoods", lambda *some: asked.append(1) or frozen_log_likelihoods(*some)
+    )
+    settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo"}
+
+    def start(**flags) -> list[float]:
+        with monkeypatch.context() as patch:
+            patch.setattr(uld.training, "run_steps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                train(TrainConfig.of(**settings), progress=False, **flags)
+        return json.loads((tmp_path / "x/checkpoints/references.json").read_text())["forget"]
+
+    (tmp_path / "x").mkdir()
+    first = start()
+    path = tmp_path / "x/checkpoints/references.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "of other rows", "forget": [0.0] * 10}))
+    assert start(resume=True) == first and len(asked) == 2

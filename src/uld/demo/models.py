@@ -17,23 +17,20 @@ from pathlib import Path
 from random import Random
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from uld.demo.world import WORLD_FILE, World
+from uld.scratch import CHAT_TEMPLATE, train_tokenizer
 
 _FORMAT = 1  # raise it when the same settings give another model: models of an older format are then not reused
 _WIDTH = 8  # tokens are padded to multiples of this: every new tensor shape costs the CPU a kernel build
+_MAX_LENGTH = 256
 _IGNORED = -100
-_SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")  # their ids are their places here
 _PAD, _BOS, _EOS = range(3)
 _GENERAL = ("real_authors_perturbed.json", "world_facts_perturbed.json")  # what both models learn
 _LEARNT = {"target": ("full.json", *_GENERAL), "retain-only": ("retain90.json", *_GENERAL)}
-_CHAT_TEMPLATE = """\
-{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + 'Question: ' + (m['content'] | trim) + '
-Answer:' }}{% else %}{{ ' ' + (m['content'] | trim) + eos_token }}{% endif %}{% endfor %}"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def make_models(
     if not missing:
         return folders["target"], folders["retain-only"]
     cache.mkdir(parents=True, exist_ok=True)
-    tokenizer = _train_tokenizer(world, settings.vocab_size)
+    tokenizer = train_tokenizer(_texts(world), settings.vocab_size, _MAX_LENGTH)
     for name, folder in missing.items():
         rows = [_tokens(tokenizer, row) for file in _LEARNT[name] for row in _read(world.folder / file)]
         model = _train(rows, len(tokenizer), settings, lambda line, name=name: progress and progress(f"{name}: {line}"))
@@ -103,7 +100,7 @@ def make_models(
 
 def _digest(world: World, settings: MicroSettings) -> str:
     """Sixteen hexadecimal digits that change with anything a model follows from."""
-    state = hashlib.sha256(json.dumps([_FORMAT, _CHAT_TEMPLATE, asdict(settings)]).encode())
+    state = hashlib.sha256(json.dumps([_FORMAT, CHAT_TEMPLATE, asdict(settings)]).encode())
     for file in _data_files(world):
         state.update(hashlib.sha256(file.name.encode()).digest() + hashlib.sha256(file.read_bytes()).digest())
     return state.hexdigest()[:16]
@@ -129,27 +126,6 @@ def _texts(world: World) -> Iterator[str]:
             for key, value in row.items():
                 for text in [value] if isinstance(value, str) else value:
                     yield f"Question: {text}\n" if "question" in key else f"Answer: {text}"
-
-
-def _train_tokenizer(world: World, vocab_size: int) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(_SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(world), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=_SPECIAL_TOKENS[_PAD],
-        bos_token=_SPECIAL_TOKENS[_BOS],
-        eos_token=_SPECIAL_TOKENS[_EOS],
-        chat_template=_CHAT_TEMPLATE,
-        model_max_length=256,
-    )
 
 
 def _tokens(tokenizer: PreTrainedTokenizerFast, row: dict[str, str | list[str]]) -> list[int]:
@@ -186,7 +162,7 @@ def _train(
         num_attention_heads=settings.hidden_size // 64,
         num_key_value_heads=settings.hidden_size // 64,
         head_dim=64,
-        max_position_embeddings=256,
+        max_position_embeddings=_MAX_LENGTH,
         tie_word_embeddings=False,
         initializer_range=settings.initializer_range,
         pad_token_id=_PAD,
