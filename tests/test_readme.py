@@ -1,5 +1,6 @@
 """The README's commands and code, run as they stand there on a tiny model, and the examples."""
 
+import json
 import re
 import runpy
 import shlex
@@ -18,7 +19,7 @@ from uld.demo.world import write_world
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-NEEDED = {"train", "generate", "chat", "eval", "tune"}
+NEEDED = {"train", "generate", "chat", "eval", "tune", "compare"}
 
 
 def block(heading: str, kind: str = "") -> str:
@@ -40,6 +41,9 @@ def home(task, tmp_path_factory):
     shutil.copytree(ROOT / "examples", folder / "examples")
     world = write_world(folder / "world", people=10, evaluated=1)
     places = {"MODEL": str(task.target), "RETAIN": str(task.target), "TOFU": str(world.folder)}
+    places["forget10=RETAIN"] = f"forget10={task.target}"
+    grid = {"tables": ["table2"], "methods": ["uld", "npo+kl"], "splits": ["forget10"], "seeds": [0]}
+    (folder / "grid.yaml").write_text(json.dumps({"cells": [grid]}))  # JSON is YAML
     outputs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -49,6 +53,7 @@ def home(task, tmp_path_factory):
             # Every α loses more than 1 % of what a random model knows of the held-out answers.
             short = {"train": ["--quiet"], "generate": ["--max-new-tokens", "8"], "chat": ["--max-new-tokens", "4"]}
             short |= {"eval": ["--quiet", "--max-new-tokens", "4"], "tune": ["--budget", "0.95"]}
+            short |= {"compare": ["--dry-run"]}
             outputs[words[1]] = told([*words[1:], *short[words[1]]], said="hello\n/weight 1\n/quit\n")
     return folder, outputs
 

@@ -13,20 +13,33 @@ from typing import TYPE_CHECKING, Any
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
-    from uld.config import TrainConfig
+    from uld.config import FinetuneConfig, TrainConfig
     from uld.configuration import ULDConfig
+    from uld.finetuning import finetune
     from uld.logits import Combination
     from uld.modeling import ULDForCausalLM, load
     from uld.training import train
 
 __version__ = "0.1.0"
-__all__ = ["Combination", "TrainConfig", "ULDConfig", "ULDError", "ULDForCausalLM", "load", "train"]
+__all__ = [
+    "Combination",
+    "FinetuneConfig",
+    "TrainConfig",
+    "ULDConfig",
+    "ULDError",
+    "ULDForCausalLM",
+    "finetune",
+    "load",
+    "train",
+]
 
 _LAZY = {
     "Combination": "uld.logits",
+    "FinetuneConfig": "uld.config",
     "TrainConfig": "uld.config",
     "ULDConfig": "uld.configuration",
     "ULDForCausalLM": "uld.modeling",
+    "finetune": "uld.finetuning",
     "load": "uld.modeling",
     "train": "uld.training",
 }

@@ -255,7 +255,7 @@ def held_out(
 
 
 def uncovered(split: str, data: str | Path | None, retain_rows: int | None) -> list[Record]:
-    """Retain rows that `training_set` leaves out with the same settings and no augmentation, and no benchmark evaluates.
+    """Retain rows that `training_set` leaves out without augmentation, and no benchmark evaluates.
 
     Args:
         split: Forget split.
