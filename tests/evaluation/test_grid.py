@@ -67,7 +67,7 @@ def test_lists_need_a_run_and_numbers(micro, tmp_path):
     flags = ["eval", "tofu", "--data", str(micro.data), "--output", str(tmp_path / "out"), "--quiet"]
     plain = CliRunner().invoke(app, [*flags, "--model", str(micro.target), "--weight", "0.5,1"])
     assert plain.exit_code == 2
-    assert "ordinary model" in plain.stderr
+    assert "has no assistant" in plain.stderr
     wrong = CliRunner().invoke(app, [*flags, "--model", str(micro.run), "--weight", "0.5,one"])
     assert wrong.exit_code == 2
     assert "--weight must be a number" in wrong.stderr
