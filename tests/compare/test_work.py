@@ -141,6 +141,7 @@ def test_a_cell_that_fails_says_why_and_the_others_finish(micro, tmp_path):
     assert Cell.read(tmp_path / "out" / "cells" / "npo+kl-forget10-seed0.json").error is None
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_shared_by_two_it_gives_the_same_table(finished, micro, tmp_path, start_uld):
     folder, _, _ = finished
     grid = grid_file(micro, tmp_path)
