@@ -20,7 +20,7 @@ EPILOG = (
 
 @guarded
 def compare(
-    grid: Annotated[str, typer.Argument(help="YAML file of the grid, or a preset (uld ls presets).")],
+    grid: Annotated[str, typer.Argument(help="YAML file of the grid, or a preset (uld ls grids).")],
     output: Annotated[str, typer.Option(help="Folder of the grid; finished cells in it are not computed again.")],
     target: Annotated[str | None, typer.Option(help="Model to unlearn from; wins over the grid's.")] = None,
     retain_only: Annotated[

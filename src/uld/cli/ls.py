@@ -10,12 +10,12 @@ from uld.errors import ULDError
 if TYPE_CHECKING:
     from uld.methods.registry import Method
 
-KINDS = ("methods", "presets", "templates", "splits")
+KINDS = ("methods", "presets", "grids", "templates", "splits")
 
 
 @guarded
 def ls(kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; all of them without.")] = None) -> None:
-    """List methods, presets, prompt templates and TOFU's splits.
+    """List methods, presets, grids of uld compare, prompt templates and TOFU's splits.
 
     A method's line: name, what is trained, what it needs, its options (--option) with defaults, paper, summary.
     """
@@ -49,6 +49,10 @@ def _rows(kind: str) -> list[tuple[str, ...]]:
         return [
             (name, ", ".join(f"{key}={value}" for key, value in read_preset(name).items())) for name in preset_names()
         ]
+    if kind == "grids":
+        from uld.compare.grid import describe_preset, grid_presets
+
+        return [(name, describe_preset(name)) for name in grid_presets()]
     if kind == "templates":
         from uld.data.prompt import NAMED
 

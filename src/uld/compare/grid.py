@@ -112,6 +112,12 @@ def grid_presets() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
+def describe_preset(name: str) -> str:
+    """What a grid that ships with the package says of itself: its first line."""
+    text = (files("uld.presets") / "grids" / f"{name}.yaml").read_text(encoding="utf-8")
+    return text.splitlines()[0].removeprefix("# ")
+
+
 def read_grid(source: str, changes: Mapping[str, Any]) -> Grid:
     """Read a grid.
 

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -187,16 +188,16 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watc
     try:
         with shop.locked(spec.name, wait=False) as mine:
             if not mine or _is_done(shop, spec):
-                os._exit(_TAKEN)
+                sys.exit(_TAKEN)
             rates.measure(shop, spec) if spec.role == "rate" else run_cell(shop, spec)
     except (Interrupted, KeyboardInterrupt):
-        os._exit(_STOPPED)
+        sys.exit(_STOPPED)
     except DiskFullError as error:
         writer.send(str(error))
-        os._exit(_FULL)
+        sys.exit(_FULL)
     except ULDError as error:
         writer.send(str(error))
-        os._exit(_WRONG)
+        sys.exit(_WRONG)
     except BaseException as error:
         writer.send(f"{type(error).__name__}: {error}".splitlines()[0])
         raise
