@@ -19,7 +19,9 @@ def main() -> None:
         "",
         "Written by `make bench`. Ratios are of things measured in turn in one run: median ",
     ]
-    lines[-1] += "(least–greatest). These machines are shared, so the spread matters as much as the median."
+    lines[-1] += (
+        "(least–greatest). These machines are shared, so the spread matters as much as the median. Where the rest of the time goes, and what was tried: [notes](speed.md)."
+    )
     found = {path.stem: path for path in OUT.glob("*.json")}
     for name in [*(n for n in ORDER if n in found), *sorted(found.keys() - set(ORDER))]:
         about = json.loads(found[name].read_text())
