@@ -72,7 +72,9 @@ def test_ls_lists_every_kind():
 def test_ls_of_an_unknown_kind():
     done = uld_command("ls", "models")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert done.stderr == "uld: there are no 'models' to list: choose one of methods, presets, grids, templates, splits\n"
+    assert (
+        done.stderr == "uld: there are no 'models' to list: choose one of methods, presets, grids, templates, splits\n"
+    )
 
 
 def test_presets_hold_settings_that_exist():
