@@ -71,7 +71,10 @@ class Shop:
             for name, value in vars(config(spec, self.grid, "")).items()
             if value != plain[name] and name not in (*_PLACES, "keep_epochs", "save_steps")
         }
-        return _digest([_FORMAT, settings, {name: self.inputs[name] for name in ("target", "data", "augmented")}])
+        inputs = {name: self.inputs[name] for name in ("target", "data", "augmented")}
+        if (small := config(spec, self.grid, "").small) is not None:
+            inputs["small"] = model_digest(small)
+        return _digest([_FORMAT, settings, inputs])
 
     def digest(self, spec: Spec) -> str:
         """Digest of everything that decides a cell."""
