@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from common import ROOT, machine
 
 from uld.compare.grid import config, families, read_grid, specs
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--grid", default="tofu-4m")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "tofu-4m" / "timing.json")
     options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     retain = {f"forget{n}": f"{options.models}/tofu-4m-retain{100 - int(n)}" for n in ("01", "05", "10")}
     places = {"target": f"{options.models}/tofu-4m-full", "retain_only": retain}
     places |= {"data": f"{options.data}/tofu", "augmented": f"{options.data}/tofu_augmented"}
