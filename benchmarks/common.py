@@ -1,10 +1,12 @@
 """What the benchmarks share: things measured in turn, the machine's own rates, tables and JSON."""
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,23 @@ from uld.modeling import ULDForCausalLM
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "benchmarks"
 LAYERS, DEPTH, RANK = 24, 6, 32  # of the 370-million-parameter Llama: L, K, r
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """A parser that knows where TOFU and the test models are."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, variable, folder in (("--data", "ULD_DATA_DIR", "data"), ("--models", "ULD_MODELS_DIR", "models")):
+        parser.add_argument(flag, type=Path, default=Path(os.environ.get(variable, ROOT / "../shared" / folder)))
+    return parser
+
+
+def uld(*words: str, threads: int | None = None) -> None:
+    """Run the command, as a user would."""
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, "-m", "uld", *words], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"uld {' '.join(words)}\n{done.stderr}")
 
 
 def in_turn(things: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, list[float]]:

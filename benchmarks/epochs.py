@@ -6,9 +6,7 @@ steps of its epoch. `uld report` takes the file as ``timing.json``.
     python benchmarks/epochs.py --output docs/results/tofu-4m/timing.json
 """
 
-import argparse
 import json
-import os
 import random
 import statistics
 import time
@@ -17,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from common import ROOT, machine
+from common import ROOT, arguments, machine
 
 from uld.compare.grid import config, families, read_grid, specs
 from uld.data.collate import FORGET, Collator, epoch_plan
@@ -65,11 +63,7 @@ def stepper(settings: Any) -> tuple[int, int, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ULD_DATA_DIR", ROOT / "../shared/data")))
-    parser.add_argument(
-        "--models", type=Path, default=Path(os.environ.get("ULD_MODELS_DIR", ROOT / "../shared/models"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--grid", default="tofu-4m")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "tofu-4m" / "timing.json")
     options = parser.parse_args()

@@ -6,14 +6,10 @@ Both are evaluated on all rows; each is the other's retain-only model for the fo
     python benchmarks/retain_model.py --data DATA --models MODELS --work runs/finetune
 """
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from common import ROOT, machine
+from common import ROOT, arguments, machine, uld
 
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
@@ -25,18 +21,8 @@ SHOWN |= {f"retain_{part}": f"retain {name}" for part, name in (("prob", "Prob")
 SHOWN |= {f"{t}_prob": f"{t.replace('_', ' ')} Prob" for t in ("real_authors", "world_facts")}
 
 
-def uld(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "uld", *arguments], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"uld {' '.join(arguments)}\n{done.stderr}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ULD_DATA_DIR", ROOT / "../shared/data")))
-    parser.add_argument(
-        "--models", type=Path, default=Path(os.environ.get("ULD_MODELS_DIR", ROOT / "../shared/models"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "finetune", help="kept between calls")
     options = parser.parse_args()
     given, made = options.models / "tofu-4m-retain90", options.work / "tofu-4m-retain90"
@@ -45,21 +31,18 @@ def main() -> None:
         begun = ["--resume"] if (made / "finetune.yaml").exists() else []
         places = ["--data", f"{options.data}/tofu", "--tokenizer", str(given), "--output", str(made)]
         uld("finetune", *recipe, *places, *begun, "--quiet")
+    models = {"given": given, "made again": made, "target": options.models / "tofu-4m-full"}
     logs = {}
-    for name, model in (("given", given), ("made again", made)):
+    for name, model in models.items():
         folder = options.work / "eval" / name.replace(" ", "-")
         where = ["--data", f"{options.data}/tofu", "--output", str(folder), "--json", "--quiet"]
         uld("eval", "tofu", "--model", str(model), "--split", "forget10", *where)
         logs[name] = read_log(folder)
-    target = options.models / "tofu-4m-full"
-    folder = options.work / "eval" / "target"
-    where = ["--data", f"{options.data}/tofu", "--output", str(folder), "--json", "--quiet"]
-    uld("eval", "tofu", "--model", str(target), "--split", "forget10", *where)
     found = {
         "given": aggregate(logs["given"], logs["made again"]).to_dict(),
         "made again": aggregate(logs["made again"], logs["given"]).to_dict(),
     }
-    judged = {name: aggregate(read_log(folder), log).forget_quality for name, log in logs.items()}
+    judged = {name: aggregate(logs["target"], logs[name]).forget_quality for name in found}
     metrics = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     last = [line["loss"] for line in metrics[-len(metrics) // 20 :]]
     OUT.mkdir(parents=True, exist_ok=True)

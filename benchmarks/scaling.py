@@ -134,11 +134,13 @@ def main() -> None:
         f"{TOKENS} tokens ({ANSWER} of them answer). Optimiser: LoRA, its gradient and two moments in fp32. Activations: "
         "what a layer keeps for the backward pass, without gradient checkpointing. Seconds: FLOPs over "
         f"{SHARE:.0%} of an H100's {H100 / 1e12:.0f} TFLOP/s. FLOPs of a decoding step grow with K/L only in the shared "
-        "layers; its bytes, which decide at batch 1, grow by the LoRA matrices alone.",
+        "layers; its bytes, which decide at batch 1, grow by the LoRA matrices alone. Whole target: weights, gradients and two "
+        "moments in fp32, what a method that trains the target itself holds besides activations and a frozen copy.",
         "",
         "| target | parameters | adapter (MiB) | of target | weights held in training (GiB) | optimiser (GiB) "
-        "| activations (GiB) | training in all (GiB) | H100s to train | s an epoch | serving: extra (MiB) | H100s to serve |",
-        f"|{'---|' * 12}",
+        "| activations (GiB) | training in all (GiB) | H100s to train | s an epoch | serving: extra (MiB) | H100s to serve "
+        "| whole target (GiB) |",
+        f"|{'---|' * 13}",
     ]
     for shape in SHAPES:
         depth = default_num_layers(shape.layers)
@@ -152,7 +154,8 @@ def main() -> None:
         lines.append(
             f"| {shape.name} | {shape.total / 1e9:.2f} B | {2 * lora / 2**20:.0f} | {lora / shape.total:.2%} | {gib(held)} "
             f"| {gib(optimiser)} | {gib(kept + logits)} | {gib(training)} | {math.ceil(training / GPU_BYTES)} "
-            f"| {seconds:.0f} | {2 * lora / 2**20:.0f} | {math.ceil(2 * shape.total * 1.1 / GPU_BYTES)} |"
+            f"| {seconds:.0f} | {2 * lora / 2**20:.0f} | {math.ceil(2 * shape.total * 1.1 / GPU_BYTES)} "
+            f"| {gib(16 * shape.total)} |"
         )
     lines += ["", "## The formulas against small models that were run", ""]
     lines += [

@@ -3,22 +3,20 @@
 On forget10's perturbed rows (7 answers a question) with an assistant that is trained or, without ``--run``, random.
 """
 
-import argparse
 import itertools
-import os
 from pathlib import Path
 
 import torch
-from common import ROOT, in_turn, ratio, report, shown, unlearned
+from common import arguments, in_turn, ratio, report, shown, unlearned
 
 from uld.assistant import load_target
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import answers_of, task_rows
+from uld.loading import load, load_tokenizer
 from uld.logits import Combination
 from uld.losses import cross_entropy
-from uld.modeling import load, load_tokenizer
 
 QUESTIONS = 60
 GRID = [
@@ -32,11 +30,7 @@ GRID = [
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ULD_DATA_DIR", ROOT / "../shared/data")))
-    parser.add_argument(
-        "--models", type=Path, default=Path(os.environ.get("ULD_MODELS_DIR", ROOT / "../shared/models"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--run", type=Path, help="a finished run on tofu-4m-full")
     options = parser.parse_args()
     place = options.models / "tofu-4m-full"

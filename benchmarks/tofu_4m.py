@@ -22,7 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from common import ROOT, arguments, uld
+
 OUT = ROOT / "docs" / "results" / "tofu-4m-forget10"
 SEEDS = (0, 1, 2)
 METHODS = {"ULD": ["tofu-4m"], "ULD, reference arithmetic": ["tofu-4m", "reference"]}
@@ -43,14 +44,6 @@ CONFIRM = [("forget10", 3), ("forget10", 4), ("forget10", 5)]
 CONFIRM += [("forget05", 0), ("forget05", 1), ("forget05", 2), ("forget01", 0)]
 COLUMNS = ["forget_quality", "forget_rouge_l", "model_utility", "retain_rouge_l", "forget_prob", "forget_truth_ratio"]
 COLUMNS += [f"{t}_{m}" for t in ("retain", "real_authors", "world_facts") for m in ("prob", "rouge_l", "truth_ratio")]
-
-
-def uld(arguments: list[str], threads: int) -> None:
-    """Run the command, as a user would."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-m", "uld", *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"uld {' '.join(arguments)}\n{done.stderr}")
 
 
 def run_name(method: str, seed: int, split: str = "forget10") -> str:
@@ -75,7 +68,7 @@ def train(options: argparse.Namespace, method: str, seed: int, split: str = "for
     if (output / "uld.json").exists():
         return
     resume = ["--resume"] if (output / "train.yaml").exists() else []
-    uld([*train_flags(options, method, seed, output, split), *resume], options.threads)
+    uld(*train_flags(options, method, seed, output, split), *resume, threads=options.threads)
     print(f"trained {output}", flush=True)
 
 
@@ -91,7 +84,7 @@ def timing(options: argparse.Namespace) -> dict[str, float]:
     for method in METHODS:
         output = options.work / f"timing-{'-'.join(METHODS[method])}"
         epochs = read_preset("tofu-4m")["epochs"]
-        uld([*train_flags(options, method, 0, output), "--epochs", "1", "--overwrite"], os.cpu_count() or 1)
+        uld(*train_flags(options, method, 0, output), "--epochs", "1", "--overwrite", threads=os.cpu_count() or 1)
         seconds[method] = Manifest.read(output).training["seconds"] * epochs
     path.write_text(json.dumps(seconds))
     return seconds
@@ -103,7 +96,7 @@ def evaluate(
     where = ["--output", str(options.work / "eval" / name), "--data", f"{options.data}/tofu", "--quiet"]
     if name != retain_only(split):
         where += ["--retain-log", str(options.work / "eval" / retain_only(split))]
-    uld(["eval", "tofu", "--model", str(model), "--split", split, "--json", *flags, *where], options.threads)
+    uld("eval", "tofu", "--model", str(model), "--split", split, "--json", *flags, *where, threads=options.threads)
     print(f"evaluated {name}", flush=True)
 
 
@@ -113,7 +106,7 @@ def tuned_weight(options: argparse.Namespace, name: str) -> float:
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copytree(options.work / name, Path(folder) / name)
-            uld(["tune", str(copy), "--aim", "budget"], options.threads)
+            uld("tune", str(copy), "--aim", "budget", threads=options.threads)
             path.write_bytes((copy / "tune.json").read_bytes())
     return json.loads(path.read_text())["point"]["weight"]
 
@@ -151,8 +144,8 @@ def curves(options: argparse.Namespace, method: str, name: str) -> list[dict[str
     from uld.evaluation.tofu import score_grid
     from uld.evaluation.tofu_log import read_log
     from uld.evaluation.tofu_result import aggregate
+    from uld.loading import load
     from uld.logits import Combination
-    from uld.modeling import load
 
     model, tokenizer = load(options.work / name)
     rules: list[Any] = [rule for rule, of in RULES.items() if of == method]
@@ -185,8 +178,8 @@ def choose_weight(options: argparse.Namespace) -> dict[str, Any]:
     from uld.data.record import Record
     from uld.data.tofu import load_tofu, training_set
     from uld.evaluation.scoring import Scorer
+    from uld.loading import load
     from uld.logits import Combination
-    from uld.modeling import load
 
     data, preset = f"{options.data}/tofu", read_preset("tofu-4m")
     trained = training_set("forget10", data, retain_rows=preset["retain_rows"]).retain
@@ -470,11 +463,7 @@ def write(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ULD_DATA_DIR", ROOT / "../shared/data")))
-    parser.add_argument(
-        "--models", type=Path, default=Path(os.environ.get("ULD_MODELS_DIR", ROOT / "../shared/models"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tofu-4m", help="kept between calls")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side")
     options = parser.parse_args()

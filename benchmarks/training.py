@@ -14,13 +14,11 @@ Rows are TOFU forget10 with augmentation, an even draw of our plan's batches. Ev
 
 import argparse
 import copy
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, in_turn, padded, random_llama, rates, ratio, report, shown
+from common import arguments, in_turn, padded, random_llama, rates, ratio, report, shown
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,10 +26,11 @@ from uld.assistant import add_lora, build_assistant, load_target
 from uld.data.collate import FORGET, RETAIN, Collator, Row, Rows, epoch_plan
 from uld.data.prompt import PromptFormat
 from uld.data.tofu import training_set
+from uld.learners import Learner
+from uld.loading import load_tokenizer
 from uld.losses import cross_entropy
 from uld.methods.registry import get_method
-from uld.modeling import load_tokenizer
-from uld.objective import Learner, Objective
+from uld.objective import Objective
 
 WIDTH = 256
 
@@ -127,11 +126,7 @@ def npo_kl_padded(target: Any, device: str) -> tuple[nn.Module, Callable[[list[R
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ULD_DATA_DIR", ROOT / "../shared/data")))
-    parser.add_argument(
-        "--models", type=Path, default=Path(os.environ.get("ULD_MODELS_DIR", ROOT / "../shared/models"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--model", choices=("tofu-4m", "370m"), default="tofu-4m")
     options = parser.parse_args()
     big = options.model == "370m"

@@ -7,7 +7,7 @@ stands here.
 from pathlib import Path
 from typing import Any
 
-from uld.config import flag, setting_fields
+from uld.config import TrainConfig, flag, setting_fields
 from uld.logits import Combination
 
 PAGE = Path(__file__).with_name("training.md")
@@ -48,7 +48,7 @@ def default(name: str, value: Any) -> str:
 def table() -> str:
     """All settings as Markdown, a heading and a table for each group of ``uld train --help``."""
     groups: dict[str, list[str]] = {}
-    for field in setting_fields():
+    for field in setting_fields(TrainConfig):
         text = field.metadata["help"].replace("|", "\\|")
         cells = [f"`{flag(field.name)}`", default(field.name, field.default), SOURCES.get(field.name, "–"), text]
         groups.setdefault(field.metadata["group"], []).append(f"| {' | '.join(cells)} |")

@@ -222,6 +222,24 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return Task(folder / "target", folder / "forget.jsonl", folder / "retain.jsonl")
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Numbers of the rows that trainings go through, an entry an epoch."""
+    from uld.data.collate import PlanSampler
+
+    epochs: list[list[int]] = []
+    batches = PlanSampler.__iter__
+
+    def spy(self: PlanSampler) -> Iterator[list[int]]:
+        epochs.append([])
+        for batch in batches(self):
+            epochs[-1] += batch
+            yield batch
+
+    monkeypatch.setattr(PlanSampler, "__iter__", spy)
+    return epochs
+
+
 @dataclass(frozen=True)
 class Micro:
     """An invented world of ten people laid out like TOFU, two barely trained models of it, a run that forgets one."""

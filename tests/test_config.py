@@ -149,7 +149,7 @@ def test_the_resolved_settings_are_read_back_as_they_were(tmp_path: Path) -> Non
         path = tmp_path / "train.yaml"
         path.write_text(config.to_yaml(), encoding="utf-8")
         assert train_config([("train.yaml", read_yaml(path))]) == config
-        assert list(yaml.safe_load(config.to_yaml())) == [field.name for field in setting_fields()]
+        assert list(yaml.safe_load(config.to_yaml())) == [field.name for field in setting_fields(TrainConfig)]
 
 
 def test_yaml_reads_an_exponent_without_a_point_as_a_number(tmp_path: Path) -> None:
@@ -206,12 +206,14 @@ def test_an_unknown_preset_is_refused() -> None:
 
 
 def test_every_setting_has_help_a_group_and_a_default() -> None:
-    assert {field.name for field in setting_fields()} == {field.name for field in dataclasses.fields(TrainConfig)}
-    for field in setting_fields():
+    assert {field.name for field in setting_fields(TrainConfig)} == {
+        field.name for field in dataclasses.fields(TrainConfig)
+    }
+    for field in setting_fields(TrainConfig):
         assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 10
         assert field.metadata["group"] in ("Model and data", "TOFU", "Method", "Combination", "Training")
         assert field.default is not dataclasses.MISSING
-    helps = [field.metadata["help"] for field in setting_fields()]
+    helps = [field.metadata["help"] for field in setting_fields(TrainConfig)]
     assert len(set(helps)) == len(helps)
 
 

@@ -16,7 +16,7 @@ import uld
 from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.compare.grid import Grid
-from uld.config import read_preset, setting_fields, train_config
+from uld.config import TrainConfig, read_preset, setting_fields, train_config
 from uld.data.record import parse_record, read_records
 from uld.logits import Combination
 from uld.tuning import file_probes
@@ -75,7 +75,9 @@ def test_a_command_can_be_given_as_it_is_shown(line):
     given = command.make_context("uld", words).params  # unknown flags, wrong types and missing arguments raise
     if command.name == "train":
         presets = [(name, read_preset(name)) for name in given.pop("preset") or []]
-        settings = {name: value for name, value in given.items() if name in {f.name for f in setting_fields()}}
+        settings = {
+            name: value for name, value in given.items() if name in {f.name for f in setting_fields(TrainConfig)}
+        }
         train_config([*presets, (line, {name: value or None for name, value in settings.items()})])
     if command.name in ("generate", "eval", "tofu"):
         for name in ("rule", "outside"):
@@ -142,7 +144,7 @@ def test_the_table_of_settings_is_the_codes_own():
     page = (ROOT / "docs" / "training.md").read_text()
     between = page.partition(script["START"])[2].partition(script["END"])[0]
     assert between.strip() == script["table"]().strip(), "run python docs/settings_table.py"
-    names = {field.name for field in setting_fields()}
+    names = {field.name for field in setting_fields(TrainConfig)}
     assert set(script["SOURCES"]) <= names
     without = {name for name in names if script["default"](name, getattr(uld.TrainConfig(), name)) == "–"}
     switches = {"trust_remote_code", "gradient_checkpointing", "report_to"}

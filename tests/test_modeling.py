@@ -25,9 +25,11 @@ from transformers import (
 import uld
 from uld.artifact import Manifest
 from uld.assistant import add_lora, decoder_layers
+from uld.configuration import ULDConfig
 from uld.errors import ULDError
+from uld.loading import load
 from uld.logits import Combination, combine
-from uld.modeling import ULDConfig, ULDForCausalLM, load
+from uld.modeling import ULDForCausalLM
 
 LONG = 14  # tokens; more than the window of 8
 HOW = Combination(weight=0.7)

@@ -13,8 +13,8 @@ from uld.assistant import add_lora, load_sliced
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.prompt import PromptFormat
 from uld.data.record import read_records
+from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
-from uld.modeling import load_tokenizer
 from uld.objective import Objective
 
 BETA = 2.5

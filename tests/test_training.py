@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import uld.learners
 import uld.trainer
+from uld.artifact import Manifest
 from uld.config import ConfigError, TrainConfig
-from uld.data.collate import PlanSampler
 from uld.errors import ULDError
-from uld.modeling import load
+from uld.loading import load
 from uld.objective import frozen_log_likelihoods
 from uld.training import TrainResult, train
 
@@ -46,17 +46,7 @@ def finished(task, tmp_path_factory) -> tuple[Path, TrainResult, str]:
     return output, run(task, output, learning_rate=0.02, lora_dropout=0.1, save_steps=3), before
 
 
-def test_every_epoch_sees_every_row_once(task, tmp_path, monkeypatch):
-    seen: list[list[int]] = []
-    batches = PlanSampler.__iter__
-
-    def spy(self):
-        seen.append([])
-        for batch in batches(self):
-            seen[-1] += batch
-            yield batch
-
-    monkeypatch.setattr(PlanSampler, "__iter__", spy)
+def test_every_epoch_sees_every_row_once(task, tmp_path, seen):
     result = run(task, tmp_path / "x", epochs=3)
     assert [sorted(epoch) for epoch in seen] == [list(range(23))] * 3
     assert seen[0] != seen[1]
@@ -400,3 +390,21 @@ def test_references_of_other_rows_are_not_taken_for_these(task, tmp_path, monkey
     path = tmp_path / "x/checkpoints/references.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"digest": "of other rows", "forget": [0.0] * 10}))
     assert start(resume=True) == first and len(asked) == 2
+
+
+def test_kept_epochs_are_runs_that_say_how_they_were_trained(task, tmp_path):
+    run(task, tmp_path / "x", keep_epochs=True, template="plain", learning_rate=0.02)
+    kept = sorted((tmp_path / "x" / "epochs").iterdir())
+    assert [folder.name for folder in kept] == ["1", "2"]
+    assert [Manifest.read(folder).template for folder in (*kept, tmp_path / "x")] == ["plain"] * 3
+    assert adapter(kept[1]) == adapter(tmp_path / "x") != adapter(kept[0])
+    assert load(kept[0])[0].manifest.training["epochs"] == 1
+
+
+def test_settings_that_would_do_nothing_are_refused_or_told(task, tmp_path, caplog):
+    with pytest.raises(ConfigError, match="--small is for offset-…, and --method is uld"):
+        run(task, tmp_path / "x", small=str(task.target))
+    assert not (tmp_path / "x").exists()
+    with caplog.at_level(logging.WARNING):
+        run(task, tmp_path / "x", retain_rows=3, epochs=1)
+    assert "--retain-rows chooses among TOFU's rows" in caplog.text

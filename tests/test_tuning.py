@@ -13,8 +13,8 @@ from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
+from uld.loading import load
 from uld.logits import Combination
-from uld.modeling import load
 from uld.tuning import Point, Probe, choose, file_probes, measure, tune
 
 
@@ -148,8 +148,9 @@ def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
     assert load(run)[0].combination.weight == 0.7
 
 
-def stored(run, **changes):
-    """Change settings of a run's train.yaml."""
+def stored(run, template, **changes):
+    """Change the template of a run, and settings of its train.yaml."""
+    Manifest.read(run).model_copy(update={"template": template}).write(run)
     settings = yaml.safe_load((run / "train.yaml").read_text())
     (run / "train.yaml").write_text(yaml.safe_dump(settings | changes))
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from uld.config import FinetuneConfig, TrainConfig
     from uld.configuration import ULDConfig
     from uld.finetuning import finetune
+    from uld.loading import load
     from uld.logits import Combination
-    from uld.modeling import ULDForCausalLM, load
+    from uld.modeling import ULDForCausalLM
     from uld.training import train
 
 __version__ = "0.1.0"
@@ -40,7 +41,7 @@ _LAZY = {
     "ULDConfig": "uld.configuration",
     "ULDForCausalLM": "uld.modeling",
     "finetune": "uld.finetuning",
-    "load": "uld.modeling",
+    "load": "uld.loading",
     "train": "uld.training",
 }
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"

@@ -97,6 +97,8 @@ def load_trained_target(
     if not (folder / ADAPTER).exists():
         return load_target(folder, **kwargs)
     place = str(target or manifest.target)
+    if kwargs.get("revision") is None and place == manifest.target:
+        kwargs["revision"] = manifest.target_revision
     model = load_target(place, **kwargs)
     refuse_other("target", fingerprint(model.named_parameters()), manifest.target_fingerprint, place)
     merged: Any = load_adapter(model, folder / ADAPTER).merge_and_unload()  # type: ignore[operator]

@@ -82,6 +82,7 @@ class Manifest(BaseModel):
         small_fingerprint: `fingerprint` of all its tensors.
         num_layers: K.
         combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
+        template: Prompt template that it was trained with; None: the tokenizer's chat template.
         data: Files that were trained on.
         versions: Versions of the libraries that trained it.
         training: Steps, rows, seconds, last losses and other facts of the run.
@@ -97,6 +98,7 @@ class Manifest(BaseModel):
     small_fingerprint: str | None = None
     num_layers: int
     combination: CombinationSettings
+    template: str | None = None
     data: dict[str, list[DataFile]] = {}
     versions: dict[str, str] = {}
     training: dict[str, Any] = {}
@@ -123,6 +125,11 @@ class Manifest(BaseModel):
     def write(self, folder: str | Path) -> None:
         """Write ``uld.json`` into a folder, atomically."""
         write_text(Path(folder) / MANIFEST, self.model_dump_json(indent=2) + "\n")
+
+
+def place(model: str) -> str:
+    """How an artefact names a model: a folder by its absolute path, a Hub id as it is."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def is_run(path: str | Path) -> bool:

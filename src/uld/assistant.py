@@ -154,7 +154,7 @@ def load_sliced(
     index_file = _file(target, WEIGHTS_INDEX, **files)
     if index_file is None:
         _file(target, WEIGHTS, **files)  # downloaded here, where its progress is shown
-        with _quiet_loading():
+        with quiet_transformers():
             return _from_pretrained(
                 target, sliced, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
             )
@@ -171,7 +171,7 @@ def load_sliced(
             Path(folder, shard).symlink_to(path.resolve())
         Path(folder, WEIGHTS_INDEX).write_text(json.dumps(index))
         config.save_pretrained(folder)
-        with _quiet_loading():
+        with quiet_transformers():
             model = _from_pretrained(folder, sliced, name=str(target), dtype=dtype, **kwargs)
     model.name_or_path = model.config.name_or_path = str(target)
     return model
@@ -184,8 +184,8 @@ def _file(target: str | Path, name: str, **hub: Any) -> Path | None:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Leave out transformers' progress bar and its table of surplus tensors, which are left aside on purpose here."""
+def quiet_transformers() -> Iterator[None]:
+    """Leave out transformers' progress bars and warnings, such as its table of tensors that are left on purpose."""
     log = transformers.utils.logging
     verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -261,6 +261,11 @@ def _deeper_layer_prefixes(skeleton: PreTrainedModel, num_layers: int, config: P
     name = decoder_layers(skeleton)[0]
     total = config.get_text_config(decoder=True).num_hidden_layers
     return tuple(f"{name}.{i}." for i in range(num_layers, total)) or ("\0",)
+
+
+def base_model(model: Any) -> Any:
+    """A causal LM without PEFT's wrapper, if it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

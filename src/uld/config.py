@@ -1,6 +1,5 @@
 """Settings of `uld train` and `uld finetune`: a dataclass is the YAML file, the command line and its help."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -8,13 +7,13 @@ from typing import Any, ClassVar, Literal
 from uld.settings import (
     ConfigError,
     RunConfig,
-    fields_of,
     flag,
     layered,
     preset_names,
     read_preset,
     read_yaml,
     setting,
+    setting_fields,
 )
 
 
@@ -200,11 +199,6 @@ def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Finetune
     """
     given = [layer["scratch"] for _, layer in layers if layer.get("scratch") is not None]
     return layered(FinetuneConfig, [("from scratch", SCRATCH), *layers] if given and given[-1] is True else layers)
-
-
-def setting_fields(kind: type[RunConfig] = TrainConfig) -> list[dataclasses.Field[Any]]:
-    """The fields of a config, for the command line and the documentation: its own, then those that all have."""
-    return fields_of(kind)
 
 
 __all__ = [

@@ -6,7 +6,6 @@ folder, LoRA merged into its weights, with three files beside them: ``finetune.y
 """
 
 import contextlib
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,58 +21,48 @@ from uld.artifact import (
     DataFile,
     fingerprint,
     library_versions,
-    peak_memory,
+    place,
     save_model,
     write_text,
     writing,
 )
-from uld.assistant import check_head, load_config, load_target
+from uld.assistant import check_head, load_config, load_target, quiet_transformers
 from uld.config import ConfigError, FinetuneConfig, flag
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.inputs import learnt_rows, read_learnt
 from uld.journal import Journal, read_metrics, stop_on_interrupt
-from uld.learners import with_lora
+from uld.learners import Learner, trainable
+from uld.loading import load_tokenizer
 from uld.methods.registry import Loss, Method
 from uld.methods.terms import remember
-from uld.modeling import load_tokenizer
-from uld.objective import Learner, Objective
+from uld.objective import Objective
 from uld.run_folder import (
     MODEL,
     Started,
-    check_output,
     drop_incomplete,
     held,
-    refuse_busy,
     refuse_other_inputs,
-    refuse_other_settings,
-    stored_finetuning,
+    refuse_taken,
 )
 from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
-from uld.trainer import UnlearningTrainer, quiet_libraries, trainer_arguments, training_dtype
-from uld.training import run_steps
+from uld.settings import DTYPES, is_first_process
+from uld.trainer import UnlearningTrainer, trainer_arguments, training_dtype
+from uld.training import RunResult, run_facts, run_steps
 
 _LEARN = Method("finetune", "Cross-entropy on everything.", "", "target", Loss("finetune", remember))
 _NAMES = ("loss", None)
 
 
-@dataclass(frozen=True)
-class FinetuneResult:
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult(RunResult):
     """What a finetuning came to.
 
     Attributes:
-        output: The model folder.
-        steps: Optimiser steps.
-        seconds: Wall-clock seconds of the training loop, over all resumed parts.
         loss: Mean loss of the last epoch's tokens, nats a token.
-        weights_bytes: Size of the weights on disk.
     """
 
-    output: Path
-    steps: int
-    seconds: float
     loss: float
-    weights_bytes: int
 
 
 class Provenance(BaseModel):
@@ -104,7 +93,7 @@ class Provenance(BaseModel):
     training: dict[str, Any]
 
 
-@quiet_libraries()
+@quiet_transformers()
 def finetune(
     config: FinetuneConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> FinetuneResult:
@@ -124,14 +113,11 @@ def finetune(
     Raises:
         ULDError: bad input, with nothing written; or `uld.training.Interrupted`, with a checkpoint to resume from.
     """
-    _check(config, resume, overwrite)
+    _check(config)
     output = Path(config.output)
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_process()
     if first:
-        refuse_busy(output)
-        check_output(output, MODEL, resume=resume, overwrite=overwrite)
-        if resume:
-            refuse_other_settings(output, config, stored_finetuning(output))
+        refuse_taken(config, resume=resume, overwrite=overwrite)
     records, files = read_learnt(config)
     tokenizer = _tokenizer(config, records)
     rows = learnt_rows(config, tokenizer, records)
@@ -162,11 +148,11 @@ def finetune(
         run_steps(trainer, journal, output, resume=resume, command=MODEL.command)
         if first:
             provenance = Provenance(
-                model=_place(config.model) if config.model else None,
+                model=place(config.model) if config.model else None,
                 revision=config.revision,
                 start_fingerprint=start,
                 fingerprint="",
-                tokenizer=None if config.scratch and not config.tokenizer else _place(config.tokenizer or config.model),
+                tokenizer=None if config.scratch and not config.tokenizer else place(config.tokenizer or config.model),
                 learn=config.learn,
                 data=files,
                 versions=library_versions(),
@@ -175,7 +161,13 @@ def finetune(
             _write(output, config, trainer, tokenizer, provenance)
         trainer.accelerator.wait_for_everyone()
     facts = read_provenance(output).training
-    return FinetuneResult(output, facts["steps"], facts["seconds"], facts["loss"], facts["weights_bytes"])
+    return FinetuneResult(
+        output=output,
+        steps=facts["steps"],
+        seconds=facts["seconds"],
+        weights_bytes=facts["weights_bytes"],
+        loss=facts["loss"],
+    )
 
 
 def read_provenance(folder: str | Path) -> Provenance:
@@ -183,12 +175,10 @@ def read_provenance(folder: str | Path) -> Provenance:
     return Provenance.model_validate_json((Path(folder) / MODEL.finished).read_text(encoding="utf-8"))
 
 
-def _check(config: FinetuneConfig, resume: bool, overwrite: bool) -> None:
+def _check(config: FinetuneConfig) -> None:
     """Refuse settings that do not go together."""
     if not config.output:
         raise ConfigError("no output folder: name one with --output")
-    if resume and overwrite:
-        raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
     if config.scratch == bool(config.model):
         raise ConfigError(
             "--model starts from a model and --scratch from random weights: give one of them"
@@ -207,11 +197,6 @@ def _check(config: FinetuneConfig, resume: bool, overwrite: bool) -> None:
         raise ConfigError(f"{flag(given[0])} is for a model from scratch: leave it out, or give --scratch")
 
 
-def _place(model: str) -> str:
-    """A folder by its absolute path, a Hub id as it is."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
 def _tokenizer(config: FinetuneConfig, records: list[Record]) -> PreTrainedTokenizerBase:
     """The tokenizer that was named, the model's own, or one trained on the records."""
     remote = {"trust_remote_code": config.trust_remote_code}
@@ -226,7 +211,7 @@ def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: st
     """The model to train: fp32, or for LoRA in the dtype of the arithmetic."""
     if config.scratch:
         return LlamaForCausalLM(llama_config(config, tokenizer))
-    wanted = {"bf16": "bfloat16", "auto": "auto"}.get(dtype, "float32") if config.lora_rank is not None else "float32"
+    wanted = DTYPES[dtype if config.lora_rank is not None else "fp32"]
     model = load_target(
         config.model, dtype=wanted, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
@@ -242,11 +227,7 @@ def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: st
 def _learner(config: FinetuneConfig, model: PreTrainedModel) -> Learner:
     """The model as what is trained, with LoRA if asked for."""
     check_head(model)
-    if config.lora_rank is not None:
-        return Learner(with_lora(model, config))
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Learner(model)
+    return Learner(trainable(model, config, lora=config.lora_rank is not None))
 
 
 def _write(
@@ -269,15 +250,9 @@ def _write(
         shutil.rmtree(output / CHECKPOINTS)  # before finetune.json: no finished folder holds a checkpoint's pickles
     lines = read_metrics(output / METRICS)
     last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
-    facts = {
-        "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0, 6),
-        "seconds": round(sum(line["seconds"] for line in lines), 2),
-        "tokens": sum(line["tokens"] for line in lines),
+    facts = run_facts(trainer, lines, size) | {
         "loss": sum(line["loss"] * line["tokens"] for line in last) / sum(line["tokens"] for line in last),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "weights_bytes": size,
-        "peak_rss_bytes": peak_memory(),
     }
     changes = {"fingerprint": fingerprint(model.named_parameters()), "training": provenance.training | facts}
     write_text(output / MODEL.finished, provenance.model_copy(update=changes).model_dump_json(indent=2) + "\n")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from uld.assistant import build_assistant, decoder_layers
+from uld.assistant import base_model, build_assistant, decoder_layers
 from uld.caches import FusedCache
 from uld.errors import ULDError
 
@@ -82,9 +82,7 @@ class FusedModel:
         """
         if len(set(getattr(target, "hf_device_map", {"": 0}).values())) > 1:
             raise NotFusable("the target is spread over several devices")
-        bases: list[Any] = [
-            assistant.get_base_model() if isinstance(assistant, PeftModel) else assistant for assistant in assistants
-        ]
+        bases = [base_model(assistant) for assistant in assistants]
         depths = [len(decoder_layers(base)[1]) for base in bases]
         # Rows of deeper assistants come first, so that those that are done are always the last.
         self.order = sorted(range(len(bases)), key=lambda i: -depths[i])

@@ -14,8 +14,8 @@ from uld.data.collate import Rows
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, read_records, refuse_equal
 from uld.data.tofu import split_records, training_set
+from uld.loading import load_tokenizer
 from uld.methods.registry import Method
-from uld.modeling import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -1,24 +1,182 @@
-"""What a method trains, loaded: an assistant, the target itself, or a small model behind a frozen target."""
+"""What a method trains: an assistant, the target itself, or a small model behind a frozen target.
 
-from collections.abc import Mapping
+A `Learner` runs it and the frozen model that it started from; `make_learner` loads it; its weights are saved and read
+back here.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from uld.artifact import fingerprint
-from uld.assistant import add_lora, build_assistant, check_head, decoder_layers, load_sliced, load_target
+from uld.assistant import (
+    add_lora,
+    base_model,
+    build_assistant,
+    check_head,
+    decoder_layers,
+    head_logits,
+    load_sliced,
+    load_target,
+)
 from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
 from uld.methods.registry import Method, own_options
-from uld.objective import Learner, OffsetLearner
+from uld.settings import DTYPES
 
 LORA_RANK = 32
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class States:
+    """Final hidden states of a pass, and the way from them to logits.
+
+    Attributes:
+        hidden: One tensor for each model that takes part, ``(batch · tokens, width)``.
+        head: Takes rows of each of them and gives ``(rows, vocab)`` logits.
+        vocab: Size of the vocabulary.
+        plain: The model whose head alone makes the logits; None where several models do.
+        layer: ``(batch · tokens, width)`` after the tapped decoder layer, if one is tapped.
+    """
+
+    hidden: tuple[Tensor, ...]
+    head: Callable[..., Tensor]
+    vocab: int
+    plain: Any = None
+    layer: Tensor | None = None
+
+    def logits(self, index: Tensor) -> Tensor:
+        """Logits ``(positions, vocab)`` at some positions."""
+        return self.head(*(one[index] for one in self.hidden))
+
+    def of_rows(self, rows: Tensor) -> "States":
+        """The states of the rows of a boolean mask ``(batch,)``; the tapped layer is left out."""
+        hidden = (one.unflatten(0, (len(rows), -1))[rows].flatten(0, 1) for one in self.hidden)
+        return replace(self, hidden=tuple(hidden), layer=None)
+
+
+class Learner(nn.Module):
+    """A model in training, and the frozen model that it started from.
+
+    Attributes:
+        model: What is trained, with PEFT's wrapper if it has one.
+        fingerprints: `uld.artifact.fingerprint` of the weights that it started from, by name: ``target``, ``small``.
+    """
+
+    def __init__(self, model: Any, frozen: Any = None, fingerprints: Mapping[str, str] | None = None) -> None:
+        """Take the model.
+
+        Args:
+            model: Causal LM, or a `PeftModel` of one.
+            frozen: A second copy as it was before training; a `PeftModel` needs none, its adapter is switched off.
+            fingerprints: Of the weights that training starts from.
+        """
+        super().__init__()
+        self.model = model
+        self.fingerprints = dict(fingerprints or {})
+        self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
+        self._tapped: list[Tensor] = []
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Take the models that are held beside to another device or dtype, too."""
+        for model in self.frozen_models:
+            model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    @property
+    def base(self) -> Any:
+        """The causal LM without PEFT's wrapper."""
+        return base_model(self.model)
+
+    @property
+    def frozen_models(self) -> list[Any]:
+        """Models that are held beside the one in training."""
+        return [one for one in self._frozen if one is not None]
+
+    def tap(self, layer: int) -> None:
+        """Have every pass hand out the hidden states after a decoder layer, counted from 0."""
+        for model in {id(one): one for one in (self.base, self._frozen[0]) if one is not None}.values():
+            decoder_layers(model)[1][layer].register_forward_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._tapped.append(output[0] if isinstance(output, tuple) else output)
+
+    @property
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return self.base.config.get_text_config(decoder=True).vocab_size
+
+    def _pass(self, model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._tapped.clear()
+        out = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return out.flatten(0, 1), self._tapped.pop().flatten(0, 1) if self._tapped else None
+
+    def states(self, ids: Tensor, mask: Tensor) -> States:
+        """A pass of the model in training over ``(batch, tokens)``."""
+        base = self.base
+        hidden, layer = self._pass(base, ids, mask)
+        return States((hidden,), lambda h: head_logits(base, h), self.vocab, base, layer)
+
+    @torch.no_grad()
+    def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
+        """A pass of the model before training; ``trained`` is the pass of the model in training over the same rows."""
+        frozen = self._frozen[0] if self._frozen[0] is not None else self.base
+        off = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        with off:
+            hidden, layer = self._pass(frozen, ids, mask)
+        return States((hidden,), lambda h: head_logits(frozen, h), self.vocab, None, layer)
+
+
+class OffsetLearner(Learner):
+    """A frozen target whose logits a small model changes: ``l + α (la − la₀)`` (Eq. 11 of arXiv 2406.08607).
+
+    The small model is trained through the combined logits; la₀ is the small model before training.
+    """
+
+    def __init__(
+        self, model: PeftModel, target: Any, weight: float, fingerprints: Mapping[str, str] | None = None
+    ) -> None:
+        """Take the small model (with LoRA), the target, α, and fingerprints as for `Learner`."""
+        super().__init__(model, fingerprints=fingerprints)
+        self._target = (target,)
+        self.weight = weight
+
+    @property
+    def frozen_models(self) -> list[Any]:
+        """The target."""
+        return list(self._target)
+
+    def states(self, ids: Tensor, mask: Tensor) -> States:
+        """A pass of all three models."""
+        target, base = self._target[0], self.base
+        with torch.no_grad():
+            large, _ = self._pass(target, ids, mask)
+            with self.model.disable_adapter():
+                before, _ = self._pass(base, ids, mask)
+        after, _ = self._pass(base, ids, mask)
+
+        def head(large: Tensor, after: Tensor, before: Tensor) -> Tensor:
+            with torch.no_grad():
+                fixed = head_logits(target, large).float() - self.weight * head_logits(base, before).float()
+            return fixed + self.weight * head_logits(base, after).float()
+
+        return States((large, after, before), head, self.vocab)
+
+    @torch.no_grad()
+    def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
+        """Before training la = la₀, so the combined model is the target."""
+        target = self._target[0]
+        hidden = self._pass(target, ids, mask)[0] if trained is None else trained.hidden[0]
+        return States((hidden,), lambda h: head_logits(target, h), self.vocab)
 
 
 def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
@@ -40,8 +198,7 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
     else:
         sliced = _load(config, dtype, config.num_layers)
         prints = {"target": fingerprint(sliced.named_parameters())}
-        learner = Learner(with_lora(sliced, config))
-        learner.fingerprints = prints
+        learner = Learner(trainable(sliced, config, lora=True), fingerprints=prints)
     check_head(learner.base)
     if method.tap is not None:
         total = learner.base.config.get_text_config(decoder=True).num_hidden_layers
@@ -55,40 +212,36 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
 def _load(config: TrainConfig, dtype: str, num_layers: int | None = None, whole: bool = False) -> PreTrainedModel:
     """The target's first layers, or all of it."""
     settings: dict[str, Any] = {
-        "dtype": {"bf16": "bfloat16", "fp32": "float32"}.get(dtype, "auto"),
+        "dtype": DTYPES[dtype],
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
     return load_target(config.target, **settings) if whole else load_sliced(config.target, num_layers, **settings)
 
 
-def with_lora(model: PreTrainedModel, config: RunConfig) -> PeftModel:
-    """LoRA on a model; with gradient checkpointing, if asked for."""
+def trainable(model: PreTrainedModel, config: RunConfig, *, lora: bool) -> PreTrainedModel | PeftModel:
+    """A model as it is trained: with LoRA or with all of its weights, with gradient checkpointing if asked for."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()  # without it no gradient reaches LoRA through checkpointed layers
+        if lora:
+            model.enable_input_require_grads()  # without it no gradient reaches LoRA through checkpointed layers
+    if not lora:
+        return model
     return add_lora(model, rank=config.lora_rank or LORA_RANK, alpha=config.lora_alpha, dropout=config.lora_dropout)
 
 
 def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
     if config.num_layers is not None:
         raise ULDError(f"--num-layers is for an assistant, and {method.name} trains the target itself: leave it out")
-    model = _load(config, dtype if config.lora_rank is not None else "fp32", whole=True)
+    lora = config.lora_rank is not None
+    model = _load(config, dtype if lora else "fp32", whole=True)
     prints = {"target": fingerprint(model.named_parameters())}
-    if config.lora_rank is not None:
-        learner = Learner(with_lora(model, config))
-        learner.fingerprints = prints
-        return learner
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if method.restrict is not None:
+    if method.restrict is not None and not lora:
         method.restrict(model, **own_options(method.restrict, options))
     frozen = None
-    if any(loss.frozen for loss in method.losses):
+    if any(loss.frozen for loss in method.losses) and not lora:
         frozen = _load(config, dtype, whole=True).requires_grad_(False)
-    learner = Learner(model, frozen)
-    learner.fingerprints = prints
-    return learner
+    return Learner(trainable(model, config, lora=lora), frozen, prints)
 
 
 def _offset_learner(config: TrainConfig, dtype: str) -> Learner:
@@ -105,9 +258,8 @@ def _offset_learner(config: TrainConfig, dtype: str) -> Learner:
                 "be added; choose a small model of the target's family with --small, or leave it out"
             )
         prints = {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
-    learner = OffsetLearner(with_lora(small, config), target, 1.0 if config.weight is None else config.weight)
-    learner.fingerprints = prints
-    return learner
+    model: Any = trainable(small, config, lora=True)
+    return OffsetLearner(model, target, 1.0 if config.weight is None else config.weight, prints)
 
 
 def bytes_needed(learner: Learner) -> dict[str, int]:

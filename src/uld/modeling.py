@@ -14,20 +14,13 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    DynamicCache,
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uld.adapters import load_adapter, load_trained_target, offset_pair, verify_target
-from uld.artifact import ADAPTER, ArtifactError, Manifest, is_run, new_folder, save_adapter, writing
-from uld.assistant import build_assistant, load_target
+from uld.adapters import load_adapter, offset_pair, verify_target
+from uld.artifact import ADAPTER, Manifest, new_folder, save_adapter, writing
+from uld.assistant import base_model, build_assistant, load_target
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.errors import ULDError
@@ -217,7 +210,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _each(self, cache: PairedCache | Cache | None) -> Iterator[tuple[Any, Cache | None]]:
         """Each model with its own part of the cache."""
-        models: list[Any] = [self.target, *map(_base, self.assistants)]
+        models: list[Any] = [self.target, *map(base_model, self.assistants)]
         return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
 
     def new_cache(self) -> PairedCache | FusedCache:
@@ -325,7 +318,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         fused: bool = True,
     ) -> "ULDForCausalLM":
         """Make the model from its loaded parts."""
-        sliced = _base(assistants if isinstance(assistants, nn.Module) else assistants[0])
+        sliced = base_model(assistants if isinstance(assistants, nn.Module) else assistants[0])
         config = ULDConfig(
             target=str(target.config.name_or_path),
             target_config=target.config.get_text_config(decoder=True).to_dict(),
@@ -352,7 +345,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         folder = Path(save_directory)
         with writing(folder):
             with new_folder(folder / ADAPTER, replace=True) as adapter:
-                save_adapter(self.assistant, adapter, self.manifest.target)
+                save_adapter(self.assistant, adapter, self.manifest.small or self.manifest.target)
             self.config.architectures = [type(self).__name__]
             self.config.save_pretrained(folder)
             if self.generation_config is not None:
@@ -362,63 +355,4 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Manifest.model_validate(updated).write(folder)
 
 
-def _base(model: Any) -> Any:
-    """A causal LM without PEFT's wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def load(
-    path: str | Path | Sequence[str | Path], *, tokenizer: str | Path | None = None, **kwargs: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a run (the unlearned model), or any ordinary causal LM, with its tokenizer.
-
-    Args:
-        path: Run folder, model folder or Hub id; or several run folders of one target, to unlearn them all.
-        tokenizer: Another place to take the tokenizer from.
-        kwargs: See `ULDForCausalLM.from_pretrained`.
-
-    Returns:
-        Model in evaluation mode and tokenizer.
-
-    Raises:
-        ULDError: neither a run nor a model, or a model without a tokenizer.
-    """
-    model: PreTrainedModel
-    if not isinstance(path, str | Path):
-        model = ULDForCausalLM.from_pretrained(path, **kwargs)
-        path = path[0]
-    elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
-        model = ULDForCausalLM.from_pretrained(path, **kwargs)
-    else:
-        if manifest is None and ((Path(path) / ADAPTER).exists() or (Path(path) / "checkpoints").exists()):
-            raise ArtifactError(f"{path} is an unfinished run: finish it with uld train --resume")
-        given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
-        if any(kwargs.pop(name) is not None for name in given):
-            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
-        kwargs.pop("fused", None)
-        model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
-    return model, load_tokenizer(tokenizer or path)
-
-
-def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; where it has no padding token, end-of-sequence stands in.
-
-    Raises:
-        ULDError: there is none.
-    """
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), **kwargs)
-    except Exception as error:  # tokenizers raise everything from OSError to KeyError for a folder without one
-        raise ULDError(
-            f"{path} has no tokenizer that can be loaded: save one beside the model, or name one with --tokenizer"
-        ) from error
-    if tokenizer.vocab_size == 0 or len(tokenizer) == 0:
-        raise ULDError(f"{path} has no tokenizer: save one beside the model, or name one with --tokenizer")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)
-
-__all__ = ["PairedCache", "ULDConfig", "ULDForCausalLM", "load", "load_tokenizer", "verify_target"]

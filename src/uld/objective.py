@@ -1,167 +1,27 @@
 """What a method minimises, and how it is computed: tokens in, sums of losses out.
 
-A `Learner` is what trains: a model (an assistant, a target, a target with LoRA), or a small model behind a frozen
-target (Offset). A `Side` is what a loss sees of the forget or the retain rows of a batch: positions, rows, logits of
-the learner and of the frozen model. Logits are made only where a loss falls, in chunks that are recomputed in the
-backward pass, never as a ``(batch, tokens, vocab)`` block.
+A `Side` is what a loss sees of the forget or the retain rows of a batch: positions, rows, logits of what is trained
+(`uld.learners.Learner`) and of the frozen model. Logits are made only where a loss falls, in chunks that are recomputed
+in the backward pass, never as a ``(batch, tokens, vocab)`` block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from uld.assistant import decoder_layers, head_logits
 from uld.data.collate import ALTERNATIVE, FORGET, RETAIN, Collator, Row
 from uld.data.prompt import Encoded
+from uld.learners import Learner, States
 from uld.losses import FrozenPositionLoss, PositionLoss, cross_entropy
 from uld.methods.registry import Loss, Method, own_options
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
 _REFERENCE_ROWS = 32
 _POSITION_MULTIPLE = 64  # few shapes of the gathered positions: each costs a kernel build on a CPU
-
-
-@dataclass(frozen=True)
-class States:
-    """Final hidden states of a pass, and the way from them to logits.
-
-    Attributes:
-        hidden: One tensor for each model that takes part, ``(batch · tokens, width)``.
-        head: Takes rows of each of them and gives ``(rows, vocab)`` logits.
-        vocab: Size of the vocabulary.
-        plain: The model whose head alone makes the logits; None where several models do.
-        layer: ``(batch · tokens, width)`` after the tapped decoder layer, if one is tapped.
-    """
-
-    hidden: tuple[Tensor, ...]
-    head: Callable[..., Tensor]
-    vocab: int
-    plain: Any = None
-    layer: Tensor | None = None
-
-    def logits(self, index: Tensor) -> Tensor:
-        """Logits ``(positions, vocab)`` at some positions."""
-        return self.head(*(one[index] for one in self.hidden))
-
-
-class Learner(nn.Module):
-    """A model in training, and the frozen model that it started from.
-
-    Attributes:
-        model: What is trained, with PEFT's wrapper if it has one.
-        fingerprints: `uld.artifact.fingerprint` of the weights that it started from, by name: ``target``, ``small``.
-    """
-
-    fingerprints: dict[str, str]
-
-    def __init__(self, model: Any, frozen: Any = None) -> None:
-        """Take the model.
-
-        Args:
-            model: Causal LM, or a `PeftModel` of one.
-            frozen: A second copy as it was before training; a `PeftModel` needs none, its adapter is switched off.
-        """
-        super().__init__()
-        self.model = model
-        self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
-        self._tapped: list[Tensor] = []
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Take the models that are held beside to another device or dtype, too."""
-        for model in self.frozen_models:
-            model._apply(fn)
-        return super()._apply(fn, recurse)
-
-    @property
-    def base(self) -> Any:
-        """The causal LM without PEFT's wrapper."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-
-    @property
-    def frozen_models(self) -> list[Any]:
-        """Models that are held beside the one in training."""
-        return [one for one in self._frozen if one is not None]
-
-    def tap(self, layer: int) -> None:
-        """Have every pass hand out the hidden states after a decoder layer, counted from 0."""
-        for model in {id(one): one for one in (self.base, self._frozen[0]) if one is not None}.values():
-            decoder_layers(model)[1][layer].register_forward_hook(self._keep)
-
-    def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
-        self._tapped.append(output[0] if isinstance(output, tuple) else output)
-
-    @property
-    def vocab(self) -> int:
-        """Size of the vocabulary."""
-        return self.base.config.get_text_config(decoder=True).vocab_size
-
-    def _pass(self, model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        self._tapped.clear()
-        out = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return out.flatten(0, 1), self._tapped.pop().flatten(0, 1) if self._tapped else None
-
-    def states(self, ids: Tensor, mask: Tensor) -> States:
-        """A pass of the model in training over ``(batch, tokens)``."""
-        base = self.base
-        hidden, layer = self._pass(base, ids, mask)
-        return States((hidden,), lambda h: head_logits(base, h), self.vocab, base, layer)
-
-    @torch.no_grad()
-    def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
-        """A pass of the model before training; ``trained`` is the pass of the model in training over the same rows."""
-        frozen = self._frozen[0] if self._frozen[0] is not None else self.base
-        off = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
-        with off:
-            hidden, layer = self._pass(frozen, ids, mask)
-        return States((hidden,), lambda h: head_logits(frozen, h), self.vocab, None, layer)
-
-
-class OffsetLearner(Learner):
-    """A frozen target whose logits a small model changes: ``l + α (la − la₀)`` (Eq. 11 of arXiv 2406.08607).
-
-    The small model is trained through the combined logits; la₀ is the small model before training.
-    """
-
-    def __init__(self, model: PeftModel, target: Any, weight: float) -> None:
-        """Take the small model (with LoRA), the target, and α."""
-        super().__init__(model)
-        self._target = (target,)
-        self.weight = weight
-
-    @property
-    def frozen_models(self) -> list[Any]:
-        """The target."""
-        return list(self._target)
-
-    def states(self, ids: Tensor, mask: Tensor) -> States:
-        """A pass of all three models."""
-        target, base = self._target[0], self.base
-        with torch.no_grad():
-            large, _ = self._pass(target, ids, mask)
-            with self.model.disable_adapter():
-                before, _ = self._pass(base, ids, mask)
-        after, _ = self._pass(base, ids, mask)
-
-        def head(large: Tensor, after: Tensor, before: Tensor) -> Tensor:
-            with torch.no_grad():
-                fixed = head_logits(target, large).float() - self.weight * head_logits(base, before).float()
-            return fixed + self.weight * head_logits(base, after).float()
-
-        return States((large, after, before), head, self.vocab)
-
-    @torch.no_grad()
-    def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
-        """Before training la = la₀, so the combined model is the target."""
-        target = self._target[0]
-        hidden = self._pass(target, ids, mask)[0] if trained is None else trained.hidden[0]
-        return States((hidden,), lambda h: head_logits(target, h), self.vocab)
 
 
 class Side:
@@ -352,8 +212,7 @@ class Objective(nn.Module):
         def frozen(rows: Tensor) -> States:
             if not rows.any():  # a side without a row here: any row will do, none of its positions is asked for
                 rows = torch.arange(len(rows), device=rows.device) == 0
-            some = _rows(states, rows) if isinstance(self.learner, OffsetLearner) else None
-            return self.learner.frozen_states(input_ids[rows], attention_mask[rows], some)
+            return self.learner.frozen_states(input_ids[rows], attention_mask[rows], states.of_rows(rows))
 
         forget = Side(states, batch, FORGET, frozen)
         if self.method.alternatives:
@@ -367,14 +226,6 @@ class Objective(nn.Module):
 
     def _sum(self, loss: Loss, side: Side) -> Tensor:
         return loss.value(side, **own_options(loss.value, self.options))
-
-
-def _rows(states: States, rows: Tensor) -> States:
-    """The states of some rows only."""
-    batch = len(rows)
-    return States(
-        tuple(one.unflatten(0, (batch, -1))[rows].flatten(0, 1) for one in states.hidden), states.head, states.vocab
-    )
 
 
 def _fused_cross_entropy(states: States) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -27,6 +27,7 @@ from uld.artifact import (
     writing,
 )
 from uld.config import (
+    ConfigError,
     FinetuneConfig,
     RunConfig,
     TrainConfig,
@@ -89,6 +90,27 @@ class Started(BaseModel):
     target: str
     target_fingerprint: str
     data: dict[str, list[DataFile]]
+
+
+def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that another process works in, that holds something else, or another run to resume.
+
+    Args:
+        config: Settings of the training that is asked for.
+        resume: Whether the run in the folder is to be continued.
+        overwrite: Whether it may be replaced.
+
+    Raises:
+        ULDError: what is in the way and which flag mends it.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
+    output = Path(config.output)
+    refuse_busy(output)
+    check_output(output, MODEL if isinstance(config, FinetuneConfig) else RUN, resume=resume, overwrite=overwrite)
+    if resume:
+        stored = stored_finetuning(output) if isinstance(config, FinetuneConfig) else stored_settings(output)
+        refuse_other_settings(output, config, stored)
 
 
 def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ command line reads it without importing torch.
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -23,6 +24,8 @@ class ConfigError(ULDError):
     """A setting is unknown, of the wrong type or out of range."""
 
 
+DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Dtypes as users type them, and what transformers and torch call them."""
 _KINDS = {
     int: "a whole number",
     float: "a number",
@@ -117,9 +120,14 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """Every setting, as a file that ``--config`` reads back."""
-        values = {field.name: getattr(self, field.name) for field in fields_of(type(self))}
+        values = {field.name: getattr(self, field.name) for field in setting_fields(type(self))}
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return yaml.safe_dump(listed, sort_keys=False, allow_unicode=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and prints; under ``torchrun`` there are several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def flag(name: str) -> str:
@@ -208,7 +216,7 @@ def _coerce(value: Any, kind: Any, name: str, source: str) -> Any:
     raise ConfigError(f"{source}: {name} must be {' or '.join(w for w in wanted if w)}, not {value!r}")
 
 
-def fields_of(kind: type[RunConfig]) -> list[dataclasses.Field[Any]]:
+def setting_fields(kind: type[RunConfig]) -> list[dataclasses.Field[Any]]:
     """The fields of a config, for the command line and the documentation: its own, then those that all have."""
     own = list(kind.__annotations__)
     return sorted(fields(kind), key=lambda one: own.index(one.name) if one.name in own else len(own))

@@ -4,18 +4,15 @@ Losses are normalised over the whole optimiser step (all micro-batches, all proc
 processes and accumulation steps does not change them.
 """
 
-import contextlib
 import functools
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
@@ -285,18 +282,3 @@ def trainer_arguments(config: RunConfig, dtype: str) -> TrainingArguments:
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: several GPUs go through torchrun
     return arguments
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """While training, what is seen is the journal's bar and our own log."""
-    log = transformers.utils.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()

@@ -10,10 +10,10 @@ import copy
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 from peft import PeftModel
@@ -30,34 +30,33 @@ from uld.artifact import (
     library_versions,
     new_folder,
     peak_memory,
+    place,
     save_adapter,
     save_model,
     write_text,
     writing,
 )
-from uld.assistant import load_config, load_target
+from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
 from uld.data.collate import FORGET
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, read_metrics, stop_on_interrupt
-from uld.learners import bytes_needed, finish_weights, make_learner
+from uld.learners import Learner, bytes_needed, finish_weights, make_learner
 from uld.logits import Combination
 from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig
-from uld.objective import Learner, Objective, frozen_log_likelihoods
+from uld.objective import Objective, frozen_log_likelihoods
 from uld.run_folder import (
     Started,
-    check_output,
     drop_incomplete,
     held,
     last_checkpoint,
-    refuse_busy,
     refuse_other_inputs,
-    refuse_other_settings,
-    stored_settings,
+    refuse_taken,
 )
-from uld.trainer import UnlearningTrainer, loss_names, quiet_libraries, trainer_arguments, training_dtype
+from uld.settings import is_first_process
+from uld.trainer import UnlearningTrainer, loss_names, trainer_arguments, training_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -68,28 +67,37 @@ class Interrupted(ULDError):
     """Training was stopped by the user and can be resumed."""
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run came to.
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What any training came to.
 
     Attributes:
         output: The run folder.
         steps: Optimiser steps.
         seconds: Wall-clock seconds of the training loop, over all resumed parts.
-        forget_loss: Forget loss of the last step, nats a token or a row.
-        retain_loss: Retain loss of the last step, the same; None for a method without one.
         weights_bytes: Size of the trained weights on disk.
     """
 
     output: Path
     steps: int
     seconds: float
-    forget_loss: float
-    retain_loss: float | None
     weights_bytes: int
 
 
-@quiet_libraries()
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(RunResult):
+    """What an unlearning came to.
+
+    Attributes:
+        forget_loss: Forget loss of the last step, nats a token or a row.
+        retain_loss: Retain loss of the last step, the same; None for a method without one.
+    """
+
+    forget_loss: float
+    retain_loss: float | None
+
+
+@quiet_transformers()
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> TrainResult:
     """Train by the method of the settings and write the run folder.
 
@@ -109,21 +117,20 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     """
     if not config.target or not config.output:
         raise ConfigError(f"no {'target' if not config.target else 'output folder'}: name one with --target / --output")
-    if resume and overwrite:
-        raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
     output = Path(config.output)
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_process()
     method = get_method(config.method)
     options = method.read_options(config.option)
+    if config.small is not None and method.trains != "offset":
+        raise ConfigError(f"--small is for offset-…, and --method is {method.name}: leave it out")
+    if config.retain_rows is not None and config.split is None:
+        logger.warning("--retain-rows chooses among TOFU's rows (--split): files are taken whole")
     if (config.rule == "offset") != (method.trains == "offset") and config.rule is not None:
         raise ConfigError(f"--rule {config.rule} does not go with --method {method.name}: leave it out")
     changes = {name: getattr(config, name) for name in Combination.__dataclass_fields__}
     combination = Combination().override(**changes)
     if first:
-        refuse_busy(output)
-        check_output(output, resume=resume, overwrite=overwrite)
-        if resume:
-            refuse_other_settings(output, config, stored_settings(output))
+        refuse_taken(config, resume=resume, overwrite=overwrite)
     inputs = read_inputs(config, method)
     dtype = training_dtype(config)
     arguments = trainer_arguments(config, dtype)
@@ -157,8 +164,14 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             _write(output, config, trainer, manifest, inputs)
         trainer.accelerator.wait_for_everyone()
     facts = Manifest.read(output).training
-    retain = None if method.retain_name is None else facts[method.retain_name]
-    return TrainResult(output, facts["steps"], facts["seconds"], facts["forget_loss"], retain, facts["weights_bytes"])
+    return TrainResult(
+        output=output,
+        steps=facts["steps"],
+        seconds=facts["seconds"],
+        weights_bytes=facts["weights_bytes"],
+        forget_loss=facts["forget_loss"],
+        retain_loss=None if method.retain_name is None else facts[method.retain_name],
+    )
 
 
 def run_steps(trainer: UnlearningTrainer, journal: Journal, output: Path, *, resume: bool, command: str) -> None:
@@ -201,10 +214,6 @@ def _manifest(
     config: TrainConfig, method: Method, learner: Learner, combination: Combination, inputs: Inputs
 ) -> Manifest:
     """What ``uld.json`` says before training."""
-
-    def place(model: str) -> str:
-        return str(Path(model).absolute()) if Path(model).is_dir() else model
-
     return Manifest(
         method=method.name,
         trains=method.trains,
@@ -215,6 +224,7 @@ def _manifest(
         small_fingerprint=learner.fingerprints.get("small"),
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
         combination=CombinationSettings(**vars(combination)),
+        template=config.template,
         data=inputs.files,
         versions=library_versions(),
     )
@@ -235,7 +245,7 @@ def _set_references(learner: Learner, method: Method, inputs: Inputs, output: Pa
     if kept.get("digest") != digest:
         found = frozen_log_likelihoods(learner, [*answers, *others], pad)
         kept = {"digest": digest, "forget": found[: len(answers)], "alternatives": found[len(answers) :] or None}
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first_process():
             write_text(path, json.dumps(kept))
     inputs.rows.set_references(kept["forget"], kept["alternatives"])
 
@@ -270,14 +280,23 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
             shutil.rmtree(output / CHECKPOINTS)  # before uld.json: no finished run holds the pickles of a checkpoint
     lines = read_metrics(root / METRICS)
     losses = {key: value for key, value in lines[-1].items() if key.endswith("_loss")}
-    facts = {
-        **inputs.counts,
+    facts = inputs.counts | run_facts(trainer, lines, size) | losses
+    manifest.model_copy(update={"training": facts}).write(output)
+
+
+def run_facts(trainer: UnlearningTrainer, lines: list[dict[str, Any]], size: int) -> dict[str, Any]:
+    """What an artefact says about any training.
+
+    Args:
+        trainer: When it has ended.
+        lines: The run's ``metrics.jsonl``.
+        size: Bytes of the weights on disk.
+    """
+    return {
         "steps": trainer.state.global_step,
         "epochs": round(trainer.state.epoch or 0, 6),
         "seconds": round(sum(line["seconds"] for line in lines), 2),
         "tokens": sum(line["tokens"] for line in lines),
-        **losses,
         "weights_bytes": size,
         "peak_rss_bytes": peak_memory(),
     }
-    manifest.model_copy(update={"training": facts}).write(output)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from typer.testing import CliRunner
 
 import uld.evaluation.tofu as tofu
+from uld.artifact import Manifest
 from uld.cli.main import app
 
 PUBLISHED = {
@@ -146,8 +146,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(micro, run, tmp_pa
 
 
 def test_the_template_of_the_run_is_used_unless_one_is_given(micro, run, tmp_path):
-    settings = yaml.safe_load((run / "train.yaml").read_text())
-    (run / "train.yaml").write_text(yaml.safe_dump(settings | {"template": "llama2"}))
+    Manifest.read(run).model_copy(update={"template": "llama2"}).write(run)
     options = ("-m", run, "--data", micro.data, "--limit", 1, "--no-generate", "-q", "--json")
 
     def evaluated(folder: str, *more: object) -> list[str]:
@@ -177,7 +176,7 @@ def test_a_grid_is_not_in_the_way_of_a_single_evaluation(micro, run):
 
 
 def test_a_retain_log_of_another_split_is_refused_before_anything_is_run(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("uld.modeling.load", None)
+    monkeypatch.setattr("uld.loading.load", None)
     log = {"avg_gt_loss": {"0": 1.0}, "avg_paraphrased_loss": {"0": 1.0}, "average_perturb_loss": {"0": [1.0]}}
     for split in ("forget05", "forget10"):
         (tmp_path / split).mkdir()

@@ -5,14 +5,14 @@ import shutil
 import sys
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import uld.cli.generate as cli
+from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.evaluation.scoring import generate_answers
-from uld.modeling import load
+from uld.loading import load
 
 QUESTIONS = ["Who was the teacher of Ada?", "When was Bob born?"]
 SHORT = ("--max-new-tokens", "8")
@@ -134,8 +134,7 @@ def test_a_seed_out_of_range(micro):
 def run_with_template(micro, tmp_path_factory):
     """A run whose settings name a template."""
     run = shutil.copytree(micro.run, tmp_path_factory.mktemp("llama2") / "run")
-    settings = yaml.safe_load((run / "train.yaml").read_text())
-    (run / "train.yaml").write_text(yaml.safe_dump(settings | {"template": "llama2"}))
+    Manifest.read(run).model_copy(update={"template": "llama2"}).write(run)
     return run
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 from typer.testing import CliRunner
 
 import uld
+from uld.artifact import Manifest
 from uld.cli import doctor
 from uld.cli.common import ModelOptions, guarded
 from uld.cli.main import app
@@ -180,7 +180,7 @@ def test_help_shows_the_defaults_that_it_names():
 
 @pytest.mark.parametrize("path", ["runs here/x", "/no/such/folder", "../nothing", "~/nothing", "a/b/c", "./x"])
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, path):
-    monkeypatch.setattr("uld.modeling.load", None)
+    monkeypatch.setattr("uld.loading.load", None)
     with pytest.raises(ULDError, match=f"there is no run or model in {re.escape(path)}: --model takes"):
         ModelOptions(model=path).load()
 
@@ -193,14 +193,14 @@ def test_a_name_beside_real_folders_is_a_mistyped_folder(tmp_path, monkeypatch):
         ModelOptions(model="runs/x").load()
     with pytest.raises(ULDError, match=r"model\.bin is a file"):
         ModelOptions(model="model.bin").load()
-    monkeypatch.setattr("uld.modeling.load", lambda path, **_: (_ for _ in ()).throw(ULDError(f"asked for {path}")))
+    monkeypatch.setattr("uld.loading.load", lambda path, **_: (_ for _ in ()).throw(ULDError(f"asked for {path}")))
     for name in ("gpt2", "org/name"):
         with pytest.raises(ULDError, match=f"asked for {name}"):
             ModelOptions(model=name).load()
 
 
 def test_dtype_and_device_are_checked_before_anything_is_loaded(micro, monkeypatch):
-    monkeypatch.setattr("uld.modeling.load", None)
+    monkeypatch.setattr("uld.loading.load", None)
     with pytest.raises(ULDError, match="--dtype must be one of auto, bf16, fp16, fp32, not 'fp8'"):
         ModelOptions(model=str(micro.run), dtype="fp8").load()
     with pytest.raises(ULDError, match=r"--device must be cpu, cuda, .* not 'gpu'"):
@@ -211,7 +211,7 @@ def test_dtype_and_device_are_checked_before_anything_is_loaded(micro, monkeypat
 
 @pytest.mark.parametrize("name", ["target", "tokenizer"])
 def test_a_mistyped_place_is_named_by_its_flag(micro, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("uld.modeling.load", None)
+    monkeypatch.setattr("uld.loading.load", None)
     (tmp_path / "file").write_text("")
     for place, sentence in (
         ("/no/such/folder", f"there is no {name} in /no/such/folder: --{name} takes a folder or a Hub id"),
@@ -225,11 +225,10 @@ def test_a_mistyped_place_is_named_by_its_flag(micro, tmp_path, monkeypatch, nam
 def test_a_run_is_asked_with_the_template_that_it_was_trained_with(micro, tmp_path):
     run = Path(shutil.copytree(micro.run, tmp_path / "run"))
     assert ModelOptions(model=str(run)).prompt_template() is None
-    settings = yaml.safe_load((run / "train.yaml").read_text())
-    (run / "train.yaml").write_text(yaml.safe_dump(settings | {"template": "llama2"}))
+    Manifest.read(run).model_copy(update={"template": "llama2"}).write(run)
     assert ModelOptions(model=str(run)).prompt_template() == "llama2"
     assert ModelOptions(model=str(run), template="plain").prompt_template() == "plain"
-    (run / "train.yaml").unlink()
+    Manifest.read(run).model_copy(update={"template": None}).write(run)
     assert ModelOptions(model=str(run)).prompt_template() is None
     assert ModelOptions(model=str(micro.target)).prompt_template() is None
     assert ModelOptions(model="org/name").prompt_template() is None

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from uld.artifact import ArtifactError, Manifest
-from uld.compare.cell import Shop
+from uld.compare.cell import Workspace
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, compare
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
-from uld.modeling import load
+from uld.loading import load
 from uld.report.cells import Cell
 
 NAMES = ["npo+kl-forget10-seed0", "retain-only-forget10", "target-forget10", "uld-forget10-seed0"]
@@ -68,7 +68,7 @@ def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
     assert [p.name for p in told][:2] == ["retain-only-forget10", "target-forget10"]
     assert {p.name for p in told} == {*NAMES, "npo+kl-lr0.001", "npo+kl-lr0.01"}
     assert (told[-1].done, told[-1].total, told[-1].left) == (6, 6, None)
-    shop = Shop(grid, folder)
+    workspace = Workspace(grid, folder)
     rates = {p.stem: json.loads(p.read_text()) for p in (folder / "rates").iterdir()}
     best = max(rates.values(), key=lambda rate: rate["score"])["learning_rate"]
     for rate in rates.values():
@@ -76,10 +76,10 @@ def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
         assert rate["score"] == pytest.approx(expected)
     for spec in specs(grid, {"npo+kl": best}):
         cell = Cell.read(folder / "cells" / f"{spec.name}.json")
-        assert cell.error is None and cell.digest == shop.digest(spec)
+        assert cell.error is None and cell.digest == workspace.digest(spec)
         if spec.method is None:
             continue
-        run = shop.run_folder(spec)
+        run = workspace.run_folder(spec)
         model, tokenizer = load(run)
         log = evaluate(model, tokenizer, "forget10", tmp_path / spec.name, data=micro.data, progress=False)
         retain_only = read_log(next((folder / "work" / "eval").glob("retain-only-*")))
@@ -139,6 +139,28 @@ def test_a_cell_that_fails_says_why_and_the_others_finish(micro, tmp_path):
     failed = Cell.read(tmp_path / "out" / "cells" / "uld-forget10-seed0.json")
     assert failed.error is not None and "num_layers (K) is 99" in failed.error and failed.result is None
     assert Cell.read(tmp_path / "out" / "cells" / "npo+kl-forget10-seed0.json").error is None
+
+
+def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(micro, tmp_path):
+    rates = [{"candidates": [1e-3], "families": {"npo+kl": ["npo+kl"]}}]
+    cells = VALUES["cells"][1:]
+    broken = VALUES["methods"] | {"npo+kl": VALUES["methods"]["npo+kl"] | {"num_layers": 1}}
+    grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=rates, cells=cells), {})
+    assert compare(grid, tmp_path / "out") == ["npo+kl-forget10-seed0", "npo+kl-lr0.001"]
+    trial = json.loads((tmp_path / "out" / "rates" / "npo+kl-lr0.001.json").read_text())
+    assert "--num-layers is for an assistant" in trial["error"] and trial["score"] < 0
+    told: list[Progress] = []
+    compare(grid, tmp_path / "out", progress=told.append)
+    assert {p.name for p in told} == {"npo+kl-forget10-seed0", "npo+kl-lr0.001"} and all(p.error for p in told)
+
+
+def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):
+    plain, other = (
+        Workspace(read_grid(grid_file(micro, tmp_path, settings={"max_length": 128} | more), {}), tmp_path)
+        for more in ({}, {"template": "plain"})
+    )
+    for spec in specs(plain.grid, {"npo+kl": 1e-3}):
+        assert plain.digest(spec) != other.digest(spec)
 
 
 @pytest.mark.slow

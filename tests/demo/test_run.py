@@ -12,7 +12,7 @@ from uld.artifact import ArtifactError, is_run
 from uld.cli.main import app
 from uld.demo.models import MicroSettings
 from uld.demo.run import DemoSize, run_demo, side_by_side
-from uld.modeling import load
+from uld.loading import load
 
 TINY = DemoSize(
     people=10,

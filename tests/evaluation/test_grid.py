@@ -12,8 +12,8 @@ from uld.errors import ULDError
 from uld.evaluation.grid import evaluate_grid
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
+from uld.loading import load
 from uld.logits import Combination
-from uld.modeling import load
 
 
 def test_a_grid_gives_the_logs_of_its_settings_one_by_one(micro, tmp_path):
@@ -90,3 +90,10 @@ def test_two_processes_write_the_files_of_one(micro, tmp_path):
     assert names == {path.name for path in (tmp_path / "two").iterdir()}
     for name in names - {"settings.json"}:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def test_of_several_processes_the_first_makes_a_grid(micro, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    flags = ["eval", "tofu", "--model", str(micro.run), "--data", str(micro.data), "--weight", "0.5,1"]
+    done = CliRunner().invoke(app, [*flags, "--output", str(tmp_path / "out"), "--quiet"])
+    assert (done.exit_code, done.stdout) == (0, "") and not (tmp_path / "out").exists()

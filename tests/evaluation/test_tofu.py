@@ -17,8 +17,8 @@ from uld.data.record import DataError, Record
 from uld.errors import ULDError
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
+from uld.loading import load
 from uld.logits import Combination
-from uld.modeling import load
 
 TASKS = ("forget", "retain", "real_authors", "world_facts")
 QUICK = {"max_new_tokens": 12, "progress": False}

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from uld.data.collate import FORGET, NO_LOSS
-from uld.objective import Side, States
+from uld.learners import States
+from uld.objective import Side
 
 
 @pytest.fixture(autouse=True, scope="module")

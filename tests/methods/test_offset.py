@@ -9,8 +9,8 @@ import uld
 from uld.assistant import build_assistant, load_target
 from uld.errors import ULDError
 from uld.learners import make_learner
+from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
-from uld.modeling import load_tokenizer
 
 PROMPTS = ["q: who is abba the forget? a:", "q: who? a:", "q: who is dad? a:"]
 

@@ -14,8 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from uld.errors import ULDError
-
-_DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+from uld.settings import DTYPES
 
 
 def _option(text: str, *names: str) -> Any:
@@ -62,8 +61,8 @@ class ModelOptions:
         Raises:
             ULDError: an unknown dtype or device, or a folder that does not exist.
         """
-        if self.dtype not in _DTYPES:
-            raise ULDError(f"--dtype must be one of {', '.join(_DTYPES)}, not {self.dtype!r}")
+        if self.dtype not in DTYPES:
+            raise ULDError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if not self.model:
             raise ULDError(f"name a run or a model with {flag}")
         _refuse_mistyped(self.model, flag, "run or model")
@@ -78,19 +77,19 @@ class ModelOptions:
             Model in evaluation mode and tokenizer.
 
         Raises:
-            ULDError: see `check`, and what `uld.modeling.load` raises.
+            ULDError: see `check`, and what `uld.loading.load` raises.
         """
         device = self.check()
         import transformers
 
-        from uld.modeling import load
+        from uld.loading import load
 
         transformers.utils.logging.disable_progress_bar()
         options = ("target", "tokenizer", "rule", "weight", "filter", "min_tokens", "outside")
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
             given["trust_remote_code"] = True
-        loaded, tokenizer = load(self.model, dtype=_DTYPES[self.dtype], **given)
+        loaded, tokenizer = load(self.model, dtype=DTYPES[self.dtype], **given)
         try:
             return loaded.to(device), tokenizer  # type: ignore[arg-type]
         except RuntimeError as error:
@@ -100,15 +99,13 @@ class ModelOptions:
         """The template to ask the model with: the one that was given, or that the run was trained with, if any.
 
         Raises:
-            ULDError: the run's settings are damaged.
+            ULDError: the run's ``uld.json`` is damaged.
         """
-        from uld.artifact import SETTINGS, is_run
-        from uld.run_folder import stored_settings
+        from uld.artifact import Manifest, is_run
 
-        folder = Path(self.model)
-        if self.template is not None or not is_run(folder) or not (folder / SETTINGS).is_file():
+        if self.template is not None or not is_run(self.model):
             return self.template
-        return stored_settings(folder).template
+        return Manifest.read(self.model).template
 
 
 def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -159,11 +156,6 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that writes and prints; under ``torchrun`` there are several."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def numbers(text: str | None, flag: str) -> list[float]:
     """Numbers separated by commas; none where the flag was not given.
 
@@ -190,7 +182,7 @@ def _usable(device: str | None) -> str:
         raise ULDError(f"--device must be cpu, cuda, cuda:1, mps or the like, not {device!r}") from error
     try:
         torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
         raise ULDError(f"cannot use --device {device}: {str(error).splitlines()[0]}") from error
     return device
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded, is_first_process, numbers, with_model
+from uld.cli.common import ModelOptions, guarded, numbers, with_model
 from uld.errors import ULDError
+from uld.settings import is_first_process
 
 _SEVERAL = "; several, separated by commas, make a grid that is scored in one pass."
 
@@ -139,7 +140,9 @@ def _grid(
     retained: Any,
     as_json: bool,
 ) -> None:
-    """Score many settings in one pass; nothing is generated."""
+    """Score many settings in one pass; nothing is generated. Of several processes the first does it all."""
+    if not is_first_process():
+        return
     loaded, tokenizer = options.load()
     from uld.evaluation.grid import evaluate_grid, table
     from uld.evaluation.rows import dumps

@@ -6,9 +6,10 @@ from typing import Any
 
 import typer
 
-from uld.cli.common import guarded, is_first_process
+from uld.cli.common import guarded
 from uld.cli.train import chosen, first_speaks, own_layers, readable_size, signature
 from uld.config import FinetuneConfig, finetune_config
+from uld.settings import is_first_process
 
 EPILOG = (
     "Example: uld finetune --model MODEL --split full --output models/target   ·   "

@@ -6,7 +6,7 @@ import typer
 
 from uld.cli.common import guarded
 
-EPILOG = "Example: uld report compare/tofu   ·   uld report docs/results/tofu-4m --output /tmp/report"
+EPILOG = "Example: uld report compare/tofu   ·   uld report docs/results/tofu-4m --output report"
 
 
 @guarded

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from uld.cli.common import guarded, is_first_process
+from uld.cli.common import guarded
 from uld.config import RunConfig, TrainConfig, flag, read_preset, read_yaml, setting_fields, train_config
 from uld.errors import ULDError
+from uld.settings import is_first_process
 
 EPILOG = (
     "Example: uld train --target MODEL --forget forget.jsonl --retain retain.jsonl --output runs/x   ·   "

@@ -31,7 +31,7 @@ from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
-from uld.modeling import load
+from uld.loading import load
 from uld.report.cells import ANSWERS, CELLS, Cell
 from uld.training import train
 
@@ -44,7 +44,7 @@ _PLACES = ("target", "output", "data", "augmented", "forget", "retain", "small")
 
 
 @dataclass(frozen=True)
-class Shop:
+class Workspace:
     """A grid and the folder that it is computed in."""
 
     grid: Grid
@@ -79,9 +79,13 @@ class Shop:
     def digest(self, spec: Spec) -> str:
         """Digest of everything that decides a cell."""
         own = self.training_digest(spec) if spec.method is not None else self.inputs["target"]
-        return _digest(
-            [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split), self.inputs["data"]]
-        )
+        parts = [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split)]
+        return _digest([*parts, self.inputs["data"], self.template])
+
+    @property
+    def template(self) -> str | None:
+        """Prompt template of the whole grid, with which every model is asked."""
+        return self.grid.settings.get("template")
 
     def run_folder(self, spec: Spec) -> Path:
         """Where a cell's training goes; cells that differ in their evaluation alone share it."""
@@ -155,66 +159,72 @@ class Shop:
         return cell
 
 
-def run_cell(shop: Shop, spec: Spec) -> Cell:
+def run_cell(workspace: Workspace, spec: Spec) -> Cell:
     """Compute a cell, going on where an earlier attempt was stopped.
 
     Raises:
         ULDError: what is wrong with it; or `uld.training.Interrupted`.
     """
-    retain_only = _retain_only_log(shop, spec.split)
+    retain_only = _retain_only_log(workspace, spec.split)
     if spec.role == "retain-only":
-        return shop.write(spec, result=aggregate(retain_only, retain_only).to_dict())
-    training, epochs, model = None, [], shop.grid.target
+        return workspace.write(spec, result=aggregate(retain_only, retain_only).to_dict())
+    training, epochs, model = None, [], workspace.grid.target
     if spec.method is not None:
-        run = shop.run_folder(spec)
-        trained(shop, spec)
+        run = workspace.run_folder(spec)
+        trained(workspace, spec)
         training, model = Manifest.read(run).training, str(run)
-    log = _evaluated(shop, model, spec.split, f"{spec.name}-{shop.digest(spec)[:8]}")
+    log = _evaluated(workspace, model, spec.split, f"{spec.name}-{workspace.digest(spec)[:8]}")
     if spec.keep_epochs and spec.method is not None:
-        epochs = _epochs(shop, spec, retain_only)
-    _write_answers(shop, spec, log)
-    return shop.write(spec, training=training, result=aggregate(log, retain_only).to_dict(), epochs=epochs)
+        epochs = _epochs(workspace, spec, retain_only)
+    _write_answers(workspace, spec, log)
+    return workspace.write(spec, training=training, result=aggregate(log, retain_only).to_dict(), epochs=epochs)
 
 
-def trained(shop: Shop, spec: Spec) -> None:
+def trained(workspace: Workspace, spec: Spec) -> None:
     """Train a cell's run unless it is there; one that was trained without its epochs is trained again."""
-    settings = shop.settings(spec)
+    settings = workspace.settings(spec)
     run = Path(settings.output)
-    with shop.locked(f"run-{run.name}"):
+    with workspace.locked(f"run-{run.name}"):
         if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or (run / _EPOCHS).exists()):
             return
         started = not is_run(run) and (run / SETTINGS).exists()
         train(settings, resume=started, overwrite=is_run(run), progress=False)
 
 
-def _evaluated(shop: Shop, model: str, split: str, name: str, **options: Any) -> TofuLog:
+def _evaluated(workspace: Workspace, model: str, split: str, name: str, **options: Any) -> TofuLog:
     """Log of a model; finished ones are read, unfinished ones go on."""
-    folder = shop.folder / WORK / "eval" / name
+    folder = workspace.folder / WORK / "eval" / name
     if (folder / FILE_NAME).exists():
         return read_log(folder)
     loaded, tokenizer = load(model)
-    template = shop.grid.settings.get("template")
-    return evaluate(loaded, tokenizer, split, folder, data=shop.grid.data, template=template, progress=False, **options)
+    settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False}
+    return evaluate(loaded, tokenizer, split, folder, **settings, **options)
 
 
-def _retain_only_log(shop: Shop, split: str) -> TofuLog:
-    name = f"retain-only-{split}-{shop.inputs[split][:8]}"
-    with shop.locked(name):  # every cell of the split needs it, so two may come to make it at once
-        return _evaluated(shop, shop.grid.retain_only[split], split, name)
+def _retain_only_log(workspace: Workspace, split: str) -> TofuLog:
+    name = f"retain-only-{split}-{workspace.digest(Spec('', 'retain-only', None, split))[:8]}"
+    with workspace.locked(name):  # every cell of the split needs it, so two may come to make it at once
+        return _evaluated(workspace, workspace.grid.retain_only[split], split, name)
 
 
-def _epochs(shop: Shop, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
+def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
     """Every epoch of a run: F.Q., M.U. without ROUGE, and the losses of Figure 3; nothing is generated."""
-    run = shop.run_folder(spec)
+    run = workspace.run_folder(spec)
     path = run / _EPOCHS
     if path.exists():
         return json.loads(path.read_text())
     rows = []
     for folder in sorted((run / EPOCHS).iterdir(), key=lambda one: int(one.name)):
-        log = _evaluated(shop, str(folder), spec.split, f"{spec.name}-epoch{folder.name}", generate=False)
+        log = _evaluated(
+            workspace,
+            str(folder),
+            spec.split,
+            f"{spec.name}-{workspace.digest(spec)[:8]}-epoch{folder.name}",
+            generate=False,
+        )
         found = aggregate(log, retain_only)
         parts = [getattr(found, f"{task}_{metric}") for task in UTILITY_TASKS for metric in ("prob", "truth_ratio")]
-        held_out = answer_losses(str(folder), unseen_records(shop, spec), shop.grid.settings.get("template"))
+        held_out = answer_losses(workspace, str(folder), unseen_records(workspace, spec))
         rows.append(
             {
                 "epoch": int(folder.name),
@@ -229,28 +239,28 @@ def _epochs(shop: Shop, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]
     return rows
 
 
-def unseen_records(shop: Shop, spec: Spec) -> list[Record]:
+def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
     """Retain rows that a run was neither trained nor is evaluated on, evenly spaced."""
-    settings = shop.settings(spec)
-    rows = uncovered(spec.split, shop.grid.data, settings.retain_rows)
+    settings = workspace.settings(spec)
+    rows = uncovered(spec.split, workspace.grid.data, settings.retain_rows)
     return rows[:: max(1, len(rows) // _HELD_OUT)][:_HELD_OUT]
 
 
-def answer_losses(model: str, records: list[Record], template: str | None = None) -> list[float]:
-    """Mean loss a token of each record's answer, nats."""
+def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> list[float]:
+    """Mean loss a token of each record's answer under a model, nats."""
     loaded, tokenizer = load(model)
-    form = PromptFormat(tokenizer, template)
+    form = PromptFormat(tokenizer, workspace.template)
     rows = [form.encode(record, 2**31) for record in records]
     pad: Any = tokenizer.pad_token_id
     return [score.avg_loss for score in Scorer(loaded, int(pad or 0)).score(rows)[0]]
 
 
-def forget_records(shop: Shop, split: str) -> list[Record]:
+def forget_records(workspace: Workspace, split: str) -> list[Record]:
     """The forget rows as they stand, without paraphrases."""
-    return [Record.qa(row["question"], row["answer"]) for row in load_tofu(split, shop.grid.data)]
+    return [Record.qa(row["question"], row["answer"]) for row in load_tofu(split, workspace.grid.data)]
 
 
-def _write_answers(shop: Shop, spec: Spec, log: TofuLog) -> None:
+def _write_answers(workspace: Workspace, spec: Spec, log: TofuLog) -> None:
     """Some answers of both sides, for the report; they quote the benchmark, so they are no part of the result."""
     shown: dict[str, list[dict[str, str]]] = {}
     for task in ("forget", "retain"):
@@ -260,7 +270,7 @@ def _write_answers(shop: Shop, spec: Spec, log: TofuLog) -> None:
             {"question": question, "truth": truth, "answer": answer}
             for question, answer, truth in rows[::step][:_SHOWN]
         ]
-    write_text(shop.folder / ANSWERS / f"{spec.name}.json", json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
+    write_text(workspace.folder / ANSWERS / f"{spec.name}.json", json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
 
 
 def model_digest(place: str) -> str:

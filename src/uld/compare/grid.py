@@ -238,7 +238,7 @@ def config(spec: Spec, grid: Grid, output: str) -> TrainConfig:
 
 
 def _settings(grid: Grid, method: str) -> dict[str, Any]:
-    """Settings of a method in this grid; those that only another kind of method takes are left out."""
+    """Settings of a method in this grid."""
     return dict(grid.settings) | dict(grid.methods.get(method, {}))
 
 

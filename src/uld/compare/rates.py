@@ -14,55 +14,56 @@ from pathlib import Path
 from typing import Any
 
 from uld.artifact import write_text
-from uld.compare.cell import Shop, answer_losses, forget_records, trained, unseen_records
+from uld.compare.cell import Workspace, answer_losses, forget_records, trained, unseen_records
 from uld.compare.grid import Spec, rate_specs
+from uld.data.record import Record
 
 FOLDER = "rates"
 
 
-def result_path(shop: Shop, spec: Spec) -> Path:
+def result_path(workspace: Workspace, spec: Spec) -> Path:
     """Where the measures of one candidate are kept."""
-    return shop.folder / FOLDER / f"{spec.name}.json"
+    return workspace.folder / FOLDER / f"{spec.name}.json"
 
 
-def stored(shop: Shop, spec: Spec) -> dict[str, Any] | None:
+def stored(workspace: Workspace, spec: Spec) -> dict[str, Any] | None:
     """The measures of a candidate, if they were made from the same inputs."""
-    path = result_path(shop, spec)
+    path = result_path(workspace, spec)
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found if found is not None and found["digest"] == shop.training_digest(spec) else None
+    return found if found is not None and found["digest"] == workspace.training_digest(spec) else None
 
 
-def measure(shop: Shop, spec: Spec) -> dict[str, Any]:
+def measure(workspace: Workspace, spec: Spec) -> dict[str, Any]:
     """Train with one candidate and measure what was forgotten and what was kept.
 
     Raises:
         ULDError: the training fails.
     """
-    trained(shop, spec)
-    run = str(shop.run_folder(spec))
-    sides = {"forget": forget_records(shop, spec.split), "retain": unseen_records(shop, spec)}
+    trained(workspace, spec)
+    run = str(workspace.run_folder(spec))
+    sides = {"forget": forget_records(workspace, spec.split), "retain": unseen_records(workspace, spec)}
     share = {}
     for name, records in sides.items():
-        now, before = (_probability(model, records) for model in (run, shop.grid.target))
+        now, before = (_probability(workspace, model, records) for model in (run, workspace.grid.target))
         share[name] = now / before
     forgotten, kept = max(0.0, 1 - share["forget"]), min(1.0, share["retain"])
     score = 2 * forgotten * kept / (forgotten + kept) if forgotten + kept > 0 else 0.0
-    return write(shop, spec, forgotten=forgotten, kept=kept, score=score)
+    return write(workspace, spec, forgotten=forgotten, kept=kept, score=score)
 
 
-def write(shop: Shop, spec: Spec, **found: Any) -> dict[str, Any]:
+def write(workspace: Workspace, spec: Spec, **found: Any) -> dict[str, Any]:
     """Keep the measures of a candidate, or the ``error`` of one that failed, which is never chosen."""
     rate = {"method": spec.method, "learning_rate": spec.settings["learning_rate"], "score": -1.0, **found}
-    rate["digest"] = shop.training_digest(spec)
-    write_text(result_path(shop, spec), json.dumps(rate, indent=1) + "\n")
+    rate["digest"] = workspace.training_digest(spec)
+    write_text(result_path(workspace, spec), json.dumps(rate, indent=1) + "\n")
     return rate
 
 
-def chosen(shop: Shop) -> dict[str, float]:
+def chosen(workspace: Workspace) -> dict[str, float]:
     """The learning rate of each family's first method, for those whose candidates have all been measured."""
     found: dict[str, list[dict[str, Any] | None]] = {}
-    for spec in rate_specs(shop.grid):
-        found.setdefault(str(spec.method), []).append(stored(shop, spec))
+    for spec in rate_specs(workspace.grid):
+        found.setdefault(str(spec.method), []).append(stored(workspace, spec))
     return {method: best(rows) for method, rows in found.items() if all(rows)}  # type: ignore[arg-type]
 
 
@@ -71,5 +72,5 @@ def best(rows: Sequence[dict[str, Any]]) -> float:
     return min(rows, key=lambda row: (-row["score"], row["learning_rate"]))["learning_rate"]
 
 
-def _probability(model: str, records: list[Any]) -> float:
-    return statistics.fmean(math.exp(-loss) for loss in answer_losses(model, records))
+def _probability(workspace: Workspace, model: str, records: list[Record]) -> float:
+    return statistics.fmean(math.exp(-loss) for loss in answer_losses(workspace, model, records))

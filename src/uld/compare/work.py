@@ -21,7 +21,7 @@ import yaml
 
 from uld.artifact import ArtifactError, DiskFullError, write_text
 from uld.compare import rates
-from uld.compare.cell import WORK, Shop, run_cell
+from uld.compare.cell import WORK, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ULDError
 from uld.report.cells import CELLS, PLAN, Cell, Identity, Plan
@@ -70,22 +70,22 @@ def compare(
         ULDError: the folder holds another grid, or the disk is full.
         KeyboardInterrupt: Ctrl-C; what is done stays, and the next call goes on.
     """
-    shop = Shop(grid, Path(folder))
-    _claim_folder(shop, replace)
+    workspace = Workspace(grid, Path(folder))
+    _claim_folder(workspace, replace)
     began, finished_here = time.monotonic(), 0
     failed: set[str] = set()
     total = len(rate_specs(grid)) + len(specs(grid, dict.fromkeys(families(grid), 0.5)))
     while True:
-        todo, left = _todo(shop, failed)
+        todo, left = _todo(workspace, failed)
         if not left:
             return sorted(failed)
         for spec in todo:
             started = time.monotonic()
             try:
-                error = _isolated(shop, spec)
+                error = _isolated(workspace, spec)
             except _TakenError:
                 continue
-            if error is not None and spec.role != "rate":
+            if error is not None:
                 failed.add(spec.name)
             finished_here, left = finished_here + 1, left - 1
             if progress is not None:
@@ -97,36 +97,40 @@ def compare(
             time.sleep(_WAIT)  # all that is left is being computed by others
 
 
-def _todo(shop: Shop, failed: set[str]) -> tuple[list[Spec], int]:
+def _todo(workspace: Workspace, failed: set[str]) -> tuple[list[Spec], int]:
     """Cells that can be computed now and are not done, in order, and the number of all that are not done."""
-    trials = rate_specs(shop.grid)
-    chosen = rates.chosen(shop)
-    cells = specs(shop.grid, dict.fromkeys(families(shop.grid), 0.5) | chosen)
-    waiting = {name for first, names in families(shop.grid).items() if first not in chosen for name in names}
-    left = [spec for spec in [*trials, *cells] if spec.name not in failed and not _is_done(shop, spec)]
+    trials = rate_specs(workspace.grid)
+    chosen = rates.chosen(workspace)
+    cells = specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5) | chosen)
+    waiting = {name for first, names in families(workspace.grid).items() if first not in chosen for name in names}
+    left = [spec for spec in [*trials, *cells] if spec.name not in failed and not _is_done(workspace, spec)]
     now = [spec for spec in left if spec.role != "method" or spec.method not in waiting]
     return sorted(now, key=lambda spec: ("retain-only", "target", "rate", "method").index(spec.role)), len(left)
 
 
 def overview(grid: Grid, folder: str | Path) -> str:
     """What a grid comes to and what is left of it, one line a cell."""
-    shop = Shop(grid, Path(folder))
-    chosen = rates.chosen(shop)
+    workspace = Workspace(grid, Path(folder))
+    chosen = rates.chosen(workspace)
     every = [*rate_specs(grid), *specs(grid, dict.fromkeys(families(grid), 0.5) | chosen)]
-    lines = [f"{'done' if _is_done(shop, spec) else 'to do':6} {spec.name}" for spec in every]
+    lines = [f"{'done' if _is_done(workspace, spec) else 'to do':6} {spec.name}" for spec in every]
     left = sum(line.startswith("to do") for line in lines)
     return "\n".join([*lines, f"{len(every)} cells and trials, {left} to do"])
 
 
-def _is_done(shop: Shop, spec: Spec) -> bool:
-    return (rates.stored(shop, spec) if spec.role == "rate" else shop.finished(spec)) is not None
+def _is_done(workspace: Workspace, spec: Spec) -> bool:
+    """Whether a cell or a trial has a result; one that failed has none, and the next call tries it again."""
+    if spec.role != "rate":
+        return workspace.finished(spec) is not None
+    found = rates.stored(workspace, spec)
+    return found is not None and "error" not in found
 
 
 class _TakenError(Exception):
     """Another process computes the cell, or has just finished it."""
 
 
-def _isolated(shop: Shop, spec: Spec) -> str | None:
+def _isolated(workspace: Workspace, spec: Spec) -> str | None:
     """Compute a cell in a process of its own, so that whatever ends it ends nothing else; the reason if it failed.
 
     Raises:
@@ -138,7 +142,7 @@ def _isolated(shop: Shop, spec: Spec) -> str | None:
     context.set_forkserver_preload(["uld.compare.cell"])  # imported once, and not again for every cell
     reader, writer = context.Pipe(duplex=False)
     watched, alive = context.Pipe(duplex=False)  # closes with us, which ends the cell's process, too
-    process = context.Process(target=_cell_process, args=(shop.grid, shop.folder, spec, writer, watched))
+    process = context.Process(target=_cell_process, args=(workspace.grid, workspace.folder, spec, writer, watched))
     process.start()
     writer.close()
     watched.close()
@@ -162,7 +166,7 @@ def _isolated(shop: Shop, spec: Spec) -> str | None:
     if process.exitcode == 0:
         return None
     error = message or f"its process ended with {_ending(process.exitcode)}"
-    rates.write(shop, spec, error=error) if spec.role == "rate" else shop.write(spec, error=error)
+    rates.write(workspace, spec, error=error) if spec.role == "rate" else workspace.write(spec, error=error)
     return error
 
 
@@ -175,7 +179,7 @@ def _ending(code: int | None) -> str:
 
 
 def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watched: Connection) -> None:
-    """What a cell's own process does; it holds the cell's lock, so that the lock lives as long as the work."""
+    """What a cell's own process does; it holds the cell's lock, so that the lock lives as long as the workspace."""
     import transformers
 
     from uld.training import Interrupted
@@ -184,12 +188,12 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watc
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("uld").setLevel(logging.ERROR)
-    shop = Shop(grid, folder)
+    workspace = Workspace(grid, folder)
     try:
-        with shop.locked(spec.name, wait=False) as mine:
-            if not mine or _is_done(shop, spec):
+        with workspace.locked(spec.name, wait=False) as mine:
+            if not mine or _is_done(workspace, spec):
                 sys.exit(_TAKEN)
-            rates.measure(shop, spec) if spec.role == "rate" else run_cell(shop, spec)
+            rates.measure(workspace, spec) if spec.role == "rate" else run_cell(workspace, spec)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(_STOPPED)
     except DiskFullError as error:
@@ -210,32 +214,32 @@ def _end_with_parent(watched: Connection) -> None:
     os._exit(_STOPPED)
 
 
-def _claim_folder(shop: Shop, replace: bool) -> None:
+def _claim_folder(workspace: Workspace, replace: bool) -> None:
     """Take a folder for a grid, or find it taken by the same one or a smaller one.
 
     Raises:
         ArtifactError: it holds something else, or cells of the same names that were computed from other inputs.
     """
-    path = shop.folder / GRID
-    if shop.folder.exists() and not shop.folder.is_dir():
-        raise ArtifactError(f"{shop.folder} is a file: name another folder with --output")
-    present = {one.name for one in shop.folder.iterdir()} if shop.folder.exists() else set()
+    path = workspace.folder / GRID
+    if workspace.folder.exists() and not workspace.folder.is_dir():
+        raise ArtifactError(f"{workspace.folder} is a file: name another folder with --output")
+    present = {one.name for one in workspace.folder.iterdir()} if workspace.folder.exists() else set()
     if present and GRID not in present and not present & {CELLS, WORK}:
-        raise ArtifactError(f"{shop.folder} is not empty and holds no grid: name another folder with --output")
+        raise ArtifactError(f"{workspace.folder} is not empty and holds no grid: name another folder with --output")
     if not replace:
-        chosen = rates.chosen(shop)
-        unknown = {name for first, names in families(shop.grid).items() if first not in chosen for name in names}
-        for spec in specs(shop.grid, dict.fromkeys(families(shop.grid), 0.5) | chosen):
-            file = shop.folder / CELLS / f"{spec.name}.json"
+        chosen = rates.chosen(workspace)
+        unknown = {name for first, names in families(workspace.grid).items() if first not in chosen for name in names}
+        for spec in specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5) | chosen):
+            file = workspace.folder / CELLS / f"{spec.name}.json"
             if spec.method in unknown or not file.exists():
                 continue
-            if shop.finished(spec) is None and Cell.read(file).error is None:
+            if workspace.finished(spec) is None and Cell.read(file).error is None:
                 raise ArtifactError(
-                    f"{shop.folder} holds {spec.name} of another grid (other settings, models or data): name another "
-                    "folder with --output, or replace its results with --replace"
+                    f"{workspace.folder} holds {spec.name} of another grid (other settings, models or data): name "
+                    "another folder with --output, or replace its results with --replace"
                 )
-    text = yaml.safe_dump(shop.grid.model_dump(), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(workspace.grid.model_dump(), sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        every = specs(shop.grid, dict.fromkeys(families(shop.grid), 0.5))
-        Plan(cells=[Identity(**shop.identity(spec)) for spec in every]).write(shop.folder / PLAN)
+        every = specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5))
+        Plan(cells=[Identity(**workspace.identity(spec)) for spec in every]).write(workspace.folder / PLAN)
         write_text(path, text)

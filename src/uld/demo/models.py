@@ -11,7 +11,6 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -19,8 +18,8 @@ from random import Random
 import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging
 
+from uld.assistant import quiet_transformers
 from uld.demo.world import WORLD_FILE, World
 from uld.scratch import CHAT_TEMPLATE, train_tokenizer
 
@@ -209,22 +208,10 @@ def _loss(model: LlamaForCausalLM, rows: list[list[int]], width: int) -> torch.T
     return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep the library from drawing a bar over a moment's work."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         fresh = Path(scratch) / "model"
-        with _no_progress_bar():
+        with quiet_transformers():
             model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         try:

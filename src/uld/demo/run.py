@@ -21,7 +21,7 @@ from uld.errors import ULDError
 from uld.evaluation.scoring import generate_answers
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_result import aggregate, compare
-from uld.modeling import load
+from uld.loading import load
 from uld.training import train
 
 SPLIT = "forget10"

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.assistant import check_head, head_logits
+from uld.assistant import base_model, check_head, head_logits
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.logits import Combination, combine_all, label_losses
@@ -119,9 +118,7 @@ class Scorer:
         self.combinations = list(combinations) if combinations is not None else None
         self.parts: list[Any] = [model]
         if isinstance(model, ULDForCausalLM):
-            assistants: Any = model.assistants
-            bases = [one.get_base_model() if isinstance(one, PeftModel) else one for one in assistants]
-            self.parts = [model.target, *bases]
+            self.parts = [model.target, *map(base_model, model.assistants)]
         try:
             for part in self.parts:
                 check_head(part)

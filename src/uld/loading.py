@@ -1,0 +1,66 @@
+"""`load`: a run, a target that a method has trained, or any ordinary causal LM, with its tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.adapters import load_trained_target
+from uld.artifact import ADAPTER, CHECKPOINTS, ArtifactError, Manifest, is_run
+from uld.assistant import load_target
+from uld.errors import ULDError
+from uld.logits import Combination
+from uld.modeling import ULDForCausalLM
+
+
+def load(
+    path: str | Path | Sequence[str | Path], *, tokenizer: str | Path | None = None, **kwargs: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a run (the unlearned model), or any ordinary causal LM, with its tokenizer.
+
+    Args:
+        path: Run folder, model folder or Hub id; or several run folders of one target, to unlearn them all.
+        tokenizer: Another place to take the tokenizer from.
+        kwargs: See `ULDForCausalLM.from_pretrained`.
+
+    Returns:
+        Model in evaluation mode and tokenizer.
+
+    Raises:
+        ULDError: neither a run nor a model, or a model without a tokenizer.
+    """
+    model: PreTrainedModel
+    if not isinstance(path, str | Path):
+        model = ULDForCausalLM.from_pretrained(path, **kwargs)
+        path = path[0]
+    elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
+        model = ULDForCausalLM.from_pretrained(path, **kwargs)
+    else:
+        if manifest is None and ((Path(path) / ADAPTER).exists() or (Path(path) / CHECKPOINTS).exists()):
+            raise ArtifactError(f"{path} is an unfinished run: finish it with --resume (of uld train or uld finetune)")
+        given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
+        if any(kwargs.pop(name) is not None for name in given):
+            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
+        kwargs.pop("fused", None)
+        model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
+    return model, load_tokenizer(tokenizer or path)
+
+
+def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; where it has no padding token, end-of-sequence stands in.
+
+    Raises:
+        ULDError: there is none.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), **kwargs)
+    except Exception as error:  # tokenizers raise everything from OSError to KeyError for a folder without one
+        raise ULDError(
+            f"{path} has no tokenizer that can be loaded: save one beside the model, or name one with --tokenizer"
+        ) from error
+    if tokenizer.vocab_size == 0 or len(tokenizer) == 0:
+        raise ULDError(f"{path} has no tokenizer: save one beside the model, or name one with --tokenizer")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
