@@ -7,7 +7,7 @@ Nothing here returns NaN. A NaN loss is refused; an infinite one is an answer of
 probability zero are equally likely: their truth ratio is 1, and they share a normalised probability equally.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,32 @@ def truth_ratio_other(t: ArrayLike) -> float:
         ValueError: if ``t`` is empty, negative or NaN.
     """
     return float(np.mean(np.maximum(0.0, 1.0 - _inverse(_statistic(t, "t")))))
+
+
+def truth_ratio_prob_mean(t: ArrayLike) -> float:
+    """Truth ratio as a share: ``mean(t / (1 + t))``, the right answer's part of ``p_right + p_wrong``.
+
+    Source: open-unlearning's aggregator of this name (Dorna et al. 2025, arXiv 2506.12618); with TOFU's truth ratio
+    ``1 / t = p_wrong / p_right`` it is ``p_right / (p_right + p_wrong)``.
+
+    Args:
+        t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
+
+    Returns:
+        A value in [0, 1]; a row counts 0 with t = 0, 1/2 with t = 1 and 1 with t = inf.
+
+    Raises:
+        ValueError: if ``t`` is empty, negative or NaN.
+    """
+    return float(np.mean(1.0 / (1.0 + _inverse(_statistic(t, "t")))))
+
+
+TRUTH_RATIO_AGGREGATORS: dict[str, Callable[[ArrayLike], float]] = {
+    "closer_to_1_better": truth_ratio_forget,
+    "true_better": truth_ratio_other,
+    "prob_mean": truth_ratio_prob_mean,
+}
+"""From the rows' t to one number, by open-unlearning's names."""
 
 
 def forget_quality(t_unlearned: ArrayLike, t_retain: ArrayLike) -> float:

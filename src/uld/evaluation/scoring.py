@@ -6,7 +6,7 @@ tokens that carry a score. For an unlearned model many settings of the combinati
 target and assistant logits do not depend on them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ _TREE_TOKENS = 1024  # a token attends to a whole tree, so its cost grows with t
 _HEAD_ROWS = 1024  # positions of one product with the head
 _CACHED_BYTES = 2 * 2**20  # logits worked on at a time: few enough to stay in the processor's cache
 _NEVER = 2**31 - 1
+
+Measure = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +139,31 @@ class Scorer:
         Returns:
             For each combination (one for an ordinary model) a score a row, in the given order.
         """
-        losses = torch.zeros(len(self._settings), len(rows), dtype=torch.float64)
+        losses = torch.zeros(len(self.settings), len(rows), dtype=torch.float64)
         counts = [sum(row.learn[1:]) for row in rows]
-        trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
-        for batch in length_batches([len(tree.ids) for tree in trees]):
-            self._batch([trees[i] for i in batch], losses)
+        for number, found in self.measure(rows, self._label_losses):
+            losses.index_add_(1, number, found.double())
         return [[Score(loss, count) for loss, count in zip(one, counts, strict=True)] for one in losses.tolist()]
 
+    @torch.inference_mode()
+    def measure(self, rows: Sequence[Encoded], piece: Measure) -> Iterator[tuple[Tensor, Tensor]]:
+        """Measure something of every learnt token, on logits that are made in pieces.
+
+        Args:
+            rows: As in `score`.
+            piece: From the logits of target and assistants (those of an ordinary model alone), ``(positions, vocab)``
+                each, and the true tokens ``(positions,)`` to ``(values, positions)``.
+
+        Yields:
+            For each batch the row of every learnt token ``(tokens,)``, and its values ``(values, tokens)``. A row is
+            whole within a batch, and its tokens are in order.
+        """
+        trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
+        for batch in length_batches([len(tree.ids) for tree in trees]):
+            yield self._batch([trees[i] for i in batch], piece)
+
     @property
-    def _settings(self) -> list[list[Combination]]:
+    def settings(self) -> list[list[Combination]]:
         """For each combination to score, that of every assistant."""
         if not isinstance(self.model, ULDForCausalLM):
             return [[]]
@@ -154,8 +172,8 @@ class Scorer:
         assistants = len(self.model.assistants)
         return [how.parts * (assistants // len(how.parts)) for how in self.combinations]
 
-    def _batch(self, trees: Sequence[_Tree], losses: Tensor) -> None:
-        """Score the rows of some trees."""
+    def _batch(self, trees: Sequence[_Tree], piece: Measure) -> tuple[Tensor, Tensor]:
+        """Measure the learnt tokens of some trees."""
         device = self.model.device
         inputs: dict[str, Any] = {"input_ids": _padded([tree.ids for tree in trees], self.pad_token_id).to(device)}
         if any(min(tree.ends) < _NEVER for tree in trees):
@@ -166,15 +184,15 @@ class Scorer:
         scored = [(i, node, label) for i, tree in enumerate(trees) for node, label in tree.labels]
         row, node, labels = torch.tensor(scored, device=device).unbind(1)
         if self.plain_head:
-            found = self._losses([one[row, node] for one in self._hidden(inputs)], labels)
+            found = self._pieces([one[row, node] for one in self._hidden(inputs)], labels, piece)
         else:
-            found = self._piece([one[row, node] for one in self._logits(inputs)], labels)
+            found = piece([one[row, node] for one in self._logits(inputs)], labels)
         uses, start = [], 0
         for tree in trees:
             uses += [(number, start + label) for number, label in tree.uses]
             start += len(tree.labels)
         number, place = torch.tensor(uses).unbind(1)
-        losses.index_add_(1, number, found.double().cpu()[:, place])
+        return number, found.cpu()[:, place]
 
     def _hidden(self, inputs: dict[str, Any]) -> list[Tensor]:
         """Final hidden states of the model, or of target and assistants: ``(batch, tokens, hidden)`` each."""
@@ -187,24 +205,24 @@ class Scorer:
             return self.model.all_logits(use_cache=False, **inputs)
         return [self.model(use_cache=False, **inputs).logits]
 
-    def _losses(self, hidden: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Loss at each position ``(combinations, positions)``, head and loss in pieces."""
+    def _pieces(self, hidden: Sequence[Tensor], labels: Tensor, measure: Measure) -> Tensor:
+        """Values at each position ``(values, positions)``, head and measure in pieces."""
         pieces = []
         for start in range(0, len(labels), _HEAD_ROWS):
             part = slice(start, start + _HEAD_ROWS)
             logits = [head_logits(model, one[part]) for model, one in zip(self.parts, hidden, strict=True)]
             size = max(1, _CACHED_BYTES // (4 * logits[0].shape[-1]))
             for label, *piece in zip(labels[part].split(size), *(one.split(size) for one in logits), strict=True):
-                pieces.append(self._piece(piece, label))
+                pieces.append(measure(piece, label))
         return torch.cat(pieces, 1)
 
-    def _piece(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def _label_losses(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         target, *assistants = logits
         if not assistants:
             return cross_entropy(target, labels)[None]
         if len(assistants) == 1:
-            return label_losses(target, assistants[0], labels, [one[0] for one in self._settings])
-        return torch.stack([cross_entropy(combine_all(target, assistants, one), labels) for one in self._settings])
+            return label_losses(target, assistants[0], labels, [one[0] for one in self.settings])
+        return torch.stack([cross_entropy(combine_all(target, assistants, one), labels) for one in self.settings])
 
 
 @torch.inference_mode()
