@@ -6,7 +6,8 @@ tokens that carry a score. For an unlearned model many settings of the combinati
 target and assistant logits do not depend on them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,6 +163,19 @@ class Scorer:
         for batch in length_batches([len(tree.ids) for tree in trees]):
             yield self._batch([trees[i] for i in batch], piece)
 
+    def mean_loss(self, row: Encoded) -> Tensor:
+        """Mean loss of a row's learnt tokens as something to take gradients of, under the first combination.
+
+        Holds the logits of that row's learnt tokens.
+
+        Args:
+            row: With at least one learnt token behind its first.
+
+        Returns:
+            A scalar, nats a token.
+        """
+        return self._batch(_trees([row], shared=False), self._label_losses)[1][0].mean()
+
     @property
     def settings(self) -> list[list[Combination]]:
         """For each combination to score, that of every assistant."""
@@ -295,7 +309,6 @@ def length_batches(
         start += size
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -304,7 +317,7 @@ def generate_answers(
     max_new_tokens: int,
     **options: Any,
 ) -> list[str]:
-    """Answers to prompts of one batch, padded on the left and stopped at end-of-sequence.
+    """Answers to prompts of one batch: `generate_ids` as text.
 
     Args:
         model: Any causal LM.
@@ -315,6 +328,32 @@ def generate_answers(
 
     Returns:
         The answers' text without special tokens and surrounding blanks.
+    """
+    out = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
+    texts: Any = tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Tensor:
+    """What a model writes behind prompts of one batch, padded on the left and stopped at end-of-sequence.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        prompts: Token ids.
+        max_new_tokens: Most tokens of an answer.
+        options: Handed to ``generate``; greedy unless they say otherwise.
+
+    Returns:
+        ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(len(prompt) for prompt in prompts)
@@ -330,5 +369,17 @@ def generate_answers(
         max_new_tokens=max_new_tokens,
         **settings,
     )
-    texts: Any = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return out[:, width:]
+
+
+def refuse_nan(model: PreTrainedModel, losses: Iterable[float]) -> None:
+    """Refuse what a broken model gives.
+
+    Raises:
+        ULDError: one of the losses is NaN.
+    """
+    if any(math.isnan(loss) for loss in losses):
+        raise ULDError(
+            f"{model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if that "
+            "changes nothing, its weights are broken"
+        )
