@@ -208,11 +208,28 @@ def rouge_recall(generated: str, truth: str) -> tuple[float, float]:
     return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
 
 
+def rouge_l_f1(generated: str, truth: str, *, stemmed: bool = False) -> float:
+    """ROUGE-L F1: the harmonic mean of precision and recall of the longest common subsequence of words.
+
+    Source: Lin 2004; MUSE (arXiv 2407.06460) reports this one, of words that are not stemmed, where TOFU takes the
+    recall of stemmed words (`rouge_recall`).
+
+    Args:
+        generated: what the model wrote, without the prompt.
+        truth: the true continuation or answer.
+        stemmed: compare word stems.
+
+    Returns:
+        A value in [0, 1]; 0 where either text has no word.
+    """
+    return float(_rouge_scorer(stemmed).score(truth, generated)["rougeL"].fmeasure)
+
+
 @cache
-def _rouge_scorer() -> "RougeScorer":
+def _rouge_scorer(stemmed: bool = True) -> "RougeScorer":
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stemmed)
 
 
 def _inverse(t: Array) -> Array:

@@ -295,7 +295,6 @@ def length_batches(
         start += size
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -304,7 +303,7 @@ def generate_answers(
     max_new_tokens: int,
     **options: Any,
 ) -> list[str]:
-    """Answers to prompts of one batch, padded on the left and stopped at end-of-sequence.
+    """Answers to prompts of one batch: `generate_ids` as text.
 
     Args:
         model: Any causal LM.
@@ -315,6 +314,32 @@ def generate_answers(
 
     Returns:
         The answers' text without special tokens and surrounding blanks.
+    """
+    out = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
+    texts: Any = tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Tensor:
+    """What a model writes behind prompts of one batch, padded on the left and stopped at end-of-sequence.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        prompts: Token ids.
+        max_new_tokens: Most tokens of an answer.
+        options: Handed to ``generate``; greedy unless they say otherwise.
+
+    Returns:
+        ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(len(prompt) for prompt in prompts)
@@ -330,5 +355,4 @@ def generate_answers(
         max_new_tokens=max_new_tokens,
         **settings,
     )
-    texts: Any = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return out[:, width:]
