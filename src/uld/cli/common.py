@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 import os
 import re
 import sys
@@ -205,7 +204,9 @@ def resumable(folder: Path) -> Iterator[None]:
 
 def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
     """Print a result, one with ``to_dict`` and ``table``, and keep it beside its logs, if there is a folder of them."""
-    text = json.dumps(result.to_dict(), indent=2)
+    from uld.evaluation.rows import dumps
+
+    text = dumps(result.to_dict(), indent=2)
     if folder is not None:
         from uld.artifact import write_text
 

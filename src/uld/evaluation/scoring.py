@@ -162,6 +162,19 @@ class Scorer:
         for batch in length_batches([len(tree.ids) for tree in trees]):
             yield self._batch([trees[i] for i in batch], piece)
 
+    def mean_loss(self, row: Encoded) -> Tensor:
+        """Mean loss of a row's learnt tokens as something to take gradients of, under the first combination.
+
+        Holds the logits of that row's learnt tokens.
+
+        Args:
+            row: With at least one learnt token behind its first.
+
+        Returns:
+            A scalar, nats a token.
+        """
+        return self._batch(_trees([row], shared=False), self._label_losses)[1][0].mean()
+
     @property
     def settings(self) -> list[list[Combination]]:
         """For each combination to score, that of every assistant."""
