@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import compare, demo, doctor, eval_copyright, evaluate, finetune, generate, ls, report, tune
+from uld.cli import compare, demo, doctor, eval_attacks, eval_copyright, evaluate, finetune, generate, ls, report, tune
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
+evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
 app.add_typer(evaluate.app, name="eval")
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)
