@@ -59,6 +59,12 @@ def letter_tokenizer() -> Any:
     return tokenizer
 
 
+@pytest.fixture(scope="session")
+def letters() -> Any:
+    """The tokenizer of single letters."""
+    return letter_tokenizer()
+
+
 FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "phi3", "gpt_neox")
 
 
