@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import compare, demo, doctor, eval_attacks, eval_copyright, evaluate, finetune, generate, ls, report, tune
+from uld.cli import (
+    compare,
+    demo,
+    doctor,
+    eval_attacks,
+    eval_copyright,
+    eval_knowundo,
+    eval_muse,
+    evaluate,
+    finetune,
+    generate,
+    ls,
+    report,
+    tune,
+)
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -19,6 +33,8 @@ app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.comm
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
 evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
+evaluate.app.command("knowundo", epilog=eval_knowundo.EPILOG)(eval_knowundo.knowundo)
+evaluate.app.command("muse", epilog=eval_muse.EPILOG)(eval_muse.muse)
 app.add_typer(evaluate.app, name="eval")
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)

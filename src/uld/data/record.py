@@ -162,6 +162,26 @@ def _decoded(line: bytes, source: str) -> Any:
         raise DataError(f"{source}: this JSON cannot be a record: expected one of {FORMS}") from error
 
 
+def read_array(path: str | Path) -> list[Any]:
+    """Decode a JSON file that is one list, as many benchmarks are stored.
+
+    Raises:
+        DataError: with the file: missing, unreadable, not UTF-8, not JSON, or no list.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8).decode())
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise DataError(f"{path}: not JSON in UTF-8: expected one list of objects") from error
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a JSON list, but found {type(value).__name__}")
+    return value
+
+
 def read_records(paths: Sequence[str | Path]) -> list[Record]:
     """Read JSON-lines files as records, in order.
 
