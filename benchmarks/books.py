@@ -20,9 +20,10 @@ RETAIN = ("oz", "pride", "tofu")  # of *Pride and Prejudice* as much as of *Oz*
 KEPT_FILES = ("oz_held_out.txt", "pride_held_out.txt", "tofu_evaluated.jsonl")
 COPIES = {
     "before": {"oz": 2, "pride": 1, "tofu": 1},
-    "target": {"alice": 20, "oz": 1, "pride": 1, "tofu": 1},
+    "reading": {"alice": 20, "oz": 1, "pride": 1, "tofu": 1},
+    "target": {"alice": 30, "oz": 1, "tofu": 1},
 }
-"""How often a model learns each text, in one epoch; the target goes on from the model before memorising."""
+"""How often a model learns each text, in one epoch; each goes on from the one above, the first from tofu-4m-full."""
 FINETUNING = ["--learning-rate", "1e-3", "--warmup", "50", "--schedule", "cosine", "--floor", "0.05", "--beta2", "0.95"]
 FINETUNING += ["--epochs", "1", "--batch-size", "16", "--max-length", "512", "--learn", "all", "--dtype", "bf16"]
 UNLEARNING = ["--epochs", "5", "--batch-size", "8", "--max-length", "512"]
@@ -123,7 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     write_texts(options.data, options.work)
     before = finetune("before", options.models / "tofu-4m-full", options.work)
-    target = finetune("target", before, options.work)
+    target = finetune("target", finetune("reading", before, options.work), options.work)
     models = {"target": target, "before memorising": before}
     models |= {LABELS[method]: unlearn(method, target, options.work) for method in METHODS}
     results = {name: evaluated(name.replace(" ", "-"), model, options.work) for name, model in models.items()}
