@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import compare, demo, doctor, evaluate, finetune, generate, ls, report, tune
+from uld.cli import augment, compare, demo, doctor, evaluate, finetune, generate, ls, report, tune
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
+app.command("augment", epilog=augment.EPILOG, no_args_is_help=True)(augment.augment)
 app.add_typer(evaluate.app, name="eval")
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)
