@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any, Literal
 
+from uld.augment.asking import asked_questions
 from uld.augment.facts import Capitals
 from uld.augment.filters import normalised, paraphrase_problem, support_problem, wrong_problem
-from uld.augment.items import Augmented, Item, items, with_answer
+from uld.augment.items import Augmented, Item, with_answer
 from uld.augment.pool import Pool
 from uld.augment.rephrase import rephrase_answer, rephrase_question, rephrase_text
 from uld.augment.wrong import wrong_answers
@@ -146,6 +147,8 @@ def rule_candidates(item: Item, pool: Pool, seed: int) -> Candidates:
 
     refused: list[Drop] = []
     pairs = _pairs(item, pool.capitals, rng, refused)
+    if item.is_text:
+        return Candidates(pairs, asked=asked_questions(item.answer, pool, rng("asked")), refused=refused)
     return Candidates(pairs, _fresh(wrong_answers(item, pool, rng("wrong"))), refused=refused)
 
 
@@ -195,23 +198,36 @@ def right_answers(found: Iterable[Item]) -> dict[str, list[str]]:
     return answers
 
 
-def by_rules(records: Sequence[Record], wanted: Wanted, seed: int) -> tuple[dict[str, Augmented], list[Drop]]:
-    """Augment records by rule.
+@dataclass(frozen=True)
+class Made:
+    """An augmented forget set.
+
+    Attributes:
+        parts: By the record's `uld.augment.items.digest`, what was made of each of its items.
+        drops: Candidates that filters dropped.
+    """
+
+    parts: dict[str, list[Augmented]]
+    drops: list[Drop]
+
+
+def choose(found: Sequence[Item], offer: Callable[[Item, Pool], Candidates], wanted: Wanted) -> Made:
+    """Take for each item the first candidates that pass the filters.
 
     Args:
-        records: To be forgotten.
-        wanted: How much.
-        seed: With the records, it decides everything.
-
-    Returns:
-        What was made of each record, by `uld.augment.items.digest`, and what was dropped.
+        found: All items of a forget file.
+        offer: Gives an item's candidates.
+        wanted: How many of each.
     """
-    found = items(records)
     pool, right = Pool.of(found), right_answers(found)
-    made: dict[str, Augmented] = {}
-    drops: list[Drop] = []
+    made = Made({}, [])
     for item in found:
-        some, dropped = select(item, rule_candidates(item, pool, seed), wanted, pool, right[normalised(item.context)])
-        made.setdefault(item.of, Augmented()).extend(some)
-        drops += dropped
-    return made, drops
+        some, dropped = select(item, offer(item, pool), wanted, pool, right[normalised(item.context)])
+        made.parts.setdefault(item.of, []).append(some)
+        made.drops.extend(dropped)
+    return made
+
+
+def by_rules(found: Sequence[Item], wanted: Wanted, seed: int) -> Made:
+    """Augment items by rule: with the wanted numbers and the seed they decide everything."""
+    return choose(found, lambda item, pool: rule_candidates(item, pool, seed), wanted)

@@ -64,11 +64,15 @@ class Augmented:
     wrong: list[Record] = field(default_factory=list)
     asked: list[Record] = field(default_factory=list)
 
-    def extend(self, other: "Augmented") -> None:
-        """Add what was made of another part of the same record."""
-        self.paraphrases.extend(other.paraphrases)
-        self.wrong.extend(other.wrong)
-        self.asked.extend(other.asked)
+
+def joined(parts: Iterable[Augmented]) -> Augmented:
+    """What was made of a record's items as one."""
+    whole = Augmented()
+    for part in parts:
+        whole.paraphrases.extend(part.paraphrases)
+        whole.wrong.extend(part.wrong)
+        whole.asked.extend(part.asked)
+    return whole
 
 
 def digest(record: Record) -> str:

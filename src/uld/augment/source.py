@@ -7,7 +7,7 @@ from pathlib import Path
 
 from uld.artifact import DataFile
 from uld.augment.generate import Wanted, by_rules
-from uld.augment.items import Augmented
+from uld.augment.items import Augmented, items, joined
 from uld.augment.output import FILES, folder_beside, lines, read
 from uld.data.record import Record
 
@@ -51,9 +51,11 @@ def augmentation(
         else:
             ruled += records
     if ruled:
-        some, drops = by_rules(ruled, Wanted(**number), seed)
-        text = "".join(lines({of: [one] for of, one in some.items()}, side) for side in FILES)
+        ruled_made = by_rules(items(ruled), Wanted(**number), seed)
+        text = "".join(lines(ruled_made.parts, side) for side in FILES)
         files.append(DataFile(path=RULES, sha256=hashlib.sha256(text.encode()).hexdigest(), rows=text.count("\n")))
-        logger.info("rules: %d rows for %d records, %d candidates dropped", text.count("\n"), len(ruled), len(drops))
-        made |= some
+        logger.info(
+            "rules: %d rows for %d records, %d candidates dropped", text.count("\n"), len(ruled), len(ruled_made.drops)
+        )
+        made |= {of: joined(parts) for of, parts in ruled_made.parts.items()}
     return made, files
