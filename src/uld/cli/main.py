@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import compare, demo, doctor, evaluate, finetune, generate, ls, report, tune
+from uld.cli import compare, demo, doctor, draw, evaluate, finetune, generate, ls, report, tune
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
+app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
