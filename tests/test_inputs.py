@@ -119,6 +119,7 @@ def test_contradictions_are_refused_before_anything_is_drawn(task, tmp_path, mon
 
 
 def test_a_method_without_a_retain_loss_draws_nothing(task, tmp_path) -> None:
-    result = train(settings(task, tmp_path / "x", method="ga", num_layers=None, lora_rank=None, learning_rate=1e-4), progress=False)
+    whole = {"method": "ga", "num_layers": None, "lora_rank": None, "learning_rate": 1e-4}
+    result = train(settings(task, tmp_path / "x", **whole), progress=False)
     assert "retain" not in Manifest.read(result.output).data
     assert not (result.output / "retain_drawn.jsonl").exists()
