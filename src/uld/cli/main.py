@@ -10,6 +10,7 @@ from uld.cli import (
     compare,
     demo,
     doctor,
+    draw,
     eval_attacks,
     eval_copyright,
     eval_knowundo,
@@ -43,6 +44,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
+app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)

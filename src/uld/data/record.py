@@ -147,13 +147,27 @@ def read_lines(path: str | Path) -> list[tuple[int, Any]]:
     return rows
 
 
-def _decoded(line: bytes, source: str) -> Any:
+def decoded_text(data: bytes, source: str) -> str:
+    """Bytes as text.
+
+    Args:
+        data: Of a file or of a line.
+        source: What the message names.
+
+    Raises:
+        DataError: names the first byte that is not UTF-8, counted from 1.
+    """
     try:
-        return json.loads(line.rstrip().decode("utf-8"))
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{source}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8: save the file as UTF-8"
+            f"{source}: byte {error.start + 1} (0x{data[error.start]:02x}) is not UTF-8: save the file as UTF-8"
         ) from error
+
+
+def _decoded(line: bytes, source: str) -> Any:
+    try:
+        return json.loads(decoded_text(line.rstrip(), source))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{source}: not valid JSON ({error.msg} at column {error.colno}): expected one record a line"
