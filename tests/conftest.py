@@ -61,7 +61,7 @@ def letter_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def letters() -> Any:
-    """The tokenizer of single letters."""
+    """A tokenizer of single letters with a chat template."""
     return letter_tokenizer()
 
 

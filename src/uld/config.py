@@ -24,10 +24,16 @@ class TrainConfig(RunConfig):
     target: str = setting("", "Model to unlearn from: folder or Hub id.", "Model and data")
     forget: tuple[str, ...] = setting((), "JSON-lines file to forget (repeat for several).", "Model and data")
     retain: tuple[str, ...] = setting((), "JSON-lines file to retain (repeat for several).", "Model and data")
+    augment: str = setting(
+        "none",
+        "Paraphrases to forget, too, and wrong answers to retain: none; rules, made on the fly; auto, those that "
+        "uld augment wrote beside the forget file, else rules; or the folder that uld augment wrote.",
+        "Augmentation",
+    )
+    paraphrases: int = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
+    wrong_answers: int = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
     split: str | None = setting(None, "TOFU split to forget instead of files: forget01, forget05, forget10.", "TOFU")
     augmented: str | None = setting(None, "Folder with TOFU's paraphrases and wrong answers (D'f, D'r).", "TOFU")
-    paraphrases: int = setting(2, "Paraphrases of each forget item (with --augmented).", "TOFU")
-    wrong_answers: int = setting(2, "Wrong answers to each forget question (with --augmented).", "TOFU")
     retain_rows: int | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")
 
     method: str = setting("uld", "Unlearning method (uld ls methods).", "Method")
@@ -37,7 +43,7 @@ class TrainConfig(RunConfig):
     alternatives: Literal["idk", "given"] = setting(
         "idk",
         "Alternative answers (dpo, idk, altpo): idk declines to answer, in words of ours; given takes the key "
-        "'alternative' of each forget record, with --split the first wrong answer of --augmented.",
+        "'alternative' of each forget record, else the first wrong answer of --augment or --augmented.",
         "Method",
     )
     small: str | None = setting(

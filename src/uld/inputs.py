@@ -1,19 +1,22 @@
 """What a training reads before anything is written: the target's config, its tokenizer, and the data as rows."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from uld.artifact import DataFile, file_digest
 from uld.assistant import load_config, slice_config
+from uld.augment.items import digest
+from uld.augment.source import NONE, augmentation
 from uld.config import ConfigError, FinetuneConfig, TrainConfig
 from uld.data.alternatives import alternative_records
 from uld.data.collate import Rows
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, read_records, refuse_equal
-from uld.data.tofu import split_records, training_set
+from uld.data.tofu import check_split, split_records, training_set
 from uld.loading import load_tokenizer
 from uld.methods.registry import Method
 
@@ -73,27 +76,79 @@ def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Recor
     if config.forget or config.retain:
         raise ConfigError("--split trains on TOFU, --forget and --retain on files: give one or the other")
     assert config.split is not None
+    augmented, extra = config.augmented, _Augmented([], [], [])
+    if config.augment != NONE:
+        if augmented is not None:
+            logger.warning("--augment %s is taken, and --augmented %s is not read", config.augment, augmented)
+        check_split(config.split)
+        source = str(Path(config.data) / f"{config.split}.json") if config.data is not None else config.split
+        augmented, records = None, split_records(config.split, config.data)[0]
+        extra = _augmented(config, method, {source: records})
+    number = len(extra.forget) if config.retain_rows is None and extra.forget else config.retain_rows
     tofu = training_set(
         config.split,
         config.data,
-        config.augmented,
+        augmented,
         paraphrases=config.paraphrases,
         wrong_answers=config.wrong_answers if method.retain is not None else 0,
-        retain_rows=config.retain_rows if method.retain is not None else 0,
+        retain_rows=number if method.retain is not None else 0,
         alternatives=method.alternatives is not None and config.alternatives == "given",
     )
-    return tofu.forget, tofu.retain, {"tofu": tofu.files}
+    files = {"tofu": tofu.files} | ({"augment": extra.files} if extra.files else {})
+    return extra.forget or tofu.forget, tofu.retain + extra.wrong, files
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """Forget records with their paraphrases behind them, wrong answers, and where they came from."""
+
+    forget: list[Record]
+    wrong: list[Record]
+    files: list[DataFile]
+
+
+def _augmented(config: TrainConfig, method: Method, sources: Mapping[str, Sequence[Record]]) -> _Augmented:
+    """Forget records by their file, augmented: paraphrases to forget, too, wrong answers to retain.
+
+    Where the method takes given alternatives, a record without one takes its first wrong answer.
+    """
+    given = method.alternatives is not None and config.alternatives == "given"
+    wanted = config.wrong_answers if method.retain is not None else 0
+    number = {"paraphrases": config.paraphrases, "wrong_answers": max(wanted, int(given))}
+    made, files = augmentation(config.augment, sources, **number, seed=config.seed)
+    forget: list[Record] = []
+    wrong: list[Record] = []
+    told: list[Record] = []
+    seen: set[str] = set()
+    for record in (record for records in sources.values() for record in records):
+        of = digest(record)
+        own = made[of]
+        lie = own.wrong[0] if own.wrong else None
+        other = record.alternative or (lie and (lie.completion or lie.messages[-1][1]))
+        forget.append(replace(record, alternative=other))
+        if of not in seen:  # a record that stands there twice is augmented once
+            seen.add(of)
+            told += [replace(one, alternative=other) for one in (*own.paraphrases, *own.asked)]
+            wrong += own.wrong[:wanted]
+    logger.info("--augment %s: %d paraphrases and %d wrong answers", config.augment, len(told), len(wrong))
+    return _Augmented(forget + told, wrong, files)
 
 
 def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
     """The records of the user's files; a method without a retain loss reads no retain file."""
     forget, forget_files = _read_files(config, "forget")
+    files = {"forget": forget_files}
+    wrong: list[Record] = []
+    if config.augment != NONE:
+        sources = {file.path: read_records([file.path]) for file in forget_files}
+        extra = _augmented(config, method, sources)
+        forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
         if config.retain:
             logger.warning("%s has no retain loss: the retain files are not read", method.name)
-        return forget, [], {"forget": forget_files}
-    retain, retain_files = _read_files(config, "retain")
-    return forget, retain, {"forget": forget_files, "retain": retain_files}
+        return forget, [], files
+    retain, files["retain"] = _read_files(config, "retain")
+    return forget, retain + wrong, files
 
 
 def _read_files(config: TrainConfig, side: str) -> tuple[list[Record], list[DataFile]]:

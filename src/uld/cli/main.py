@@ -6,10 +6,12 @@ import typer
 
 import uld
 from uld.cli import (
+    augment,
     compare,
     demo,
     doctor,
     eval_attacks,
+    eval_copyright,
     eval_knowundo,
     eval_muse,
     evaluate,
@@ -30,9 +32,11 @@ app = typer.Typer(
 )
 app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
+evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
 evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
 evaluate.app.command("knowundo", epilog=eval_knowundo.EPILOG)(eval_knowundo.knowundo)
 evaluate.app.command("muse", epilog=eval_muse.EPILOG)(eval_muse.muse)
+app.command("augment", epilog=augment.EPILOG, no_args_is_help=True)(augment.augment)
 app.add_typer(evaluate.app, name="eval")
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)

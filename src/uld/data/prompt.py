@@ -8,7 +8,7 @@ answer's follow, the end-of-sequence token included.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ NAMED = {
 }
 """Templates by name; ``llama2`` is the one that TOFU's Llama-2 models were trained with."""
 
+T = TypeVar("T")
 _PROBE = "0x7e57"  # an answer that no template writes itself
 
 
@@ -154,6 +155,10 @@ class PromptFormat:
             rows.append(Encoded(head + part, [False] * len(head) + [True] * len(part)))
         return rows
 
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text that stands first, special tokens before it."""
+        return [*self._prefix, *self._ids(text)]
+
     def encode_all(self, records: Iterable[Record], max_length: int) -> tuple[list[Encoded], int]:
         """Encode records; texts become several rows.
 
@@ -272,3 +277,10 @@ class PromptFormat:
         # SentencePiece puts a blank before any text that it tokenises alone; behind a line feed it does not.
         lead, led = self._ids("\n"), self._ids("\n" + piece)
         return led[len(lead) :] if led[: len(lead)] == lead else self._ids(piece)
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """At most so many of some items, spread evenly over them and in their order; None takes all."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

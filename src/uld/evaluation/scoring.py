@@ -6,7 +6,8 @@ tokens that carry a score. For an unlearned model many settings of the combinati
 target and assistant logits do not depend on them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -374,3 +375,16 @@ def generate_ids(
         **settings,
     )
     return out[:, width:]
+
+
+def refuse_nan(model: PreTrainedModel, losses: Iterable[float]) -> None:
+    """Refuse what a broken model gives.
+
+    Raises:
+        ULDError: one of the losses is NaN.
+    """
+    if any(math.isnan(loss) for loss in losses):
+        raise ULDError(
+            f"{model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if that "
+            "changes nothing, its weights are broken"
+        )

@@ -6,7 +6,6 @@ Every row is written as soon as it is done, so that a stopped evaluation goes on
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,11 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import DataError, Record
 from uld.data.tofu import check_split, load_tofu
-from uld.errors import ULDError
 from uld.evaluation.metrics import rouge_recall
 from uld.evaluation.resume import complete, describe
 from uld.evaluation.rows import claim
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches
+from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
 from uld.evaluation.tofu_log import FILE_NAME, TaskLog, TofuLog, write_log
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
@@ -171,11 +169,7 @@ def evaluate_rows(job: _Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]
     results: list[dict[str, Any]] = [
         {"scores": [[(one := next(scores)).loss, one.tokens] for _ in answers_of(row)]} for row in rows
     ]
-    if any(math.isnan(loss) for result in results for loss, _ in result["scores"]):
-        raise ULDError(
-            f"{job.model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if that "
-            "changes nothing, its weights are broken"
-        )
+    refuse_nan(job.model, (loss for result in results for loss, _ in result["scores"]))
     if job.generate:
         prompts = [job.form.prompt_ids(row["question"]) for row in rows]
         texts = generate_answers(job.model, job.tokenizer, prompts, max_new_tokens=job.max_new_tokens)
