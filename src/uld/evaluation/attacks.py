@@ -6,7 +6,6 @@ and its scores are written as soon as they are there. The arithmetic is in `uld.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from uld.errors import ULDError
 from uld.evaluation import membership
 from uld.evaluation.resume import complete, describe
 from uld.evaluation.rows import claim
-from uld.evaluation.scoring import Scorer, context_length, length_batches
+from uld.evaluation.scoring import Scorer, context_length, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
 
@@ -140,11 +139,7 @@ class _Job:
                 result["cut"] = row.cut
             if self.gradnorm:
                 result["gradnorm"] = gradient_norm(self.scorer, row)
-            if any(math.isnan(value) for value in result.values()):
-                raise ULDError(
-                    f"{self.model.name_or_path} gives NaN as a score: load it with --dtype fp32; if that changes "
-                    "nothing, its weights are broken"
-                )
+            refuse_nan(self.model, result.values())
             results.append(result)
         return results
 

@@ -17,12 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.errors import ULDError
 from uld.evaluation.memorization import exact_memorization
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.resume import complete, describe
 from uld.evaluation.rows import claim
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches
+from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
 
@@ -105,11 +104,7 @@ class _Job:
         results: list[dict[str, Any]] = [
             {"accuracy": exact_memorization(one.right), "avg_loss": float(-one.log_probs.mean())} for one in scores
         ]
-        if any(math.isnan(result["avg_loss"]) for result in results):
-            raise ULDError(
-                f"{self.model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if "
-                "that changes nothing, its weights are broken"
-            )
+        refuse_nan(self.model, (result["avg_loss"] for result in results))
         if self.generate:
             prompts = [self.form.prompt_ids(record.messages[0][1]) for record in records]
             texts = generate_answers(self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens)

@@ -6,7 +6,6 @@ memorization, C2 knowledge memorization, C3 privacy leakage, C4 utility. Every r
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from uld.evaluation.memorization import longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.resume import complete, describe
 from uld.evaluation.rows import claim
-from uld.evaluation.scoring import Scorer, context_length, generate_ids, length_batches
+from uld.evaluation.scoring import Scorer, context_length, generate_ids, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
 
@@ -183,8 +182,7 @@ class _Job:
         results: list[dict[str, Any]] = []
         for row, tokens in zip(rows, token_scores(self.scorer, rows), strict=True):
             score = membership.min_k(tokens.log_probs)
-            if math.isnan(score):
-                raise ULDError(f"{self.model.name_or_path} gives NaN as a score: load it with --dtype fp32")
+            refuse_nan(self.model, [score])
             results.append({"tokens": len(tokens.log_probs), "min_k": score} | ({"too_long": True} if row.cut else {}))
         return results
 
