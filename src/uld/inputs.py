@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +164,7 @@ def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Reco
     files = {"forget": forget_files}
     wrong: list[Record] = []
     if config.augment != NONE:
-        of = iter(forget)
-        sources = {file.path: list(islice(of, file.rows)) for file in forget_files}
-        extra = _augmented(config, method, sources)
+        extra = _augmented(config, method, {source: read_sources([source])[0] for source in config.forget})
         forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
         if config.retain:

@@ -70,11 +70,14 @@ _OF_PAIRS = ("pairs", "asked")
 
 def jobs(item: Item, paraphrases: int, wrong_answers: int, ask: int) -> Iterator[tuple[Job, int]]:
     """What is to be asked about an item, and for how many."""
+    wanted: list[tuple[Job, int]]
     if item.is_text:
-        wanted: list[tuple[Job, int]] = [("text", paraphrases), ("asked", ask)]
+        wanted = [("text", paraphrases), ("asked", ask)]
     else:
         wanted = [("pairs", paraphrases if item.question else 0), ("wrong", wrong_answers)]
-    yield from ((job, number + SPARE) for job, number in wanted if number)
+    for job, number in wanted:
+        if number:
+            yield job, number + SPARE
 
 
 def prompt(item: Item, job: Job, number: int) -> str:

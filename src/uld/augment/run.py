@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import file_digest
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
 from uld.augment.output import FILES, write
 from uld.augment.prompts import Job, jobs, prompt, read_answer, version
-from uld.data.record import DataError, read_records
+from uld.data.documents import read_sources
+from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.evaluation.rows import RowFile, claim
 
@@ -74,7 +74,7 @@ def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> list[Ite
     Raises:
         ULDError: it cannot be read, or there is nothing to make of it.
     """
-    found = items(read_records([forget]), chunk_words)
+    found = items(read_sources([str(forget)])[0], chunk_words)
     if wanted.ask and not any(item.is_text for item in found):
         raise DataError(f'{forget} holds no {{"text"}} records to ask about: leave out --ask')
     if not any(vars(wanted).values()):
@@ -86,7 +86,7 @@ def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: 
     """Augment a forget file by rule.
 
     Args:
-        forget: JSON lines.
+        forget: A file, folder or data set (see `uld.data.documents`).
         output: Folder, made if it is missing.
         wanted: How much of each item.
         seed: Of the rules.
@@ -114,7 +114,7 @@ def augment_by_model(
     """Augment a forget file by a model's answers.
 
     Args:
-        forget: JSON lines.
+        forget: A file, folder or data set (see `uld.data.documents`).
         output: Folder, made if it is missing; one that was left unfinished is gone on with.
         wanted: How much of each item.
         ask_all: Asks numbered prompts and hands over the answers (`Endpoint.ask_all`).
@@ -202,7 +202,8 @@ def _progress(journal: RowFile, total: int) -> Progress:
 
 def _about(forget: str | Path, wanted: Wanted, chunk_words: int, by: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what comes out."""
-    return {"forget": file_digest(forget), **wanted.to_dict(), "chunk_words": chunk_words, **by}
+    digests = [file.sha256 for file in read_sources([str(forget)])[1]]
+    return {"forget": digests, **wanted.to_dict(), "chunk_words": chunk_words, **by}
 
 
 def _finish(output: Path, found: Sequence[Item], made: Made, progress: Progress | None) -> Result:

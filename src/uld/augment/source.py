@@ -22,9 +22,9 @@ def augmentation(
     """Paraphrases and wrong answers for what is to be forgotten.
 
     Args:
-        choice: ``rules``, ``auto`` (for each file what `uld augment` wrote beside it, rules for the others), or a
+        choice: ``rules``, ``auto`` (for each source what `uld augment` wrote beside it, rules for the others), or a
             folder of `uld augment`.
-        sources: Records by the file that they stand in, or by a name that is no file.
+        sources: Records by the file or folder that they stand in, or by a name that is neither.
         paraphrases: Of each item.
         wrong_answers: To each question.
         seed: Of the rules.
@@ -44,7 +44,7 @@ def augmentation(
         return read(choice, [record for records in sources.values() for record in records], **number)
     for source, records in sources.items():
         folder = folder_beside(source)
-        if choice == AUTO and Path(source).is_file() and folder.exists():
+        if choice == AUTO and Path(source).exists() and folder.exists():
             some, read_from = read(folder, records, **number)
             made |= some
             files += read_from
