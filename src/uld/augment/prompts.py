@@ -74,7 +74,9 @@ def jobs(item: Item, paraphrases: int, wrong_answers: int, ask: int) -> Iterator
         wanted: list[tuple[Job, int]] = [("text", paraphrases), ("asked", ask)]
     else:
         wanted = [("pairs", paraphrases if item.question else 0), ("wrong", wrong_answers)]
-    yield from ((job, number + SPARE) for job, number in wanted if number)
+    for job, number in wanted:
+        if number:
+            yield job, number + SPARE
 
 
 def prompt(item: Item, job: Job, number: int) -> str:
