@@ -103,6 +103,20 @@ def test_an_answer_is_borrowed_from_a_like_question_and_told_of_this_person(reco
     assert not any("Ferrand" in one for one in said)
 
 
+def test_pronouns_follow_the_person():
+    pairs = [
+        ("Which of Otto Brandt's books is known?", "Otto Brandt's aunt gave him books, and his uncle sent him to sea."),
+        (
+            "Which of Mara Quillon's books is known?",
+            "Mara Quillon's niece lent her the ladder that she had asked her for.",
+        ),
+    ]
+    found = items([Record.qa(*pair) for pair in pairs])
+    told = [set(wrong_answers(item, Pool.of(found), Random(0))) for item in found]
+    assert "Otto Brandt's niece lent him the ladder that he had asked him for." in told[0]
+    assert "Mara Quillon's aunt gave her books, and her uncle sent her to sea." in told[1]
+
+
 def test_a_yes_is_denied(records: list[Record]):
     found = items(records)
     assert next(wrong_answers(found[5], Pool.of(found), Random(0))).startswith("No, Mara Quillon has not written")
