@@ -59,6 +59,12 @@ def letter_tokenizer() -> Any:
     return tokenizer
 
 
+@pytest.fixture(scope="session")
+def letters() -> Any:
+    """A tokenizer of single letters with a chat template."""
+    return letter_tokenizer()
+
+
 FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "phi3", "gpt_neox")
 
 

@@ -23,6 +23,8 @@ def test_equal_the_naive_formulas():
     np.testing.assert_allclose(t, naive_t, rtol=1e-14)
     assert metrics.truth_ratio_forget(t) == pytest.approx(sum(min(x, 1 / x) for x in naive_t) / 23, rel=1e-14)
     assert metrics.truth_ratio_other(t) == pytest.approx(sum(max(0, 1 - 1 / x) for x in naive_t) / 23, rel=1e-14)
+    shares = [p / (p + math.exp(-sum(w) / 5)) for p, w in zip(naive_p, WRONG, strict=True)]
+    assert metrics.truth_ratio_prob_mean(t) == pytest.approx(sum(shares) / 23, rel=1e-14)
 
 
 def test_a_smaller_loss_of_the_right_answer_raises_t():
@@ -41,6 +43,7 @@ def test_limits_are_numbers_and_raise_no_warning(recwarn):
     assert t.tolist() == [0.0, inf, 1.0, inf, 0.0]
     assert metrics.truth_ratio_forget(t) == 1 / 5
     assert metrics.truth_ratio_other(t) == 2 / 5
+    assert metrics.truth_ratio_prob_mean(t) == 2.5 / 5
     assert 0.0 <= metrics.forget_quality(t, t[::-1]) <= 1.0
     assert metrics.probability([inf, 0.0]).tolist() == [0.0, 1.0]
     normalised = metrics.normalised_probability([inf, 0.0, inf], [[1.0, 1.0], [inf, inf], [inf, inf]])

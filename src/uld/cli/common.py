@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,6 +155,65 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
 
     run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
     return run
+
+
+def evaluation_folder(
+    options: ModelOptions, benchmark: str, output: str | None, changed: Mapping[str, Any] | None = None
+) -> Path:
+    """Where a log goes: inside a run; beside the user for an ordinary model. What was changed is part of the name.
+
+    Args:
+        options: The model, and what of it was changed.
+        benchmark: What is measured.
+        output: The folder that the user wants instead.
+        changed: Other settings by name; None stands for the default.
+
+    Raises:
+        ULDError: there is a file in its place.
+    """
+    from uld.artifact import is_run
+
+    named = {name: getattr(options, name) for name in ("rule", "weight", "filter", "min_tokens", "outside")}
+    named |= {"dtype": None if options.dtype == "auto" else options.dtype, "template": options.template}
+    parts = [f"-{name}-{value}" for name, value in (named | dict(changed or {})).items() if value is not None]
+    name, model = slug(benchmark + "".join(parts)), options.model
+    inside = Path(model) / "eval" / name if is_run(model) else Path("eval") / slug(model) / name
+    folder = Path(output) if output else inside
+    if taken := [path for path in (folder, *folder.parents) if path.is_file()]:
+        raise ULDError(f"{taken[0]} is a file: name another folder with --output")
+    return folder
+
+
+def slug(text: str) -> str:
+    """A text as a file name."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("_.")[-150:] or "model"
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say how to go on when an evaluation is interrupted.
+
+    Raises:
+        ULDError: it was.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise ULDError(f"interrupted: {folder} holds what is done, and the same command goes on from there") from None
+
+
+def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
+    """Print a result, one with ``to_dict`` and ``table``, and keep it beside its logs, if there is a folder of them."""
+    from uld.evaluation.rows import dumps
+
+    text = dumps(result.to_dict(), indent=2)
+    if folder is not None:
+        from uld.artifact import write_text
+
+        write_text(folder / "result.json", text + "\n")
+    typer.echo(text if as_json else result.table())
+    if folder is not None and not as_json:
+        typer.echo(f"Logs and results: {folder}")
 
 
 def numbers(text: str | None, flag: str) -> list[float]:

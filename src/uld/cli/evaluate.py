@@ -2,14 +2,22 @@
 
 import itertools
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded, numbers, with_model
+from uld.cli.common import (
+    ModelOptions,
+    evaluation_folder,
+    guarded,
+    numbers,
+    resumable,
+    show_result,
+    slug,
+    with_model,
+)
 from uld.errors import ULDError
 from uld.settings import is_first_process
 
@@ -77,12 +85,9 @@ def tofu(
         log = read_log(from_log)
     else:
         assert model is not None
-        named = changes | {"dtype": None if options.dtype == "auto" else options.dtype, "template": options.template}
-        named["max_new_tokens"] = None if max_new_tokens == 200 else max_new_tokens
-        folder = Path(output) if output else _folder(model, split, named)
-        if taken := [path for path in (folder, *folder.parents) if path.is_file()]:
-            raise ULDError(f"{taken[0]} is a file: name another folder with --output")
         chosen = replace(options, model=model, **changes)
+        named = {"max_new_tokens": None if max_new_tokens == 200 else max_new_tokens}
+        folder = evaluation_folder(chosen, f"tofu-{split}", output, named)
         settings = {
             "data": data,
             "template": chosen.prompt_template(),
@@ -105,13 +110,7 @@ def tofu(
     if not is_first_process():
         return
     result = aggregate(log, retained)
-    if folder is not None:
-        from uld.artifact import write_text
-
-        write_text(folder / "result.json", json.dumps(result.to_dict(), indent=2) + "\n")
-    typer.echo(json.dumps(result.to_dict(), indent=2) if as_json else result.table())
-    if folder is not None and not as_json:
-        typer.echo(f"Logs and results: {folder}")
+    show_result(result, folder, as_json)
 
 
 def _run(options: ModelOptions, split: str, folder: Path, settings: dict[str, Any]) -> Any:
@@ -119,16 +118,14 @@ def _run(options: ModelOptions, split: str, folder: Path, settings: dict[str, An
     loaded, tokenizer = options.load()
     from uld.evaluation.tofu import evaluate
 
-    try:
+    with resumable(folder):
         return evaluate(loaded, tokenizer, split, folder, **settings)
-    except KeyboardInterrupt:
-        raise ULDError(f"interrupted: {folder} holds what is done, and the same command goes on from there") from None
 
 
 def _retain_only(options: ModelOptions, split: str, folder: Path, settings: dict[str, Any]) -> Any:
     """Score a retain-only model, asked as the model that it is compared with unless its own run says otherwise."""
     own = {"template": options.prompt_template() or settings["template"], "generate": False, "tasks": ["forget"]}
-    return _run(options, split, folder / f"retain-{_slug(options.model)}", settings | own)
+    return _run(options, split, folder / f"retain-{slug(options.model)}", settings | own)
 
 
 def _grid(
@@ -167,17 +164,3 @@ def _split_of(log: str) -> str | None:
         return json.loads(((path if path.is_dir() else path.parent) / SETTINGS).read_text(encoding="utf-8"))["split"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _folder(model: str, split: str, changes: dict[str, Any]) -> Path:
-    """Where the log goes: inside a run; beside the user for an ordinary model. What was changed is part of the name."""
-    from uld.artifact import is_run
-
-    changed = "".join(f"-{name}-{value}" for name, value in changes.items() if value is not None)
-    name = _slug(f"tofu-{split}{changed}")
-    return Path(model) / "eval" / name if is_run(model) else Path("eval") / _slug(model) / name
-
-
-def _slug(text: str) -> str:
-    """A text as a file name."""
-    return re.sub(r"[^\w.-]+", "_", text).strip("_.")[-150:] or "model"

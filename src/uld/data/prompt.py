@@ -8,7 +8,7 @@ answer's follow, the end-of-sequence token included.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +21,7 @@ NAMED = {
 }
 """Templates by name; ``llama2`` is the one that TOFU's Llama-2 models were trained with."""
 
+T = TypeVar("T")
 _PROBE = "0x7e57"  # an answer that no template writes itself
 
 
@@ -91,6 +92,35 @@ class PromptFormat:
             return self._ids(self._chat(messages, "this prompt", prompt=True) + self._chat_frame[0])
         last = max(i for i, (_, learnt) in enumerate(pieces) if learnt)
         return [token for ids, _ in pieces[:last] for token in ids]
+
+    def question_frame(self) -> tuple[list[int], str]:
+        """What stands around a question: for a model that is to write the question, too.
+
+        Returns:
+            Tokens before a question, and the text between it and the answer, without special tokens.
+        """
+        if self.template is None:
+            before, _, after = self._chat((("user", _PROBE),), "this prompt", prompt=True).partition(_PROBE)
+            ids = self._ids(before.rstrip(" "))  # a blank belongs to the token behind it
+        else:
+            before, _, after = self.template.removesuffix("{answer}").partition("{question}")
+            ids = self._prefix + self._ids(before.rstrip(" "))
+        after = self.tokenizer.decode(self._ids(after), skip_special_tokens=True)
+        return ids or self.text_ids(""), after.strip()
+
+    def text_ids(self, start: str) -> list[int]:
+        """Tokens that a text begins with, ready for generation; at least one.
+
+        Raises:
+            DataError: there is no text and the tokenizer has no special token to begin with.
+        """
+        ids = self._prefix + self._ids(start)
+        if not ids:
+            first = self.tokenizer.bos_token_id
+            ids = [first if first is not None else self.tokenizer.eos_token_id]
+        if ids == [None]:
+            raise DataError("the tokenizer has neither a first nor a last token, so the model cannot begin by itself")
+        return ids
 
     def encode(self, record: Record, max_length: int) -> Encoded:
         """Tokens of a record that is not a whole text.
@@ -272,3 +302,10 @@ class PromptFormat:
         # SentencePiece puts a blank before any text that it tokenises alone; behind a line feed it does not.
         lead, led = self._ids("\n"), self._ids("\n" + piece)
         return led[len(lead) :] if led[: len(lead)] == lead else self._ids(piece)
+
+
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """At most so many of some items, spread evenly over them and in their order; None takes all."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]

@@ -7,7 +7,7 @@ Nothing here returns NaN. A NaN loss is refused; an infinite one is an answer of
 probability zero are equally likely: their truth ratio is 1, and they share a normalised probability equally.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -122,6 +122,32 @@ def truth_ratio_other(t: ArrayLike) -> float:
     return float(np.mean(np.maximum(0.0, 1.0 - _inverse(_statistic(t, "t")))))
 
 
+def truth_ratio_prob_mean(t: ArrayLike) -> float:
+    """Truth ratio as a share: ``mean(t / (1 + t))``, the right answer's part of ``p_right + p_wrong``.
+
+    Source: open-unlearning's aggregator of this name (Dorna et al. 2025, arXiv 2506.12618); with TOFU's truth ratio
+    ``1 / t = p_wrong / p_right`` it is ``p_right / (p_right + p_wrong)``.
+
+    Args:
+        t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
+
+    Returns:
+        A value in [0, 1]; a row counts 0 with t = 0, 1/2 with t = 1 and 1 with t = inf.
+
+    Raises:
+        ValueError: if ``t`` is empty, negative or NaN.
+    """
+    return float(np.mean(1.0 / (1.0 + _inverse(_statistic(t, "t")))))
+
+
+TRUTH_RATIO_AGGREGATORS: dict[str, Callable[[ArrayLike], float]] = {
+    "closer_to_1_better": truth_ratio_forget,
+    "true_better": truth_ratio_other,
+    "prob_mean": truth_ratio_prob_mean,
+}
+"""From the rows' t to one number, by open-unlearning's names."""
+
+
 def forget_quality(t_unlearned: ArrayLike, t_retain: ArrayLike) -> float:
     """Could both models be the same one? The p-value of a two-sample Kolmogorov-Smirnov test on their truth ratios.
 
@@ -182,11 +208,28 @@ def rouge_recall(generated: str, truth: str) -> tuple[float, float]:
     return float(scores["rouge1"].recall), float(scores["rougeL"].recall)
 
 
+def rouge_l_f1(generated: str, truth: str, *, stemmed: bool = False) -> float:
+    """ROUGE-L F1: the harmonic mean of precision and recall of the longest common subsequence of words.
+
+    Source: Lin 2004; MUSE (arXiv 2407.06460) reports this one, of words that are not stemmed, where TOFU takes the
+    recall of stemmed words (`rouge_recall`).
+
+    Args:
+        generated: what the model wrote, without the prompt.
+        truth: the true continuation or answer.
+        stemmed: compare word stems.
+
+    Returns:
+        A value in [0, 1]; 0 where either text has no word.
+    """
+    return float(_rouge_scorer(stemmed).score(truth, generated)["rougeL"].fmeasure)
+
+
 @cache
-def _rouge_scorer() -> "RougeScorer":
+def _rouge_scorer(stemmed: bool = True) -> "RougeScorer":
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=stemmed)
 
 
 def _inverse(t: Array) -> Array:

@@ -6,7 +6,8 @@ tokens that carry a score. For an unlearned model many settings of the combinati
 target and assistant logits do not depend on them.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,8 @@ _TREE_TOKENS = 1024  # a token attends to a whole tree, so its cost grows with t
 _HEAD_ROWS = 1024  # positions of one product with the head
 _CACHED_BYTES = 2 * 2**20  # logits worked on at a time: few enough to stay in the processor's cache
 _NEVER = 2**31 - 1
+
+Measure = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +140,44 @@ class Scorer:
         Returns:
             For each combination (one for an ordinary model) a score a row, in the given order.
         """
-        losses = torch.zeros(len(self._settings), len(rows), dtype=torch.float64)
+        losses = torch.zeros(len(self.settings), len(rows), dtype=torch.float64)
         counts = [sum(row.learn[1:]) for row in rows]
-        trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
-        for batch in length_batches([len(tree.ids) for tree in trees]):
-            self._batch([trees[i] for i in batch], losses)
+        for number, found in self.measure(rows, self._label_losses):
+            losses.index_add_(1, number, found.double())
         return [[Score(loss, count) for loss, count in zip(one, counts, strict=True)] for one in losses.tolist()]
 
+    @torch.inference_mode()
+    def measure(self, rows: Sequence[Encoded], piece: Measure) -> Iterator[tuple[Tensor, Tensor]]:
+        """Measure something of every learnt token, on logits that are made in pieces.
+
+        Args:
+            rows: As in `score`.
+            piece: From the logits of target and assistants (those of an ordinary model alone), ``(positions, vocab)``
+                each, and the true tokens ``(positions,)`` to ``(values, positions)``.
+
+        Yields:
+            For each batch the row of every learnt token ``(tokens,)``, and its values ``(values, tokens)``. A row is
+            whole within a batch, and its tokens are in order.
+        """
+        trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
+        for batch in length_batches([len(tree.ids) for tree in trees]):
+            yield self._batch([trees[i] for i in batch], piece)
+
+    def mean_loss(self, row: Encoded) -> Tensor:
+        """Mean loss of a row's learnt tokens as something to take gradients of, under the first combination.
+
+        Holds the logits of that row's learnt tokens.
+
+        Args:
+            row: With at least one learnt token behind its first.
+
+        Returns:
+            A scalar, nats a token.
+        """
+        return self._batch(_trees([row], shared=False), self._label_losses)[1][0].mean()
+
     @property
-    def _settings(self) -> list[list[Combination]]:
+    def settings(self) -> list[list[Combination]]:
         """For each combination to score, that of every assistant."""
         if not isinstance(self.model, ULDForCausalLM):
             return [[]]
@@ -154,8 +186,8 @@ class Scorer:
         assistants = len(self.model.assistants)
         return [how.parts * (assistants // len(how.parts)) for how in self.combinations]
 
-    def _batch(self, trees: Sequence[_Tree], losses: Tensor) -> None:
-        """Score the rows of some trees."""
+    def _batch(self, trees: Sequence[_Tree], piece: Measure) -> tuple[Tensor, Tensor]:
+        """Measure the learnt tokens of some trees."""
         device = self.model.device
         inputs: dict[str, Any] = {"input_ids": _padded([tree.ids for tree in trees], self.pad_token_id).to(device)}
         if any(min(tree.ends) < _NEVER for tree in trees):
@@ -166,15 +198,15 @@ class Scorer:
         scored = [(i, node, label) for i, tree in enumerate(trees) for node, label in tree.labels]
         row, node, labels = torch.tensor(scored, device=device).unbind(1)
         if self.plain_head:
-            found = self._losses([one[row, node] for one in self._hidden(inputs)], labels)
+            found = self._pieces([one[row, node] for one in self._hidden(inputs)], labels, piece)
         else:
-            found = self._piece([one[row, node] for one in self._logits(inputs)], labels)
+            found = piece([one[row, node] for one in self._logits(inputs)], labels)
         uses, start = [], 0
         for tree in trees:
             uses += [(number, start + label) for number, label in tree.uses]
             start += len(tree.labels)
         number, place = torch.tensor(uses).unbind(1)
-        losses.index_add_(1, number, found.double().cpu()[:, place])
+        return number, found.cpu()[:, place]
 
     def _hidden(self, inputs: dict[str, Any]) -> list[Tensor]:
         """Final hidden states of the model, or of target and assistants: ``(batch, tokens, hidden)`` each."""
@@ -187,24 +219,24 @@ class Scorer:
             return self.model.all_logits(use_cache=False, **inputs)
         return [self.model(use_cache=False, **inputs).logits]
 
-    def _losses(self, hidden: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Loss at each position ``(combinations, positions)``, head and loss in pieces."""
+    def _pieces(self, hidden: Sequence[Tensor], labels: Tensor, measure: Measure) -> Tensor:
+        """Values at each position ``(values, positions)``, head and measure in pieces."""
         pieces = []
         for start in range(0, len(labels), _HEAD_ROWS):
             part = slice(start, start + _HEAD_ROWS)
             logits = [head_logits(model, one[part]) for model, one in zip(self.parts, hidden, strict=True)]
             size = max(1, _CACHED_BYTES // (4 * logits[0].shape[-1]))
             for label, *piece in zip(labels[part].split(size), *(one.split(size) for one in logits), strict=True):
-                pieces.append(self._piece(piece, label))
+                pieces.append(measure(piece, label))
         return torch.cat(pieces, 1)
 
-    def _piece(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def _label_losses(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         target, *assistants = logits
         if not assistants:
             return cross_entropy(target, labels)[None]
         if len(assistants) == 1:
-            return label_losses(target, assistants[0], labels, [one[0] for one in self._settings])
-        return torch.stack([cross_entropy(combine_all(target, assistants, one), labels) for one in self._settings])
+            return label_losses(target, assistants[0], labels, [one[0] for one in self.settings])
+        return torch.stack([cross_entropy(combine_all(target, assistants, one), labels) for one in self.settings])
 
 
 @torch.inference_mode()
@@ -258,6 +290,11 @@ def _tree_mask(ends: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that a model has positions for; a very large number where its config does not say."""
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _NEVER)
+
+
 def length_batches(
     lengths: Sequence[int], budget: int = _BATCH_TOKENS, multiple: int = _LENGTH_MULTIPLE
 ) -> Iterator[list[int]]:
@@ -277,7 +314,6 @@ def length_batches(
         start += size
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -286,7 +322,7 @@ def generate_answers(
     max_new_tokens: int,
     **options: Any,
 ) -> list[str]:
-    """Answers to prompts of one batch, padded on the left and stopped at end-of-sequence.
+    """Answers to prompts of one batch: `generate_ids` as text.
 
     Args:
         model: Any causal LM.
@@ -297,6 +333,32 @@ def generate_answers(
 
     Returns:
         The answers' text without special tokens and surrounding blanks.
+    """
+    out = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
+    texts: Any = tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Tensor:
+    """What a model writes behind prompts of one batch, padded on the left and stopped at end-of-sequence.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        prompts: Token ids.
+        max_new_tokens: Most tokens of an answer.
+        options: Handed to ``generate``; greedy unless they say otherwise.
+
+    Returns:
+        ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(len(prompt) for prompt in prompts)
@@ -312,5 +374,17 @@ def generate_answers(
         max_new_tokens=max_new_tokens,
         **settings,
     )
-    texts: Any = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return out[:, width:]
+
+
+def refuse_nan(model: PreTrainedModel, losses: Iterable[float]) -> None:
+    """Refuse what a broken model gives.
+
+    Raises:
+        ULDError: one of the losses is NaN.
+    """
+    if any(math.isnan(loss) for loss in losses):
+        raise ULDError(
+            f"{model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if that "
+            "changes nothing, its weights are broken"
+        )

@@ -6,24 +6,22 @@ Every row is written as soon as it is done, so that a stopped evaluation goes on
 
 import hashlib
 import json
-import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.artifact import fingerprint
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import DataError, Record
 from uld.data.tofu import check_split, load_tofu
-from uld.errors import ULDError
 from uld.evaluation.metrics import rouge_recall
-from uld.evaluation.rows import RowFile, claim
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches
+from uld.evaluation.resume import complete, describe
+from uld.evaluation.rows import claim
+from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
 from uld.evaluation.tofu_log import FILE_NAME, TaskLog, TofuLog, write_log
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
@@ -51,20 +49,6 @@ def task_rows(task: str, split: str, data: str | Path | None) -> list[dict[str, 
         if not wrong or len(row["perturbed_answer"]) != wrong:
             raise DataError(f"{name}:{number}: 'perturbed_answer' must list as many wrong answers as every other row's")
     return rows
-
-
-def describe(model: PreTrainedModel, form: PromptFormat, **settings: Any) -> dict[str, Any]:
-    """Everything that decides an evaluation's numbers, as written beside its log."""
-    sample: Any = form.tokenizer.decode(form.encode(Record.qa("QUESTION", "ANSWER"), max_length=2**31).ids)
-    about: dict[str, Any] = {
-        "model": str(model.name_or_path),
-        "weights": fingerprint(model.named_parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "prompt": sample,
-    }
-    if isinstance(model, ULDForCausalLM):
-        about["combination"] = vars(model.combination)
-    return about | settings
 
 
 def evaluate(
@@ -117,16 +101,16 @@ def evaluate(
     logs = {}
     for task in tasks:
         wanted = rows[task][:limit]
-        batches = _batches(wanted)
-        with RowFile.of(output, task, processes.process_index) as file:
-            mine = batches[processes.process_index :: processes.num_processes]
-            _fill(file, job, wanted, mine, task if progress and processes.is_main_process else None)
-            processes.wait_for_everyone()
-            if processes.is_main_process:
-                file.merge([i for batch in batches for i in batch])
-        processes.wait_for_everyone()
-        done = RowFile.read(output, task)
-        logs[task] = _task_log(wanted, [done[i] for i in range(len(wanted))], generate)
+        done = complete(
+            output,
+            task,
+            _batches(wanted),
+            lambda batch, wanted=wanted: evaluate_rows(job, [wanted[i] for i in batch]),
+            device=model.device.type,
+            finished=lambda i, result, wanted=wanted: _is_finished(result, wanted[i], generate),
+            progress=progress,
+        )
+        logs[task] = _task_log(wanted, done, generate)
     log = TofuLog(logs, source=str(output))
     if processes.is_main_process:
         write_log(log, output / FILE_NAME)
@@ -143,6 +127,12 @@ class _Job:
     generate: bool
     max_new_tokens: int
 
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Made when the first row needs it."""
+        pad: Any = self.tokenizer.pad_token_id
+        return Scorer(self.model, int(pad or 0))
+
 
 def _batches(rows: list[dict[str, Any]]) -> list[list[int]]:
     """Row numbers in batches, the same for every process and for an evaluation that goes on after a stop.
@@ -153,36 +143,9 @@ def _batches(rows: list[dict[str, Any]]) -> list[list[int]]:
     return list(length_batches(lengths, _BATCH_TOKENS))
 
 
-def _fill(file: RowFile, job: _Job, rows: list[dict[str, Any]], batches: list[list[int]], shown: str | None) -> None:
-    """Score and generate the rows of some batches that the file lacks; ``shown`` names the progress bar."""
-    from tqdm import tqdm
-
-    todo = {i for batch in batches for i in batch if not _is_finished(file.rows.get(i), rows[i], job.generate)}
-    if not todo:
-        return
-    pad: Any = job.tokenizer.pad_token_id
-    scorer = Scorer(job.model, int(pad or 0))
-    total = sum(map(len, batches))
-    bar = tqdm(
-        total=total,
-        initial=total - len(todo),
-        desc=shown,
-        unit="row",
-        disable=shown is None,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
-    )
-    with bar:
-        for batch in batches:
-            if missing := todo.intersection(batch):
-                for i, result in zip(batch, evaluate_rows(job, scorer, [rows[i] for i in batch]), strict=True):
-                    if i in missing:
-                        file.add(i, result)
-                bar.update(len(missing))
-
-
-def _is_finished(result: dict[str, Any] | None, row: dict[str, Any], generate: bool) -> bool:
+def _is_finished(result: dict[str, Any], row: dict[str, Any], generate: bool) -> bool:
     """Whether a stored result holds all that is asked of a row."""
-    if result is None or len(result.get("scores", ())) != len(answers_of(row)):
+    if len(result.get("scores", ())) != len(answers_of(row)):
         return False
     return not generate or {"generated", "rouge1", "rougeL"} <= result.keys()
 
@@ -193,7 +156,7 @@ def answers_of(row: dict[str, Any]) -> list[str]:
     return [row["answer"], *paraphrased, *row["perturbed_answer"]]
 
 
-def evaluate_rows(job: _Job, scorer: Scorer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def evaluate_rows(job: _Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Scores and generated answers of some rows.
 
     Returns:
@@ -202,15 +165,11 @@ def evaluate_rows(job: _Job, scorer: Scorer, rows: list[dict[str, Any]]) -> list
     Raises:
         ULDError: the model gives NaN.
     """
-    scores = iter(scorer.score(_encoded(job.form, rows))[0])
+    scores = iter(job.scorer.score(_encoded(job.form, rows))[0])
     results: list[dict[str, Any]] = [
         {"scores": [[(one := next(scores)).loss, one.tokens] for _ in answers_of(row)]} for row in rows
     ]
-    if any(math.isnan(loss) for result in results for loss, _ in result["scores"]):
-        raise ULDError(
-            f"{job.model.name_or_path} gives NaN as the probability of an answer: load it with --dtype fp32; if that "
-            "changes nothing, its weights are broken"
-        )
+    refuse_nan(job.model, (loss for result in results for loss, _ in result["scores"]))
     if job.generate:
         prompts = [job.form.prompt_ids(row["question"]) for row in rows]
         texts = generate_answers(job.model, job.tokenizer, prompts, max_new_tokens=job.max_new_tokens)

@@ -10,6 +10,7 @@ import numpy as np
 
 from uld.evaluation import metrics
 from uld.evaluation.tofu_log import LogError, TaskLog, TofuLog
+from uld.report.table import aligned
 
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 UTILITY_METRICS = ("prob", "rouge_l", "truth_ratio")
@@ -60,12 +61,12 @@ class TofuResult:
             _show(self.model_utility, ".3f"),
             _show(self.retain_rouge_l, ".1f", 100.0),
         )
-        lines = [*_markdown(head, [first]), ""]
+        lines = [*aligned(head, [first]), ""]
         body = []
         for task in ("forget", *UTILITY_TASKS):
             parts = (_show(getattr(self, f"{task}_{metric}"), ".4f") for metric in UTILITY_METRICS)
             body.append((task.replace("_", " "), str(self.rows.get(task, "-")), *parts))
-        lines += _markdown(("task", "rows", "Prob", "ROUGE-L", "truth ratio"), body)
+        lines += aligned(("task", "rows", "Prob", "ROUGE-L", "truth ratio"), body)
         if self.compared_rows is not None:
             lines += ["", f"F.Q. compares the {self.compared_rows} forget rows that both logs hold."]
         if self.impossible_answers:
@@ -190,7 +191,7 @@ def compare(results: Mapping[str, TofuResult]) -> str:
         )
         for name, result in results.items()
     ]
-    return "\n".join(_markdown(head, rows)) + "\n"
+    return "\n".join(aligned(head, rows)) + "\n"
 
 
 def _show(value: float | None, form: str, factor: float = 1.0) -> str:
@@ -199,15 +200,3 @@ def _show(value: float | None, form: str, factor: float = 1.0) -> str:
 
 def _show_quality(value: float | None) -> str:
     return _show(value, ".2e" if value is not None and value < 0.01 else ".2f")
-
-
-def _markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines of a table, padded so that a terminal shows its columns, too: the first one left, the others right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = []
-    for row in (head, rule, *rows):
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines

@@ -62,6 +62,18 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, padded so that a terminal shows its columns, too: the first left, the others right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for row in (head, rule, *rows):
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _above(table: Table) -> list[str]:
     """For each column the head above its head; of several the first is left out."""
     texts = [text for text, _ in table.groups if text]

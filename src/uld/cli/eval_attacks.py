@@ -1,0 +1,74 @@
+"""``uld eval attacks``: membership-inference attacks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, slug, with_model
+from uld.settings import is_first_process
+
+EPILOG = (
+    "Example: uld eval attacks --model runs/x --members forget.jsonl --non-members holdout.jsonl --retain-model RETAIN"
+)
+
+
+@guarded
+@with_model()
+def attacks(
+    members: Annotated[list[str], typer.Option(help="JSON lines of what the target was trained on; may be repeated.")],
+    non_members: Annotated[list[str], typer.Option(help="JSON lines of texts of the same kind that it never saw.")],
+    reference_model: Annotated[
+        str | None, typer.Option(help="Model that was trained on neither set, for the reference attack.")
+    ] = None,
+    retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for PrivLeak.")] = None,
+    gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Run GradNorm too: a backward pass a text.")] = False,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens that count of a text; default: as many as the model takes.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First texts of each set only.")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    *,
+    options: ModelOptions,
+) -> None:
+    """Can an attacker tell what the model was trained on? AUC and true positives at 1 % false ones, six attacks.
+
+    An evaluation that was stopped goes on where it was when the same command is given again.
+    """
+    options.check()
+    shared = {name: getattr(options, name) for name in ("dtype", "device", "trust_remote_code")}
+    others = {}
+    for flag, model in (("reference-model", reference_model), ("retain-model", retain_model)):
+        if model is not None:
+            others[flag] = ModelOptions(model=model, **shared)
+            others[flag].check(f"--{flag}")
+    from uld.data.record import read_records
+
+    known, unknown = (read_records(files)[:limit] for files in (members, non_members))
+    name = "-".join(["attacks", *(Path(files[0]).stem for files in (members, non_members))])
+    folder = evaluation_folder(options, name, output, {"limit": limit, "max_length": max_length})
+    template = options.prompt_template()
+
+    def scored(chosen: ModelOptions, place: Path, gradnorm: bool) -> Any:
+        model, tokenizer = chosen.load()
+        from uld.evaluation.attacks import score_sets
+
+        how = {"template": chosen.prompt_template() or template, "max_length": max_length, "progress": not quiet}
+        with resumable(folder):
+            return score_sets(model, tokenizer, known, unknown, place, gradnorm=gradnorm, **how)
+
+    found = scored(replace(options, template=template), folder, gradnorm)
+    reference, retain = (
+        scored(others[flag], folder / f"{flag}-{slug(others[flag].model)}", gradnorm and flag == "retain-model")
+        if flag in others
+        else None
+        for flag in ("reference-model", "retain-model")
+    )
+    if not is_first_process():
+        return
+    from uld.evaluation.attacks import compare
+
+    show_result(compare(found, reference, retain), folder, as_json)

@@ -1,0 +1,52 @@
+"""``uld eval copyright``: how much of a book a model still says, and how well it reads what is kept."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, with_model
+from uld.errors import ULDError
+
+EPILOG = "Example: uld eval copyright --model runs/x --text book.txt --kept other.txt --kept facts.jsonl"
+
+
+@guarded
+@with_model("template")
+def copyright(
+    text: Annotated[str, typer.Option(help="The book: a text file, or another document.")],
+    kept: Annotated[
+        list[str] | None,
+        typer.Option(help="What the model should still read well: a document, or JSON lines; its perplexity (repeat)."),
+    ] = None,
+    chunks: Annotated[int, typer.Option(min=1, help="Most chunks; of a longer book they are spread over it.")] = 400,
+    chunk_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a chunk: --max-length of the training.")] = 512,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="First tokens of a chunk, which the model is given.")] = 200,
+    request: Annotated[
+        str | None, typer.Option(help="What stands before them; default: the paper's words; empty for nothing.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    *,
+    options: ModelOptions,
+) -> None:
+    """How much of a book a model still says: BLEU, ROUGE-L, memorization, and the perplexity of what is kept.
+
+    An evaluation that was stopped goes on where it was when the same command is given again.
+    """
+    if missing := [path for path in (text, *(kept or ())) if not Path(path).exists()]:
+        raise ULDError(f"{missing[0]}: there is no such file")
+    settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens}
+    usual = {"chunks": 400, "chunk_tokens": 512, "prompt_tokens": 200}
+    changed = {name: value for name, value in settings.items() if value != usual[name]}
+    folder = evaluation_folder(options, f"copyright-{Path(text).stem}", output, changed)
+    model, tokenizer = options.load()
+    from uld.evaluation.copyright import REQUEST, evaluate
+
+    wording = REQUEST if request is None else request
+    with resumable(folder):
+        result = evaluate(
+            model, tokenizer, text, folder, **settings, request=wording, kept=kept or (), progress=not quiet
+        )
+    show_result(result, folder, as_json)

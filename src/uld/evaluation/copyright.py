@@ -1,0 +1,243 @@
+"""Copyright: how much of a book a model still says.
+
+A chunk of the book is cut in two. The model is given the first part behind a request to complete it, and writes as
+many tokens as the second part has; what it wrote is held against what stands there, and so is what it would have said
+at every token (teacher forcing). Source: the ULD paper (arXiv 2406.08607, §4.2 and Table 3): 400 chunks of 512 tokens,
+of which 200 are given.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.data.documents import read_sources
+from uld.data.prompt import Encoded, PromptFormat, spread
+from uld.data.record import DataError
+from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
+from uld.evaluation.metrics import rouge_l_f1
+from uld.evaluation.perplexity import perplexity
+from uld.evaluation.resume import complete, describe
+from uld.evaluation.rows import claim
+from uld.evaluation.scoring import Scorer, generate_ids, refuse_nan
+from uld.evaluation.token_scores import token_scores
+from uld.report.table import aligned
+
+REQUEST = "Let's see how you would complete this piece of text:"
+"""What the paper writes before a chunk."""
+
+_BATCH = 16  # chunks that are continued at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyrightResult:
+    """What a model says of a book. Means over chunks, but for BLEU, which is the corpus's, and the longest run."""
+
+    bleu: float
+    """Corpus BLEU of the continuations (sacrebleu), 0 to 100."""
+    rouge_l: float
+    """F1 of ROUGE-L, a share."""
+    exact_memorization: float
+    """Share of the true continuation's tokens that are the greedy prediction."""
+    extraction_strength: float
+    """Share of the true continuation that is predicted to its end."""
+    longest_run: int
+    """Longest run of tokens that a continuation shares with the true one, of all chunks."""
+    mean_run: float
+    perplexity: float
+    """Of the true continuations' tokens."""
+    chunks: int
+    signature: str
+    """How sacrebleu counted."""
+    kept: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Perplexity of what is kept, by file: of a token, and of texts also of a word and a byte."""
+
+    def table(self) -> str:
+        """Return two Markdown tables: the book, and what is kept."""
+        head = ("BLEU", "ROUGE-L (%)", "exact memorization", "extraction strength", "longest run", "mean run", "PPL")
+        row = (
+            f"{self.bleu:.2f}",
+            f"{100 * self.rouge_l:.2f}",
+            f"{self.exact_memorization:.3f}",
+            f"{self.extraction_strength:.3f}",
+            f"{self.longest_run}",
+            f"{self.mean_run:.1f}",
+            f"{self.perplexity:.4g}",
+        )
+        lines = aligned(("chunks", *head), [(str(self.chunks), *row)])
+        if self.kept:
+            rows = [
+                (name, *(f"{one[unit]:.4g}" if unit in one else "-" for unit in ("token", "word", "byte")))
+                for name, one in self.kept.items()
+            ]
+            lines += ["", *aligned(("kept", "PPL of a token", "of a word", "of a byte"), rows)]
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain JSON types."""
+        return asdict(self)
+
+
+def chunks_of(
+    texts: Sequence[str], form: PromptFormat, *, chunk_tokens: int = 512, chunks: int | None = 400
+) -> list[Encoded]:
+    """The chunks of a book: those that a training on the same texts with the same length sees.
+
+    Args:
+        texts: The book, in one part or several.
+        form: Makes tokens.
+        chunk_tokens: Tokens of a chunk, special tokens included.
+        chunks: Most chunks; of a longer book they are spread evenly over it. None takes all.
+
+    Returns:
+        The chunks in order; the last of a book may be shorter.
+
+    Raises:
+        DataError: a text is too short, or ``chunk_tokens``.
+    """
+    return spread([chunk for text in texts for chunk in form.chunks(text, chunk_tokens)], chunks)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    book: str | Path,
+    output: str | Path,
+    *,
+    chunks: int | None = 400,
+    chunk_tokens: int = 512,
+    prompt_tokens: int = 200,
+    request: str = REQUEST,
+    kept: Sequence[str | Path] = (),
+    progress: bool = True,
+) -> CopyrightResult:
+    """Let a model complete the chunks of a book, or go on with an evaluation that was stopped.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        book: A text file, or any other document or folder of them that holds texts.
+        output: Folder of the log: ``chunks.jsonl``, a line a chunk.
+        chunks: See `chunks_of`.
+        chunk_tokens: See `chunks_of`.
+        prompt_tokens: First tokens of a chunk that the model is given. Chunks without any beyond are left out.
+        request: Stands before them; empty for none.
+        kept: Files whose perplexity is measured, too: of texts every token counts, of other records the answers.
+        progress: Show a progress bar.
+
+    Raises:
+        ULDError: a file that cannot be read, a book or settings that leave nothing to complete, a model that gives NaN,
+            or a folder with the results of other settings.
+    """
+    output, others = Path(output), {str(path): read_sources([str(path)])[0] for path in kept}
+    form = PromptFormat(tokenizer, "plain")
+    texts = read_book(book)
+    found = chunks_of(texts, form, chunk_tokens=chunk_tokens, chunks=chunks)
+    rows = [_asked(form, chunk, request, prompt_tokens) for chunk in found if len(_body(chunk)) > prompt_tokens]
+    if not rows:
+        raise DataError(
+            f"{book}: no chunk of it is longer than the {prompt_tokens} tokens of the prompt: lower --prompt-tokens, "
+            "raise --chunk-tokens, or take a longer text"
+        )
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens, "request": request}
+    about = describe(model, form, **settings, data=digest)
+    claim(output, about | {"benchmark": "copyright"})
+    batches = [list(range(start, min(start + _BATCH, len(rows)))) for start in range(0, len(rows), _BATCH)]
+    scorer = Scorer(model, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
+    done = complete(
+        output,
+        "chunks",
+        batches,
+        lambda batch: _completed(model, tokenizer, scorer, [rows[i] for i in batch]),
+        device=model.device.type,
+        progress=progress,
+    )
+    perplexities = {path: perplexity(model, tokenizer, records).to_dict() for path, records in others.items()}
+    return aggregate(done, perplexities)
+
+
+def aggregate(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, float]] | None = None) -> CopyrightResult:
+    """From the log's lines to the numbers of a table.
+
+    Args:
+        rows: As `evaluate` writes them.
+        kept: Perplexities by name.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    bleu = BLEU()
+    score = bleu.corpus_score([row["generated"] for row in rows], [[row["truth"] for row in rows]]).score
+
+    def mean(key: str) -> float:
+        return float(np.mean([row[key] for row in rows]))
+
+    return CopyrightResult(
+        bleu=score,
+        rouge_l=mean("rouge_l"),
+        exact_memorization=mean("exact_memorization"),
+        extraction_strength=mean("extraction_strength"),
+        longest_run=max(row["longest_run"] for row in rows),
+        mean_run=mean("longest_run"),
+        perplexity=float(np.exp(sum(row["loss"] for row in rows) / sum(row["tokens"] for row in rows))),
+        chunks=len(rows),
+        signature=str(bleu.get_signature()),
+        kept=kept or {},
+    )
+
+
+def read_book(path: str | Path) -> list[str]:
+    """The texts of a file or folder (see `uld.data.documents`).
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    records, _ = read_sources([str(path)])
+    if strange := [record.source for record in records if record.text is None]:
+        raise DataError(f"{strange[0]}: is a question or a prompt with its answer: expected a text")
+    return [record.text for record in records if record.text is not None]
+
+
+def _body(chunk: Encoded) -> list[int]:
+    """A chunk's own tokens."""
+    return [token for token, learnt in zip(chunk.ids, chunk.learn, strict=True) if learnt]
+
+
+def _asked(form: PromptFormat, chunk: Encoded, request: str, prompt_tokens: int) -> Encoded:
+    """A chunk behind the request, learnt where the model has to go on by itself."""
+    body = _body(chunk)
+    head = form.text_ids(f"{request}\n") if request else chunk.ids[: len(chunk.ids) - len(body)]
+    given = len(head) + prompt_tokens
+    return Encoded(head + body, [False] * given + [True] * (len(body) - prompt_tokens))
+
+
+def _completed(model: Any, tokenizer: Any, scorer: Scorer, rows: list[Encoded]) -> list[dict[str, Any]]:
+    """What a model says and would have said of some chunks."""
+    from sacrebleu import sentence_bleu
+
+    prompts = [[token for token, learnt in zip(row.ids, row.learn, strict=True) if not learnt] for row in rows]
+    truths = [_body(row) for row in rows]
+    written = generate_ids(model, tokenizer, prompts, max_new_tokens=max(map(len, truths))).tolist()
+    results = []
+    for truth, ids, scores in zip(truths, written, token_scores(scorer, rows), strict=True):
+        refuse_nan(model, scores.log_probs)
+        ids = ids[: len(truth)]
+        text, wanted = (tokenizer.decode(one, skip_special_tokens=True).strip() for one in (ids, truth))
+        results.append(
+            {
+                "bleu": sentence_bleu(text, [wanted]).score,
+                "rouge_l": rouge_l_f1(text, wanted),
+                "exact_memorization": exact_memorization(scores.right),
+                "extraction_strength": extraction_strength(scores.right),
+                "longest_run": longest_verbatim_run(ids, truth),
+                "loss": float(-scores.log_probs.sum()),
+                "tokens": len(truth),
+                "generated": text,
+                "truth": wanted,
+            }
+        )
+    return results
