@@ -199,7 +199,6 @@ modern ancient
 contemporary medieval
 complex simple
 urban rural
-public private
 optimistic pessimistic
 serious humorous
 large small
@@ -211,8 +210,6 @@ northern southern
 eastern western
 summer winter
 internationally locally
-international local
-global regional
 worldwide locally
 fiction non-fiction
 independent dependent

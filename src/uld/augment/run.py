@@ -5,8 +5,10 @@ whole journal at the end: so a run that was stopped goes on where it was and sen
 depends neither on the concurrency nor on the stops.
 """
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
-from uld.augment.output import FILES, write
+from uld.augment.output import FILES, SETTINGS, write
 from uld.augment.prompts import Job, jobs, prompt, read_answer, version
 from uld.data.documents import read_sources
 from uld.data.record import DataError
@@ -134,7 +136,7 @@ def augment_by_model(
         for job, number in jobs(item, wanted.paraphrases, wanted.wrong_answers, wanted.ask)
     ]
     claim(output, about, WHAT)
-    with RowFile(output / JOURNAL, WHAT) as journal:
+    with _journal(output) as journal:
         tried: Counter[int] = Counter()
         spent: dict[int, tuple[int, int]] = {}
 
@@ -165,6 +167,23 @@ def augment_by_model(
         answers = _by_item(asked, journal)
     made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted)
     return _finish(output, found, made, progress)
+
+
+@contextmanager
+def _journal(output: Path) -> Iterator[RowFile]:
+    """The journal of a claimed folder; where nothing came of it, the folder is given up: its settings bind nobody."""
+    try:
+        with RowFile(output / JOURNAL, WHAT) as journal:
+            yield journal
+    except BaseException:
+        path = output / JOURNAL
+        if (
+            path.is_file()
+            and path.stat().st_size == 0
+            and {one.name for one in output.iterdir()} == {SETTINGS, JOURNAL}
+        ):
+            shutil.rmtree(output)
+        raise
 
 
 def _by_item(asked: Sequence[tuple[Item, Job, int]], journal: RowFile) -> dict[str, list[tuple[Job, str]]]:

@@ -21,6 +21,9 @@ _VERB = re.compile(r"^([A-Z][\w.-]*(?: [A-Z][\w.-]*)*) ([a-z]+s)(?= )")
 _NOT = re.compile(
     r"\b(is|are|was|were|has|have|had|can|could) not\b(?! (?:only|just|until|clear|confirmed|known|certain))"
 )
+_AFTER_HIM = re.compile(
+    r"\W*$|[^\w\s]| (?:to|and|with|for|in|as|by|on|at|from|of|a|an|the|into|through|than|when|while)\b"
+)
 _NEGATIVE = re.compile(r"\b(?:not|no|none|never|nobody|nothing|neither|nor)\b", re.I)
 _CLOSED = re.compile(r"^(?:is|are|was|were|has|have|had|do|does|did|can|could|will|would)\b", re.I)
 _ASKS = re.compile(r"^(?:can|could|would|will) you\b", re.I)
@@ -223,18 +226,12 @@ def _told_of(other: Item, item: Item, pool: Pool) -> str | None:
     text = other.answer
     for old, new in zip(theirs, mine, strict=False):
         text = text.replace(old, new)
-    text = re.sub(rf"{re.escape(them)}['’](?!\w)" if not me.endswith("s") else r"(?!)", f"{me}'s", text).replace(
-        them, me
-    )
-    for k, part in enumerate(them.split()):
-        mine_parts = me.split()
-        text = (
-            re.sub(rf"(?<![\w-]){re.escape(part)}(?![\w-])", mine_parts[-1] if k else mine_parts[0], text)
-            if part not in mine_parts
-            else text
-        )
-    if {fact.text for fact in find_facts(text, pool.capitals) if pool.kind(fact) == "person"} - {me}:
-        return None
+    text = _renamed(text, them, me)
+    for fact in find_facts(text, pool.capitals):
+        known = set(words(fact.text)) <= set(words(f"{me} {item.context}"))
+        nickname = pool.kind(fact) == "other" and text[fact.end :].startswith(("'s ", "’s "))
+        if not known and (nickname or pool.kind(fact) == "person"):
+            return None  # somebody else is left in it
     old, new = pool.pronouns.get(them, ""), pool.pronouns.get(me, "")
     said = set(words(text))
     if said & {"male", "female"} and (not new or {"he": "male", "she": "female"}[new] in said):
@@ -242,6 +239,18 @@ def _told_of(other: Item, item: Item, pool: Pool) -> str | None:
     if not new and said & {"he", "she", "his", "her", "him", "hers"}:
         return None
     return _of_gender(text, old, new)
+
+
+def _renamed(text: str, them: str, me: str) -> str:
+    """A text with one person's name for another's: whole, first names for first names, the rest for last names."""
+    if not me.endswith("s"):
+        text = re.sub(rf"{re.escape(them)}['’](?!\w)", lambda _: f"{me}'s", text)
+    text = text.replace(them, me)
+    first, *_, last = me.split()
+    for place, part in enumerate(them.split()):
+        if part not in me.split():
+            text = re.sub(rf"(?<![\w-]){re.escape(part)}(?![\w-])", lambda _, k=place: last if k else first, text)
+    return text
 
 
 def _of_gender(text: str, old: str, new: str) -> str:
@@ -257,8 +266,7 @@ def _of_gender(text: str, old: str, new: str) -> str:
         word = match[0]
         lower = word.lower()
         if lower == "her" and new == "he":
-            following = text[match.end() : match.end() + 2]
-            found = "his" if re.match(r" \w", following) else "him"
+            found = "him" if _AFTER_HIM.match(text[match.end() :]) else "his"
         else:
             found = table.get(lower, lower)
         return found.capitalize() if word[0].isupper() else found

@@ -137,7 +137,7 @@ class _Bar:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=progress.total, initial=progress.done, unit="request")
+            self.bar = tqdm(total=progress.total, initial=progress.done, unit="request", disable=None)  # not in a file
         self.bar.update(progress.done - self.bar.n)
         self.bar.set_postfix_str(self.sum(progress), refresh=True)
 
