@@ -17,6 +17,7 @@ ROWS = {
     "given paraphrases and wrong answers": GIVEN,
     "none": [],
     "rules": ["--augment", "rules"],
+    "a drawn retain set": [*GIVEN, "--draw-retain", "1600"],
 }
 SHOWN = {"forget_quality": "F.Q.", "forget_prob": "forget Prob", "forget_rouge_l": "forget ROUGE-L"}
 SHOWN |= {"model_utility": "M.U.", "retain_prob": "retain Prob", "retain_rouge_l": "retain ROUGE-L"}
