@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import file_digest
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
 from uld.augment.output import FILES, SETTINGS, write
 from uld.augment.prompts import Job, jobs, prompt, read_answer, version
-from uld.data.record import DataError, read_records
+from uld.data.documents import read_sources
+from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.evaluation.rows import RowFile, claim
 
@@ -70,25 +70,26 @@ class Result:
 AskAll = Callable[[Sequence[tuple[int, str]], Callable[[int, Reply], bool]], None]
 
 
-def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> list[Item]:
-    """The items of a forget file.
+def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> tuple[list[Item], list[str]]:
+    """The items of what is to be forgotten, and the digests of its files.
 
     Raises:
         ULDError: it cannot be read, or there is nothing to make of it.
     """
-    found = items(read_records([forget]), chunk_words)
+    records, files = read_sources([str(forget)])
+    found = items(records, chunk_words)
     if wanted.ask and not any(item.is_text for item in found):
         raise DataError(f'{forget} holds no {{"text"}} records to ask about: leave out --ask')
     if not any(vars(wanted).values()):
         raise ULDError("nothing is wanted: raise --paraphrases or --wrong-answers, or give --ask")
-    return found
+    return found, [file.sha256 for file in files]
 
 
 def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: int, chunk_words: int) -> Result:
     """Augment a forget file by rule.
 
     Args:
-        forget: JSON lines.
+        forget: A file, a folder or a Hub data set (`uld.data.documents`).
         output: Folder, made if it is missing.
         wanted: How much of each item.
         seed: Of the rules.
@@ -97,8 +98,8 @@ def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: 
     Raises:
         ULDError: the file cannot be read, or the folder holds something else.
     """
-    found = read_items(forget, wanted, chunk_words)
-    claim(output, _about(forget, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
+    found, digests = read_items(forget, wanted, chunk_words)
+    claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
     return _finish(output, found, by_rules(found, wanted, seed), None)
 
 
@@ -116,7 +117,7 @@ def augment_by_model(
     """Augment a forget file by a model's answers.
 
     Args:
-        forget: JSON lines.
+        forget: A file, a folder or a Hub data set (`uld.data.documents`).
         output: Folder, made if it is missing; one that was left unfinished is gone on with.
         wanted: How much of each item.
         ask_all: Asks numbered prompts and hands over the answers (`Endpoint.ask_all`).
@@ -128,8 +129,8 @@ def augment_by_model(
     Raises:
         ULDError: the file cannot be read, the folder holds something else, or the model gives up.
     """
-    found = read_items(forget, wanted, chunk_words)
-    about = _about(forget, wanted, chunk_words, {**by, "prompts": version()})
+    found, digests = read_items(forget, wanted, chunk_words)
+    about = _about(digests, wanted, chunk_words, {**by, "prompts": version()})
     asked: list[tuple[Item, Job, int]] = [
         (item, job, number)
         for item in found
@@ -219,9 +220,9 @@ def _progress(journal: RowFile, total: int) -> Progress:
     )
 
 
-def _about(forget: str | Path, wanted: Wanted, chunk_words: int, by: dict[str, Any]) -> dict[str, Any]:
+def _about(digests: list[str], wanted: Wanted, chunk_words: int, by: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what comes out."""
-    return {"forget": file_digest(forget), **wanted.to_dict(), "chunk_words": chunk_words, **by}
+    return {"forget": digests, **wanted.to_dict(), "chunk_words": chunk_words, **by}
 
 
 def _finish(output: Path, found: Sequence[Item], made: Made, progress: Progress | None) -> Result:

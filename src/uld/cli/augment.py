@@ -23,8 +23,10 @@ HOW, MUCH, API = "Source", "How much", "Endpoint"
 
 @guarded
 def augment(
-    forget: Annotated[str, typer.Argument(help="JSON-lines file to forget.")],
-    output: Annotated[str | None, typer.Option(help="Folder; default: NAME-augmented beside the file.")] = None,
+    forget: Annotated[
+        str, typer.Argument(help="What to forget: a file, a folder or a Hub data set, as for uld train.")
+    ],
+    output: Annotated[str | None, typer.Option(help="Folder; default: NAME-augmented beside it.")] = None,
     rules: Annotated[bool, _option("By rules: no model, seconds, English.", "--rules", panel=HOW)] = False,
     local: Annotated[str | None, _option("By a local model: run folder, model folder or Hub id.", panel=HOW)] = None,
     api_base: Annotated[str | None, _option("By an OpenAI-compatible endpoint: its URL up to /v1.", panel=HOW)] = None,
