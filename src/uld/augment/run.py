@@ -43,6 +43,10 @@ class Progress:
     tokens_in: int
     tokens_out: int
 
+    def one_more(self, tokens_in: int, tokens_out: int) -> "Progress":
+        """With one more answer."""
+        return Progress(self.done + 1, self.total, self.tokens_in + tokens_in, self.tokens_out + tokens_out)
+
     def cost(self, price_in: float, price_out: float) -> float:
         """Price, from prices a million tokens."""
         return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
@@ -138,6 +142,7 @@ def augment_by_model(
     ]
     claim(output, about, WHAT)
     with _journal(output) as journal:
+        progress = _progress(journal, len(asked))
         tried: Counter[int] = Counter()
         spent: dict[int, tuple[int, int]] = {}
 
@@ -152,19 +157,20 @@ def augment_by_model(
                     return True
             tokens_in, tokens_out = spent[number]
             journal.add(number, {"text": reply.text, "tokens_in": tokens_in, "tokens_out": tokens_out})
+            nonlocal progress
+            progress = progress.one_more(tokens_in, tokens_out)
             if tell:
-                tell(_progress(journal, len(asked)))
+                tell(progress)
             return False
 
         if tell:
-            tell(_progress(journal, len(asked)))
+            tell(progress)
         left = [(k, prompt(*one)) for k, one in enumerate(asked) if k not in journal.rows]
         if left:
             try:
                 ask_all(left, done)
             except ULDError as error:
                 raise ULDError(f"{error} ({len(journal.rows)} of {len(asked)} requests are done and kept)") from error
-        progress = _progress(journal, len(asked))
         answers = _by_item(asked, journal)
     made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted)
     return _finish(output, found, made, progress)
