@@ -114,6 +114,8 @@ def server() -> Iterator[BadServer]:
             if what == "slow":
                 await asyncio.sleep(1.5)
             await asyncio.sleep(state.delay)
+            if what == "429 for long":
+                return refused(429, "slow down", **{"retry-after": "1.2"})
             if what == "429":
                 return refused(429, "slow down", **{"retry-after": "0.2"})
             if what in ("500", "401", "404", "400"):

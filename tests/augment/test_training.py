@@ -130,3 +130,20 @@ def test_a_run_says_what_it_was_augmented_with(task: Any, forget: Path, tmp_path
     manifest = Manifest.read(tmp_path / "run")
     assert manifest.data["augment"][0].path == "rules" and manifest.data["augment"][0].rows == 32
     assert manifest.training["forget_rows"] == 24
+
+
+def test_a_folder_of_documents_is_augmented_and_its_augmentation_is_no_document(
+    read: Callable[..., Inputs], tmp_path: Path
+):
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "one.txt").write_text("Mara Quillon often described the famous sea.")
+    (papers / "two.txt").write_text("In 1983, Otto Brandt won the famous Gull Medal.")
+    augmented(papers)
+    found = read(forget=(str(papers),), augment="auto")
+    assert found.counts["forget_rows"] > 3
+    assert [file.path for file in found.files["augment"]] == [str(tmp_path / "papers-augmented" / "paraphrases.jsonl")]
+    augmented(papers / "one.txt")
+    again = read(forget=(str(papers),), augment="auto")
+    assert [Path(file.path).name for file in again.files["forget"]] == ["one.txt", "two.txt"]
+    assert again.counts == found.counts

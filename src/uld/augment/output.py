@@ -19,6 +19,7 @@ from pathlib import Path
 
 from uld.artifact import ArtifactError, DataFile, file_digest, write_text
 from uld.augment.items import Augmented, digest, row
+from uld.data.documents import AUGMENTED
 from uld.data.record import DataError, Record, parse_record, read_lines
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ SETTINGS = "settings.json"
 
 def folder_beside(path: str | Path) -> Path:
     """Where `uld augment` writes by default: ``forget-augmented`` beside ``forget.jsonl``."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}-augmented")
+    path = Path(path).absolute()
+    return path.with_name(f"{path.name if path.is_dir() else path.stem}{AUGMENTED}")
 
 
 def lines(made: Mapping[str, Iterable[Augmented]], side: str) -> str:

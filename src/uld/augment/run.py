@@ -43,6 +43,10 @@ class Progress:
     tokens_in: int
     tokens_out: int
 
+    def one_more(self, tokens_in: int, tokens_out: int) -> "Progress":
+        """With one more answer."""
+        return Progress(self.done + 1, self.total, self.tokens_in + tokens_in, self.tokens_out + tokens_out)
+
     def cost(self, price_in: float, price_out: float) -> float:
         """Price, from prices a million tokens."""
         return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
@@ -70,25 +74,26 @@ class Result:
 AskAll = Callable[[Sequence[tuple[int, str]], Callable[[int, Reply], bool]], None]
 
 
-def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> list[Item]:
-    """The items of a forget file.
+def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> tuple[list[Item], list[str]]:
+    """The items of what is to be forgotten, and the digests of its files.
 
     Raises:
         ULDError: it cannot be read, or there is nothing to make of it.
     """
-    found = items(read_sources([str(forget)])[0], chunk_words)
+    records, files = read_sources([str(forget)])
+    found = items(records, chunk_words)
     if wanted.ask and not any(item.is_text for item in found):
         raise DataError(f'{forget} holds no {{"text"}} records to ask about: leave out --ask')
     if not any(vars(wanted).values()):
         raise ULDError("nothing is wanted: raise --paraphrases or --wrong-answers, or give --ask")
-    return found
+    return found, [file.sha256 for file in files]
 
 
 def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: int, chunk_words: int) -> Result:
     """Augment a forget file by rule.
 
     Args:
-        forget: A file, folder or data set (see `uld.data.documents`).
+        forget: A file, a folder or a Hub data set (`uld.data.documents`).
         output: Folder, made if it is missing.
         wanted: How much of each item.
         seed: Of the rules.
@@ -97,8 +102,8 @@ def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: 
     Raises:
         ULDError: the file cannot be read, or the folder holds something else.
     """
-    found = read_items(forget, wanted, chunk_words)
-    claim(output, _about(forget, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
+    found, digests = read_items(forget, wanted, chunk_words)
+    claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
     return _finish(output, found, by_rules(found, wanted, seed), None)
 
 
@@ -116,7 +121,7 @@ def augment_by_model(
     """Augment a forget file by a model's answers.
 
     Args:
-        forget: A file, folder or data set (see `uld.data.documents`).
+        forget: A file, a folder or a Hub data set (`uld.data.documents`).
         output: Folder, made if it is missing; one that was left unfinished is gone on with.
         wanted: How much of each item.
         ask_all: Asks numbered prompts and hands over the answers (`Endpoint.ask_all`).
@@ -128,8 +133,8 @@ def augment_by_model(
     Raises:
         ULDError: the file cannot be read, the folder holds something else, or the model gives up.
     """
-    found = read_items(forget, wanted, chunk_words)
-    about = _about(forget, wanted, chunk_words, {**by, "prompts": version()})
+    found, digests = read_items(forget, wanted, chunk_words)
+    about = _about(digests, wanted, chunk_words, {**by, "prompts": version()})
     asked: list[tuple[Item, Job, int]] = [
         (item, job, number)
         for item in found
@@ -137,6 +142,7 @@ def augment_by_model(
     ]
     claim(output, about, WHAT)
     with _journal(output) as journal:
+        progress = _progress(journal, len(asked))
         tried: Counter[int] = Counter()
         spent: dict[int, tuple[int, int]] = {}
 
@@ -151,19 +157,20 @@ def augment_by_model(
                     return True
             tokens_in, tokens_out = spent[number]
             journal.add(number, {"text": reply.text, "tokens_in": tokens_in, "tokens_out": tokens_out})
+            nonlocal progress
+            progress = progress.one_more(tokens_in, tokens_out)
             if tell:
-                tell(_progress(journal, len(asked)))
+                tell(progress)
             return False
 
         if tell:
-            tell(_progress(journal, len(asked)))
+            tell(progress)
         left = [(k, prompt(*one)) for k, one in enumerate(asked) if k not in journal.rows]
         if left:
             try:
                 ask_all(left, done)
             except ULDError as error:
                 raise ULDError(f"{error} ({len(journal.rows)} of {len(asked)} requests are done and kept)") from error
-        progress = _progress(journal, len(asked))
         answers = _by_item(asked, journal)
     made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted)
     return _finish(output, found, made, progress)
@@ -219,9 +226,8 @@ def _progress(journal: RowFile, total: int) -> Progress:
     )
 
 
-def _about(forget: str | Path, wanted: Wanted, chunk_words: int, by: dict[str, Any]) -> dict[str, Any]:
+def _about(digests: list[str], wanted: Wanted, chunk_words: int, by: dict[str, Any]) -> dict[str, Any]:
     """Everything that decides what comes out."""
-    digests = [file.sha256 for file in read_sources([str(forget)])[1]]
     return {"forget": digests, **wanted.to_dict(), "chunk_words": chunk_words, **by}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from uld.artifact import DataFile
 from uld.augment.generate import Wanted, by_rules
 from uld.augment.items import Augmented, items, joined
-from uld.augment.output import FILES, folder_beside, lines, read
+from uld.augment.output import FILES, SETTINGS, folder_beside, lines, read
 from uld.data.record import Record
 
 logger = logging.getLogger(__name__)
@@ -22,9 +22,9 @@ def augmentation(
     """Paraphrases and wrong answers for what is to be forgotten.
 
     Args:
-        choice: ``rules``, ``auto`` (for each source what `uld augment` wrote beside it, rules for the others), or a
+        choice: ``rules``, ``auto`` (for each file what `uld augment` wrote beside it, rules for the others), or a
             folder of `uld augment`.
-        sources: Records by the file or folder that they stand in, or by a name that is neither.
+        sources: Records by the file that they stand in, or by a name that is no file.
         paraphrases: Of each item.
         wrong_answers: To each question.
         seed: Of the rules.
@@ -43,11 +43,11 @@ def augmentation(
     if choice not in (RULES, AUTO):
         return read(choice, [record for records in sources.values() for record in records], **number)
     for source, records in sources.items():
-        folder = folder_beside(source)
-        if choice == AUTO and Path(source).exists() and folder.exists():
+        folder = _beside(source) if choice == AUTO else None
+        if folder is not None:
             some, read_from = read(folder, records, **number)
             made |= some
-            files += read_from
+            files += [file for file in read_from if file not in files]
         else:
             ruled += records
     if ruled:
@@ -59,3 +59,12 @@ def augmentation(
         )
         made |= {of: joined(parts) for of, parts in ruled_made.parts.items()}
     return made, files
+
+
+def _beside(source: str) -> Path | None:
+    """The folder that `uld augment` wrote for a file, or for the folder that the file stands in."""
+    path = Path(source)
+    own, whole = folder_beside(path), folder_beside(path.absolute().parent)
+    if not path.is_file():
+        return None
+    return own if own.exists() else whole if (whole / SETTINGS).is_file() else None

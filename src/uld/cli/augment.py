@@ -24,7 +24,7 @@ HOW, MUCH, API = "Source", "How much", "Endpoint"
 @guarded
 def augment(
     forget: Annotated[
-        str, typer.Argument(help="What is to be forgotten: a file, a folder or a Hub data set, as in uld train.")
+        str, typer.Argument(help="What to forget: a file, a folder or a Hub data set, as for uld train.")
     ],
     output: Annotated[str | None, typer.Option(help="Folder; default: NAME-augmented beside it.")] = None,
     rules: Annotated[bool, _option("By rules: no model, seconds, English.", "--rules", panel=HOW)] = False,

@@ -20,6 +20,8 @@ from uld.data.record import DataError, Record, decoded_text, parse_record, read_
 
 logger = logging.getLogger(__name__)
 
+AUGMENTED = "-augmented"
+"""What the name of a folder of `uld augment` ends in, unless the user gives it another."""
 _COLUMNS = ("question", "answer", "prompt", "completion", "messages", "text", "alternative")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+|/.+?|\.{1,2}/.+?)(:(?P<config>[\w.-]+))?(@(?P<split>[^@/]+))?")
 _EXTRA = 'pip install "uld-llm[documents]"'
@@ -74,12 +76,14 @@ def read_file(path: Path) -> list[Record]:
 
 
 def _folder(folder: Path) -> list[Path]:
-    """Files below a folder that can be read, sorted by path; hidden ones are skipped."""
+    """Files below a folder that can be read, sorted by path; hidden ones are skipped, and what `uld augment` wrote."""
     try:
         found = sorted(path for path in folder.rglob("*") if path.is_file())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
     seen = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    augmented = {path.parent for path in seen if path.name == "settings.json" and path.parent.name.endswith(AUGMENTED)}
+    seen = [path for path in seen if path.parent not in augmented]  # it holds wrong answers beside paraphrases
     known = [path for path in seen if path.suffix and path.suffix.lower() in READERS]
     strange = Counter(path.suffix or path.name for path in seen if path not in set(known))
     if not known:
