@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,9 @@ def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Reco
     files = {"forget": forget_files}
     wrong: list[Record] = []
     if config.augment != NONE:
-        extra = _augmented(config, method, {source: read_sources([source])[0] for source in config.forget})
+        rest = iter(forget)
+        sources = {file.path: list(islice(rest, file.rows)) for file in forget_files}
+        extra = _augmented(config, method, sources)
         forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
         if config.retain:
