@@ -1,0 +1,93 @@
+"""The guides, command by command as they stand there, on small models that know what is to be forgotten."""
+
+import json
+import math
+import random
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from uld.cli.main import app
+from uld.data.documents import read_sources
+from uld.demo.world import write_world
+from uld.evaluation.perplexity import perplexity
+from uld.loading import load
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"hidden-size": 128, "num-layers": 4, "num-heads": 2, "intermediate-size": 256}
+SMALL = ["--scratch", "--quiet", *(word for name, size in SIZES.items() for word in (f"--{name}", str(size)))]
+pytestmark = pytest.mark.slow
+
+
+def told(line: list[str]) -> str:
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, f"{line}: {done.output}"
+    return done.stdout
+
+
+def followed(guide: str, model: Path) -> list[str]:
+    """Give a guide's commands in their order; what each of them said."""
+    said = []
+    for block in re.findall(r"```\n(.*?)```", (ROOT / "docs/guides" / guide).read_text(), re.DOTALL):
+        for line in block.splitlines():
+            words = [str(model) if word == "MODEL" else word for word in shlex.split(line)]
+            assert words[0] == "uld"
+            said.append(told(words[1:]))
+    return said
+
+
+def loss(model: Path | str, source: Path | str) -> float:
+    """Nats a token of a source's answers."""
+    return math.log(perplexity(*load(str(model)), read_sources([str(source)])[0]).to_dict()["token"])
+
+
+def test_a_person_asks_to_be_forgotten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "examples", "examples")
+    people = write_world(tmp_path / "world", people=10, evaluated=1).folder / "full.json"
+    request, model = Path("examples/request"), tmp_path / "model"
+    files = ["--file", str(people), "--file", str(request), "--file", "examples/retain.jsonl"]
+    told(["finetune", *SMALL, "--epochs", "30", "--learning-rate", "3e-3", *files, "--output", str(model)])
+    about_her = request / "profile.csv"
+    assert loss(model, about_her) < 0.5, "the model never learnt what it is to forget"
+    followed("person.md", model)
+    assert loss("runs/mara", about_her) > loss(model, about_her) + 1.5
+    assert loss("runs/mara", people) < loss(model, people) + 0.3
+    drawn = (tmp_path / "runs/mara/retain_drawn.jsonl").read_text()
+    assert drawn and "Quillon" not in drawn
+    said = (tmp_path / "runs/mara/uld.json").read_text()
+    assert "Quillon" not in said and "hurdy" not in said, "the record quotes the request"
+
+
+def book(seed: int, words: int) -> str:
+    """Sentences of an invented story, other ones for every seed."""
+    rng = random.Random(seed)
+    names = ["Orla", "Bram", "Tove", "Silas", "Wren", "Idris"]
+    verbs = ["carried", "hid", "mended", "followed", "counted", "drew", "forgot", "lit"]
+    things = ["the copper kettle", "a paper boat", "the ninth key", "an old map", "the blue door", "a grey goose"]
+    places = ["by the mill", "under the bridge", "in the attic", "across the marsh", "behind the chapel"]
+    text: list[str] = []
+    while len(text) < words:
+        one = f"{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)} {rng.choice(places)}"
+        text += f"{one}, {rng.choice(['and', 'but', 'while'])} {rng.choice(names)} {rng.choice(verbs)} it.".split()
+    return " ".join(text)
+
+
+def test_a_book_must_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(book(1, 1500))
+    Path("other.txt").write_text(book(2, 3000))
+    model = tmp_path / "model"
+    files = ["--file", "book.txt", "--file", "other.txt", "--vocab-size", "512"]
+    told(["finetune", *SMALL, "--epochs", "120", "--batch-size", "4", *files, "--output", str(model)])
+    followed("book.md", model)
+    before, after = (json.loads(Path(place, "result.json").read_text()) for place in ("before", "after"))
+    assert before["exact_memorization"] > 0.9, "the model never learnt what it is to forget"
+    assert after["exact_memorization"] < before["exact_memorization"] - 0.2
+    assert after["longest_run"] < before["longest_run"] / 2
+    kept = [one["kept"]["other.txt"]["token"] for one in (before, after)]
+    assert kept[1] < 1.1 * kept[0]
