@@ -45,6 +45,9 @@ class TrainConfig(RunConfig):
     )
     paraphrases: int = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
     wrong_answers: int = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
+    chunks: int | None = setting(
+        None, "Most chunks of each text to forget, spread evenly over it; default: all.", "Model and data"
+    )
     split: str | None = setting(None, "TOFU split to forget instead of files: forget01, forget05, forget10.", "TOFU")
     augmented: str | None = setting(None, "Folder with TOFU's paraphrases and wrong answers (D'f, D'r).", "TOFU")
     retain_rows: int | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")

@@ -67,7 +67,10 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     if method.alternatives == "instead":
         forget, others = others, []
     sides = {"forget": forget, "retain": retain, "alternative": others}
-    encoded = {name: _encoded(form, name, records, config.max_length) for name, records in sides.items()}
+    few = {"forget": config.chunks}
+    encoded = {
+        name: _encoded(form, name, records, config.max_length, few.get(name)) for name, records in sides.items()
+    }
     rows = Rows(
         encoded["forget"],
         encoded["retain"],
@@ -80,9 +83,11 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     return Inputs(tokenizer, rows, counts, files, drawn)
 
 
-def _encoded(form: PromptFormat, name: str, records: list[Record], max_length: int) -> list[Encoded]:
+def _encoded(
+    form: PromptFormat, name: str, records: list[Record], max_length: int, chunks: int | None = None
+) -> list[Encoded]:
     """Rows of one side; those that were cut, and texts that became several, are counted in the log."""
-    rows, cut = form.encode_all(records, max_length)
+    rows, cut = form.encode_all(records, max_length, chunks)
     texts = sum(record.text is not None for record in records)
     if texts:
         chunks = len(rows) - len(records) + texts

@@ -92,7 +92,8 @@ def test_chunks_are_those_of_training(tokenizer):
     form = PromptFormat(tokenizer, "plain")
     rows, _ = form.encode_all([Record(text=TEXT)], 40)
     assert copyright.chunks_of([TEXT], form, chunk_tokens=40) == rows
-    assert copyright.chunks_of([TEXT], form, chunk_tokens=40, chunks=3) == [rows[i] for i in (0, 3, 6)]
+    few, _ = form.encode_all([Record(text=TEXT), Record(text=TEXT)], 40, chunks=3)
+    assert few == copyright.chunks_of([TEXT, TEXT], form, chunk_tokens=40, chunks=3) == [rows[i] for i in (0, 3, 6)] * 2
 
 
 def test_request_may_be_empty(learner, tokenizer, book, tmp_path):

@@ -184,8 +184,15 @@ class PromptFormat:
             rows.append(Encoded(head + part, [False] * len(head) + [True] * len(part)))
         return rows
 
-    def encode_all(self, records: Iterable[Record], max_length: int) -> tuple[list[Encoded], int]:
+    def encode_all(
+        self, records: Iterable[Record], max_length: int, chunks: int | None = None
+    ) -> tuple[list[Encoded], int]:
         """Encode records; texts become several rows.
+
+        Args:
+            records: Any.
+            max_length: Tokens of a row.
+            chunks: Most rows of each text, spread evenly over it; None takes all.
 
         Returns:
             The rows and how many of them had an answer cut to ``max_length``.
@@ -198,7 +205,7 @@ class PromptFormat:
             if record.text is None:
                 rows.append(self.encode(record, max_length))
             else:
-                rows += self.chunks(record.text, max_length, record.source)
+                rows += spread(self.chunks(record.text, max_length, record.source), chunks)
         return rows, sum(row.cut > 0 for row in rows)
 
     def _pieces(self, record: Record) -> list[tuple[list[int], bool]]:

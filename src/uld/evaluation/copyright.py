@@ -91,7 +91,7 @@ def chunks_of(
         texts: The book, in one part or several.
         form: Makes tokens.
         chunk_tokens: Tokens of a chunk, special tokens included.
-        chunks: Most chunks; of a longer book they are spread evenly over it. None takes all.
+        chunks: Most chunks of each text, spread evenly over it. None takes all.
 
     Returns:
         The chunks in order; the last of a book may be shorter.
@@ -99,7 +99,7 @@ def chunks_of(
     Raises:
         DataError: a text is too short, or ``chunk_tokens``.
     """
-    return spread([chunk for text in texts for chunk in form.chunks(text, chunk_tokens)], chunks)
+    return [chunk for text in texts for chunk in spread(form.chunks(text, chunk_tokens), chunks)]
 
 
 def evaluate(
