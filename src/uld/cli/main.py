@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 import uld
-from uld.cli import compare, demo, doctor, eval_attacks, eval_copyright, evaluate, finetune, generate, ls, report, tune
+from uld.cli import (
+    compare,
+    demo,
+    doctor,
+    eval_attacks,
+    eval_copyright,
+    eval_harness,
+    evaluate,
+    finetune,
+    generate,
+    ls,
+    report,
+    tune,
+)
 from uld.cli import train as training
 
 app = typer.Typer(
@@ -19,6 +32,7 @@ app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.comm
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
 evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
+evaluate.app.command("harness", epilog=eval_harness.EPILOG)(eval_harness.harness)
 app.add_typer(evaluate.app, name="eval")
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)
@@ -27,6 +41,9 @@ app.command("generate", epilog='Example: uld generate --model runs/x "Who is …
 app.command("chat")(generate.chat)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)
+app.command("lm-eval", context_settings=eval_harness.FORWARDED, epilog=eval_harness.FORWARDED_EPILOG)(
+    eval_harness.lm_eval
+)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,303 @@
+"""General ability: any task of EleutherAI's lm-eval on a loaded model, and on the target as it was before.
+
+The tasks, prompts, few-shot examples, metrics and result files are lm-eval's own; this module chooses what is run,
+keeps each finished task so that an evaluation can be stopped, and sets the two models side by side.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.artifact import ArtifactError, new_folder, write_text
+from uld.data.prompt import PromptFormat
+from uld.errors import ULDError
+from uld.evaluation.harness_result import HarnessResult, compare
+from uld.evaluation.lm_eval_model import ULDLM
+from uld.evaluation.paired import RESAMPLES
+from uld.evaluation.resume import describe
+from uld.evaluation.rows import claim, dumps
+from uld.evaluation.scoring import refuse_nan
+
+_MERGED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks that are loaded and ready to run.
+
+    Attributes:
+        manager: lm-eval's `TaskManager`.
+        loaded: By the name that was asked for, which may be a group's or a tag's: what the manager's ``load`` returns.
+    """
+
+    manager: Any
+    loaded: Mapping[str, Any]
+
+    def digest(self, name: str, limit: int | None) -> str:
+        """SHA-256 of what decides a task's questions: its configuration and its documents, those for few shots, too."""
+        found = hashlib.sha256(name.encode())
+        for one, task in self.loaded[name]["tasks"].items():
+            shots = task.fewshot_docs() if task.has_training_docs() or task.has_validation_docs() else ()
+            for part in (one, task.dump_config(), *list(task.eval_docs)[:limit], *shots):
+                found.update(json.dumps(part, default=str).encode())
+        return found.hexdigest()
+
+    def aggregations(self) -> dict[str, Mapping[str, Any]]:
+        """By task and metric: from the values of documents to a score."""
+        return {name: task.aggregation() for one in self.loaded.values() for name, task in one["tasks"].items()}
+
+
+def load_tasks(names: Sequence[str], include_path: Sequence[str | Path] = ()) -> Tasks:
+    """Find tasks by name and load their data.
+
+    Args:
+        names: Of tasks, groups or tags; ``*`` and ``?`` match as in file names.
+        include_path: Folders with task files (YAML) of one's own, which go before lm-eval's.
+
+    Raises:
+        ULDError: no such task or folder, or data that cannot be had.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if not names:
+        raise ULDError("name at least one task")
+    folders = [str(folder) for folder in include_path]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ULDError(f"there is no folder {folder} of task files")
+        if not any(Path(folder).rglob("*.yaml")):
+            raise ULDError(f"{folder} holds no task file: lm-eval looks for *.yaml in it and below")
+    if folders:  # lm-eval's own tasks are thousands of files, which take long to read
+        own = TaskManager(include_path=folders, include_defaults=False)
+        if set(names) <= set(own.all_tasks):
+            with contextlib.suppress(ULDError):  # a group of one's own may name lm-eval's tasks
+                return _loaded(own, names)
+    manager = TaskManager(include_path=folders or None)
+    return _loaded(manager, [match for name in names for match in _matches(manager, name)])
+
+
+def _matches(manager: Any, name: str) -> list[str]:
+    if matches := manager.match_tasks([name]):
+        return matches
+    inside = [one for one in manager.all_tasks if name and name.lower() in one.lower()]
+    close = difflib.get_close_matches(name, manager.all_tasks, n=3) or sorted(inside, key=len)[:3]
+    hint = f"did you mean {', '.join(close)}?" if close else "the command `lm_eval ls tasks` lists all"
+    raise ULDError(f"lm-eval has no task {name or repr(name)}: {hint}")
+
+
+def _loaded(manager: Any, names: Sequence[str]) -> Tasks:
+    loaded = {}
+    for name in dict.fromkeys(names):
+        try:
+            loaded[name] = manager.load([name])
+        except ConnectionError as error:
+            raise ULDError(
+                f"the data of the task {name} is not on this machine and the Hub cannot be reached ({_line(error)}): "
+                "go online once, or take tasks over local files (--include-path)"
+            ) from error
+        except Exception as error:  # task files and the scripts beside them raise whatever they like
+            raise ULDError(
+                f"the task {name} cannot be loaded: {type(error).__name__}: {_line(error)}: see its task file"
+            ) from error
+        for one, task in loaded[name]["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False):
+                raise ULDError(
+                    f"the task {one} runs code that the model wrote: run it on a machine of its own with lm-eval's "
+                    "command line (uld lm-eval --model uld --confirm_run_unsafe_code)"
+                )
+            if getattr(task, "MULTIMODAL", False):
+                raise ULDError(f"the task {one} shows images, which an unlearned language model cannot see")
+    return Tasks(manager, loaded)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Tasks,
+    output: str | Path,
+    *,
+    before: PreTrainedModel | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    apply_chat_template: bool = False,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    log_samples: bool = False,
+    progress: bool = True,
+) -> HarnessResult:
+    """Run tasks on a model, or go on with an evaluation that was stopped: a finished task is not run again.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        tasks: From `load_tasks`.
+        output: Folder of the results: ``after/`` and ``before/`` in lm-eval's files, ``tasks/`` for finished tasks.
+        before: The model to compare with, `ULDForCausalLM.target` for an unlearned one; None for none.
+        num_fewshot: Examples in a prompt; default: as the task says, else none.
+        limit: First documents of each task only.
+        apply_chat_template: Ask in the tokenizer's chat template, examples as turns of the conversation.
+        batch_size: Rows of a batch.
+        max_length: Tokens that the model reads at once; default: by its config.
+        log_samples: Write every prompt and answer, too.
+        progress: Show lm-eval's progress bars.
+
+    Raises:
+        ULDError: no chat template, a task that lm-eval cannot run so, a model that gives NaN, a folder with the results
+            of another model or other settings, or one that cannot be written.
+    """
+    if apply_chat_template and not tokenizer.chat_template:
+        raise ULDError("the tokenizer has no chat template: leave --apply-chat-template out")
+    output = Path(output)
+    asked = {"num_fewshot": num_fewshot, "limit": limit, "apply_chat_template": apply_chat_template}
+    template = tokenizer.chat_template if apply_chat_template else None
+    about = describe(model, PromptFormat(tokenizer, "plain"), **asked, max_length=max_length, chat_template=template)
+    claim(output, about | {"benchmark": "harness"})
+    sides: dict[str, dict[str, Any]] = {}
+    for side, one in (("before", before), ("after", model)):
+        if one is None:
+            continue
+        lm = ULDLM(one, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)
+        units = []
+        for name in tasks.loaded:
+            path = output / "tasks" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.{side}.json"
+            digest = tasks.digest(name, limit)
+            unit = _finished(path, digest, log_samples)
+            if unit is None:
+                unit = _run(lm, name, tasks.manager, asked | {"batch_size": batch_size}, log_samples, progress)
+                unit |= {"digest": digest}
+                write_text(path, dumps(unit) + "\n")
+            units.append(unit)
+        sides[side] = _merged(units)
+        _write_results(output / side, sides[side], lm, apply_chat_template)
+    return compare(sides["after"], sides.get("before"), tasks.aggregations())
+
+
+def _finished(path: Path, digest: str, with_samples: bool) -> dict[str, Any] | None:
+    """A task's results as they were stored; None where there are none, or none of the same questions."""
+    try:
+        unit = json.loads(path.read_text(encoding="utf-8"))
+        return unit if unit["digest"] == digest and (unit["samples"] or not with_samples) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _run(
+    lm: ULDLM, name: str, manager: Any, settings: dict[str, Any], log_samples: bool, progress: bool
+) -> dict[str, Any]:
+    """One task on one model: lm-eval's results, the values of documents, samples if wanted, and how long it took."""
+    from lm_eval import simple_evaluate
+
+    start = time.perf_counter()
+    try:
+        with _stdout_kept(progress):
+            found: Any = simple_evaluate(
+                lm,
+                tasks=[name],
+                task_manager=manager,
+                fewshot_as_multiturn=settings["apply_chat_template"],
+                bootstrap_iters=RESAMPLES,
+                log_samples=True,
+                **settings,
+            )
+    except (ValueError, AssertionError, OverflowError) as error:
+        raise ULDError(f"lm-eval cannot run the task {name}: {_line(error) or type(error).__name__}") from error
+    samples = found.pop("samples")
+    refuse_nan(lm.model, _likelihoods(samples))
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, rows in samples.items():
+        for row in rows:
+            for metric in row["metrics"]:
+                values = scores.setdefault(task, {}).setdefault(f"{metric},{row['filter']}", {})
+                values[str(row["doc_id"])] = row[metric]
+    unit = {"results": found, "scores": scores, "samples": samples if log_samples else {}}
+    return _plain(unit | {"seconds": time.perf_counter() - start})
+
+
+def _likelihoods(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[float]:
+    """All log-likelihoods that a model gave."""
+    for rows in samples.values():
+        for row in rows:
+            for answer in (one for answers in row["resps"] for one in answers):
+                value = answer[0] if isinstance(answer, tuple) else answer
+                if isinstance(value, float):
+                    yield value
+
+
+@contextlib.contextmanager
+def _stdout_kept(progress: bool) -> Iterator[None]:
+    """Keep what lm-eval prints away from the results: beside the progress bars, or nowhere."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm-eval's bootstrap forks, which a process that holds a GPU must not
+    try:
+        if progress:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        else:
+            with (
+                open(os.devnull, "w") as nowhere,
+                contextlib.redirect_stdout(nowhere),
+                contextlib.redirect_stderr(nowhere),
+            ):
+                yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
+def _merged(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several tasks' results as lm-eval would have given them for all together."""
+    whole: dict[str, Any] = dict(units[-1]["results"])
+    for key in _MERGED:
+        parts = [unit["results"][key] for unit in units if key in unit["results"]]
+        if parts:
+            whole[key] = {name: value for part in parts for name, value in part.items()}
+    scores = {name: values for unit in units for name, values in unit["scores"].items()}
+    samples = {name: rows for unit in units for name, rows in unit["samples"].items()}
+    seconds = sum(unit["seconds"] for unit in units)
+    return {"results": whole, "scores": scores, "samples": samples, "seconds": seconds}
+
+
+def _write_results(folder: Path, side: dict[str, Any], lm: ULDLM, apply_chat_template: bool) -> None:
+    """Have lm-eval write its own files, all of them or none."""
+    from lm_eval.loggers import EvaluationTracker
+
+    with new_folder(folder, replace=True) as made:
+        tracker = EvaluationTracker(output_path=str(made / "results.json"))
+        general = tracker.general_config_tracker
+        general.log_experiment_args(
+            model_source="uld",
+            model_args={"pretrained": lm.config.name_or_path or "model"},
+            system_instruction=None,
+            chat_template=lm.chat_template(True) if apply_chat_template else None,
+            fewshot_as_multiturn=apply_chat_template,
+        )
+        general.start_time = time.perf_counter() - side["seconds"]
+        tracker.save_results_aggregated(results=dict(side["results"]), samples=side["samples"])
+        for name, rows in side["samples"].items():
+            tracker.save_results_samples(task_name=name, samples=rows)
+        if len(list(made.iterdir())) != 1 + len(side["samples"]):  # lm-eval only logs that it could not write
+            raise ArtifactError(f"lm-eval could not write its results to {folder}: is the disk full?")
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON, the way lm-eval writes what JSON has no word for."""
+    from lm_eval.utils import handle_non_serializable
+
+    return json.loads(json.dumps(value, default=handle_non_serializable))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
