@@ -44,18 +44,42 @@ class Tasks:
     manager: Any
     loaded: Mapping[str, Any]
 
-    def digest(self, name: str, limit: int | None) -> str:
-        """SHA-256 of what decides a task's questions: its configuration and its documents, those for few shots, too."""
+    def check(self, num_fewshot: int | None) -> None:
+        """Refuse examples that a task does not have, or that would show it its own answers.
+
+        Raises:
+            ULDError: see above.
+        """
+        for name, task in self._each():
+            if not num_fewshot or task.get_config("num_fewshot") == 0:  # which lm-eval leaves as it is
+                continue
+            own = getattr(task, "fewshot_cfg", None)
+            chosen = own is not None and (own.split is not None or own.samples is not None)
+            if not chosen and not task.has_training_docs() and task.has_test_docs() and not task.has_validation_docs():
+                raise ULDError(
+                    f"the task {name} has no examples but the documents that it asks, and would be shown its own "
+                    "answers: leave --num-fewshot out, or name a fewshot_split in its file"
+                )
+            if (there := len(list(task.fewshot_docs()))) < num_fewshot:
+                raise ULDError(f"the task {name} has {there} examples to show: lower --num-fewshot {num_fewshot}")
+
+    def digest(self, name: str, num_fewshot: int | None, limit: int | None) -> str:
+        """SHA-256 of what decides a task's questions: its configuration, its documents and its examples."""
         found = hashlib.sha256(name.encode())
-        for one, task in self.loaded[name]["tasks"].items():
-            shots = task.fewshot_docs() if task.has_training_docs() or task.has_validation_docs() else ()
+        for one, task in self._each(name):
+            shots = task.fewshot_docs() if num_fewshot or task.get_config("num_fewshot") else ()
             for part in (one, task.dump_config(), *list(task.eval_docs)[:limit], *shots):
                 found.update(json.dumps(part, default=str).encode())
         return found.hexdigest()
 
     def aggregations(self) -> dict[str, Mapping[str, Any]]:
         """By task and metric: from the values of documents to a score."""
-        return {name: task.aggregation() for one in self.loaded.values() for name, task in one["tasks"].items()}
+        return {name: task.aggregation() for name, task in self._each()}
+
+    def _each(self, *names: str) -> Iterator[tuple[str, Any]]:
+        """Single tasks of what was asked for, or of some of it, by their own names."""
+        for name in names or self.loaded:
+            yield from self.loaded[name]["tasks"].items()
 
 
 def load_tasks(names: Sequence[str], include_path: Sequence[str | Path] = ()) -> Tasks:
@@ -72,7 +96,7 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path] = ()) ->
 
     if not names:
         raise ULDError("name at least one task")
-    folders = [str(folder) for folder in include_path]
+    folders: Any = [str(folder) for folder in include_path]
     for folder in folders:
         if not Path(folder).is_dir():
             raise ULDError(f"there is no folder {folder} of task files")
@@ -81,8 +105,11 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path] = ()) ->
     if folders:  # lm-eval's own tasks are thousands of files, which take long to read
         own = TaskManager(include_path=folders, include_defaults=False)
         if set(names) <= set(own.all_tasks):
-            with contextlib.suppress(ULDError):  # a group of one's own may name lm-eval's tasks
+            try:
                 return _loaded(own, names)
+            except ULDError:
+                if set(names) <= set(own.all_subtasks):
+                    raise  # while a group of one's own may name lm-eval's tasks
     manager = TaskManager(include_path=folders or None)
     return _loaded(manager, [match for name in names for match in _matches(manager, name)])
 
@@ -153,11 +180,12 @@ def evaluate(
         progress: Show lm-eval's progress bars.
 
     Raises:
-        ULDError: no chat template, a task that lm-eval cannot run so, a model that gives NaN, a folder with the results
+        ULDError: no chat template, no such examples, a task that lm-eval cannot run so, a model that gives NaN, a folder with the results
             of another model or other settings, or one that cannot be written.
     """
     if apply_chat_template and not tokenizer.chat_template:
         raise ULDError("the tokenizer has no chat template: leave --apply-chat-template out")
+    tasks.check(num_fewshot)
     output = Path(output)
     asked = {"num_fewshot": num_fewshot, "limit": limit, "apply_chat_template": apply_chat_template}
     template = tokenizer.chat_template if apply_chat_template else None
@@ -171,7 +199,7 @@ def evaluate(
         units = []
         for name in tasks.loaded:
             path = output / "tasks" / f"{re.sub(r'[^A-Za-z0-9.-]', '_', name)}.{side}.json"
-            digest = tasks.digest(name, limit)
+            digest = tasks.digest(name, num_fewshot, limit)
             unit = _finished(path, digest, log_samples)
             if unit is None:
                 unit = _run(lm, name, tasks.manager, asked | {"batch_size": batch_size}, log_samples, progress)

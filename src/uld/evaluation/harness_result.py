@@ -59,7 +59,14 @@ class HarnessResult:
     def table(self) -> str:
         """Return a Markdown table; the arrow points to the better side."""
         both = any(one.before is not None for one in self.scores)
-        head = ("task", "metric", "", "shots", "n", *(("before", "after", "difference", "±") if both else ("score",)))
+        head = (
+            "task",
+            "metric",
+            "",
+            "shots",
+            "n",
+            *(("before", "after", "difference", "± is") if both else ("score",)),
+        )
         rows = []
         for one in self.scores:
             better = {True: "↑", False: "↓", None: ""}[one.higher_is_better]
@@ -127,8 +134,9 @@ def _score(
     }
     pairs = [one["scores"].get(task, {}).get(f"{metric},{chosen}", {}) for one in (before, after)]
     if set(pairs[0]) == set(pairs[1]) != set():
-        values = [[one[document] for document in pairs[1]] for one in pairs]
-        shared["kind"], shared["difference_stderr"] = _paired(*values, metric, aggregations[task].get(metric))
+        old_values, values = ([one[document] for document in pairs[1]] for one in pairs)
+        aggregate = aggregations[task].get(metric)
+        shared["kind"], shared["difference_stderr"] = _paired(old_values, values, metric, aggregate)
     else:
         shared["kind"] = "combined"
         shared["difference_stderr"] = independent_difference_stderr(shared["before_stderr"], shared["after_stderr"])
@@ -154,8 +162,9 @@ def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _subtracted(after: float, before: float) -> float:
-    return after - before if after != before else 0.0  # two infinite perplexities differ by nothing
+def _subtracted(after: float, before: float) -> float | None:
+    """None for two infinite perplexities."""
+    return None if math.isinf(after) and math.isinf(before) else after - before
 
 
 def _with_error(value: float | None, error: float | None, sign: str = "") -> str:

@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ULDError(f'lm-eval is missing ({error}): pip install "uld-llm[harness]"') from error
 
+_HFLM: Any = HFLM  # its decorator hides its type
 NAME = "uld"
 _NUMBERS = ("weight", "filter", "min_tokens")
 _OF_LM_EVAL = (  # what `HFLM` does with a model that is loaded already; the rest of its arguments it would pass over
@@ -29,7 +30,7 @@ _OF_LM_EVAL = (  # what `HFLM` does with a model that is loaded already; the res
 )
 
 
-class ULDLM(HFLM):
+class ULDLM(_HFLM):
     """An unlearned model, or an ordinary one, as lm-eval sees it."""
 
     def __init__(

@@ -24,8 +24,9 @@ def mean_difference_stderr(before: Sequence[float], after: Sequence[float]) -> f
     Returns:
         None for fewer than two documents, or values that are not finite.
     """
-    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    return _finite(differences.std(ddof=1) / math.sqrt(len(differences))) if len(differences) > 1 else None
+    with np.errstate(invalid="ignore"):
+        differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+        return _finite(differences.std(ddof=1) / math.sqrt(len(differences))) if len(differences) > 1 else None
 
 
 def bootstrap_difference_stderr(
@@ -61,7 +62,8 @@ def bootstrap_difference_stderr(
             differences.append(aggregate([after[i] for i in drawn]) - aggregate([before[i] for i in drawn]))
         except (OverflowError, ZeroDivisionError):
             return None
-    return _finite(np.std(differences, ddof=1))
+    with np.errstate(invalid="ignore"):
+        return _finite(np.std(differences, ddof=1))
 
 
 def independent_difference_stderr(before: float | None, after: float | None) -> float | None:
