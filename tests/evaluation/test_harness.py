@@ -280,7 +280,7 @@ def test_bad_input(model, letters, local, tmp_path):
         evaluate(model, bare, load_tasks(["mc"], [local]), tmp_path / "out", apply_chat_template=True)
     with pytest.raises(ULDError, match="the task mc has 2 examples to show: lower --num-fewshot 50"):
         run(model, letters, load_tasks(["mc"], [local]), tmp_path / "shots", num_fewshot=50)
-    with pytest.raises(ULDError, match="lm-eval cannot run the task gen: .*maximum sequence length"):
+    with pytest.raises(ULDError, match=r"lm-eval cannot run the task gen: .*maximum sequence length"):
         run(model, letters, load_tasks(["gen"], [local]), tmp_path / "short", max_length=10)
     assert not list((tmp_path / "short").rglob("*.gen*"))
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"task": "bad", "dataset_path": "json", "test_split": "test"}))

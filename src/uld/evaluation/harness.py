@@ -51,8 +51,8 @@ class Tasks:
             ULDError: see above.
         """
         for name, task in self._each():
-            if not num_fewshot or task.get_config("num_fewshot") == 0:  # which lm-eval leaves as it is
-                continue
+            if not num_fewshot or task.get_config("num_fewshot") == 0 or task.OUTPUT_TYPE == "loglikelihood_rolling":
+                continue  # lm-eval leaves a 0 in a task's file as it is, and whole texts have no prompt
             own = getattr(task, "fewshot_cfg", None)
             chosen = own is not None and (own.split is not None or own.samples is not None)
             if not chosen and not task.has_training_docs() and task.has_test_docs() and not task.has_validation_docs():
@@ -180,8 +180,8 @@ def evaluate(
         progress: Show lm-eval's progress bars.
 
     Raises:
-        ULDError: no chat template, no such examples, a task that lm-eval cannot run so, a model that gives NaN, a folder with the results
-            of another model or other settings, or one that cannot be written.
+        ULDError: no chat template, no such examples, a task that lm-eval cannot run so, a model that gives NaN, a
+            folder with the results of another model or other settings, or one that cannot be written.
     """
     if apply_chat_template and not tokenizer.chat_template:
         raise ULDError("the tokenizer has no chat template: leave --apply-chat-template out")
@@ -226,10 +226,11 @@ def _run(
     """One task on one model: lm-eval's results, the values of documents, samples if wanted, and how long it took."""
     from lm_eval import simple_evaluate
 
+    run: Any = simple_evaluate  # its decorator hides its arguments
     start = time.perf_counter()
     try:
         with _stdout_kept(progress):
-            found: Any = simple_evaluate(
+            found = run(
                 lm,
                 tasks=[name],
                 task_manager=manager,

@@ -59,14 +59,8 @@ class HarnessResult:
     def table(self) -> str:
         """Return a Markdown table; the arrow points to the better side."""
         both = any(one.before is not None for one in self.scores)
-        head = (
-            "task",
-            "metric",
-            "",
-            "shots",
-            "n",
-            *(("before", "after", "difference", "± is") if both else ("score",)),
-        )
+        scores = ("before", "after", "difference", "± is") if both else ("score",)
+        head = ("task", "metric", "better", "shots", "documents", *scores)
         rows = []
         for one in self.scores:
             better = {True: "↑", False: "↓", None: ""}[one.higher_is_better]
