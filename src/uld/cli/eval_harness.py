@@ -54,7 +54,7 @@ def harness(
     from uld.evaluation.harness import evaluate, load_tasks
     from uld.modeling import ULDForCausalLM
 
-    loaded = load_tasks([name.strip() for name in tasks.split(",")], include_path or ())
+    loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path or ())
     model, tokenizer = options.load()
     unlearned = isinstance(model, ULDForCausalLM)
     if before and not unlearned:
