@@ -13,7 +13,8 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 from uld.errors import ULDError
 from uld.evaluation import harness
-from uld.evaluation.harness import evaluate, load_tasks
+from uld.evaluation.harness import evaluate
+from uld.evaluation.harness_tasks import load_tasks
 from uld.evaluation.perplexity import text_perplexity
 
 CHOICES = [

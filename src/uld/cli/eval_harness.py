@@ -51,7 +51,8 @@ def harness(
     folder = evaluation_folder(options, "harness", output, changed)
     options.check()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from uld.evaluation.harness import evaluate, load_tasks
+    from uld.evaluation.harness import evaluate
+    from uld.evaluation.harness_tasks import load_tasks
     from uld.modeling import ULDForCausalLM
 
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path or ())
