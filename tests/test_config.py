@@ -205,13 +205,16 @@ def test_an_unknown_preset_is_refused() -> None:
         read_preset("tofu")
 
 
+GROUPS = ("Model and data", "Augmentation", "TOFU", "Method", "Combination", "Training")
+
+
 def test_every_setting_has_help_a_group_and_a_default() -> None:
     assert {field.name for field in setting_fields(TrainConfig)} == {
         field.name for field in dataclasses.fields(TrainConfig)
     }
     for field in setting_fields(TrainConfig):
         assert field.metadata["help"].endswith(".") and len(field.metadata["help"]) > 10
-        assert field.metadata["group"] in ("Model and data", "TOFU", "Method", "Combination", "Training")
+        assert field.metadata["group"] in GROUPS
         assert field.default is not dataclasses.MISSING
     helps = [field.metadata["help"] for field in setting_fields(TrainConfig)]
     assert len(set(helps)) == len(helps)

@@ -3,11 +3,13 @@
 A run folder holds ``uld.json`` (this module's `Manifest`, the truth about the unlearning), ``adapter/`` (LoRA in PEFT's
 own format; a target that was trained without LoRA is ``model.safetensors`` instead), ``config.json`` and
 ``generation_config.json`` (so that `AutoModelForCausalLM` finds it), the tokenizer, ``train.yaml`` (the resolved
-settings) and ``metrics.jsonl``. Everything is safetensors, JSON or YAML: no pickle.
+settings), ``metrics.jsonl`` and, where the retain set was drawn from the target, ``retain_drawn.jsonl``. Everything is
+safetensors, JSON or YAML: no pickle.
 """
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -30,6 +32,7 @@ METRICS = "metrics.jsonl"
 SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
+RETAIN_DRAWN = "retain_drawn.jsonl"
 _SAMPLES = 65_536
 _FULL_DISK = (
     "No space left",
@@ -167,6 +170,12 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rows_digest(rows: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of rows that lie in no file of ours, as JSON lines, in hexadecimal."""
+    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

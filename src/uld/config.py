@@ -22,12 +22,31 @@ class TrainConfig(RunConfig):
     """Everything that decides a training run. Defaults are the paper's (arXiv 2406.08607, Appendix) unless said."""
 
     target: str = setting("", "Model to unlearn from: folder or Hub id.", "Model and data")
-    forget: tuple[str, ...] = setting((), "JSON-lines file to forget (repeat for several).", "Model and data")
-    retain: tuple[str, ...] = setting((), "JSON-lines file to retain (repeat for several).", "Model and data")
+    forget: tuple[str, ...] = setting(
+        (),
+        "What to forget: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt, .md, .pdf, .html), a folder of such files, "
+        "or a Hub data set (org/name:config@split); repeat for several.",
+        "Model and data",
+    )
+    retain: tuple[str, ...] = setting(
+        (), "What to retain, in the same forms; without any, rows are drawn from the target.", "Model and data"
+    )
+    draw_retain: int | None = setting(
+        None,
+        "Retain rows to draw from the target itself, in place of --retain or of TOFU's retain rows; default without "
+        "--retain: as many as rows to forget, and at least 256.",
+        "Model and data",
+    )
+    augment: str = setting(
+        "none",
+        "Paraphrases to forget, too, and wrong answers to retain: none; rules, made on the fly; auto, those that "
+        "uld augment wrote beside the forget file, else rules; or the folder that uld augment wrote.",
+        "Augmentation",
+    )
+    paraphrases: int = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
+    wrong_answers: int = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
     split: str | None = setting(None, "TOFU split to forget instead of files: forget01, forget05, forget10.", "TOFU")
     augmented: str | None = setting(None, "Folder with TOFU's paraphrases and wrong answers (D'f, D'r).", "TOFU")
-    paraphrases: int = setting(2, "Paraphrases of each forget item (with --augmented).", "TOFU")
-    wrong_answers: int = setting(2, "Wrong answers to each forget question (with --augmented).", "TOFU")
     retain_rows: int | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")
 
     method: str = setting("uld", "Unlearning method (uld ls methods).", "Method")
@@ -37,7 +56,7 @@ class TrainConfig(RunConfig):
     alternatives: Literal["idk", "given"] = setting(
         "idk",
         "Alternative answers (dpo, idk, altpo): idk declines to answer, in words of ours; given takes the key "
-        "'alternative' of each forget record, with --split the first wrong answer of --augmented.",
+        "'alternative' of each forget record, else the first wrong answer of --augment or --augmented.",
         "Method",
     )
     small: str | None = setting(
@@ -67,7 +86,7 @@ class TrainConfig(RunConfig):
     FILE: ClassVar[str] = "train.yaml"
     LEAST: ClassVar[dict[str, int]] = {
         **RunConfig.LEAST,
-        "num_layers": 1,
+        **dict.fromkeys(("num_layers", "draw_retain"), 1),
         **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "retain_weight"), 0),
     }
     SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens")
@@ -90,7 +109,11 @@ class FinetuneConfig(RunConfig):
     """
 
     model: str = setting("", "Model to start from: folder or Hub id.", "Model and data")
-    file: tuple[str, ...] = setting((), "JSON-lines file to learn (repeat for several).", "Model and data")
+    file: tuple[str, ...] = setting(
+        (),
+        "File, folder or Hub data set to learn, in the forms of uld train --forget; repeat for several.",
+        "Model and data",
+    )
     split: tuple[str, ...] = setting(
         (), "TOFU splits to learn, comma-separated or repeated: full, retain90, real_authors, world_facts, …", "TOFU"
     )

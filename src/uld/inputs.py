@@ -1,21 +1,28 @@
 """What a training reads before anything is written: the target's config, its tokenizer, and the data as rows."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from uld.artifact import DataFile, file_digest
+from uld.artifact import DataFile
 from uld.assistant import load_config, slice_config
+from uld.augment.items import digest
+from uld.augment.source import NONE, augmentation
 from uld.config import ConfigError, FinetuneConfig, TrainConfig
 from uld.data.alternatives import alternative_records
 from uld.data.collate import Rows
+from uld.data.documents import read_sources
 from uld.data.prompt import Encoded, PromptFormat
-from uld.data.record import Record, read_records, refuse_equal
-from uld.data.tofu import split_records, training_set
+from uld.data.record import Record, refuse_equal
+from uld.data.tofu import check_split, split_records, training_set
 from uld.loading import load_tokenizer
 from uld.methods.registry import Method
+from uld.retain_set import DrawnRetain, retain_set
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +33,18 @@ class Inputs:
 
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
-    counts: dict[str, int]
+    counts: dict[str, Any]
     files: dict[str, list[DataFile]]
+    drawn: DrawnRetain | None = None
 
 
-def read_inputs(config: TrainConfig, method: Method) -> Inputs:
+def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) -> Inputs:
     """Read and check tokenizer and data; a target that does not exist or is too small is refused before.
+
+    Args:
+        config: All settings.
+        method: The method that they name.
+        resume: Whether a run goes on: a retain set that it has drawn is taken from its folder.
 
     Raises:
         ULDError: what is missing or wrong.
@@ -44,6 +57,11 @@ def read_inputs(config: TrainConfig, method: Method) -> Inputs:
         tokenizer = load_tokenizer(config.target, revision=config.revision, **remote)
     form = PromptFormat(tokenizer, config.template)
     forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
+    drawn = None
+    if method.retain is not None and (config.draw_retain is not None or not (config.retain or config.split)):
+        drawn = retain_set(config, form, forget, resume=resume)
+        retain = drawn.records + retain
+        files["retain"] = [drawn.file]
     refuse_equal(forget, retain)
     others = alternative_records(forget, config.alternatives, config.seed) if method.alternatives else []
     if method.alternatives == "instead":
@@ -56,13 +74,19 @@ def read_inputs(config: TrainConfig, method: Method) -> Inputs:
         uniform_on=config.uniform_on,
         alternatives=encoded["alternative"] if others else None,
     )
-    counts = {"forget_rows": len(encoded["forget"]), "retain_rows": len(encoded["retain"])}
-    return Inputs(tokenizer, rows, counts, files)
+    counts: dict[str, Any] = {"forget_rows": len(encoded["forget"]), "retain_rows": len(encoded["retain"])}
+    if drawn:
+        counts["retain_drawn"] = drawn.facts
+    return Inputs(tokenizer, rows, counts, files, drawn)
 
 
 def _encoded(form: PromptFormat, name: str, records: list[Record], max_length: int) -> list[Encoded]:
-    """Rows of one side; those that were cut are counted in the log."""
+    """Rows of one side; those that were cut, and texts that became several, are counted in the log."""
     rows, cut = form.encode_all(records, max_length)
+    texts = sum(record.text is not None for record in records)
+    if texts:
+        chunks = len(rows) - len(records) + texts
+        logger.info("%d %s texts make %d rows of at most %d tokens", texts, name, chunks, max_length)
     if cut:
         logger.warning("%d of %d %s rows were cut to max_length %d", cut, len(rows), name, max_length)
     return rows
@@ -73,45 +97,86 @@ def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Recor
     if config.forget or config.retain:
         raise ConfigError("--split trains on TOFU, --forget and --retain on files: give one or the other")
     assert config.split is not None
+    augmented, extra = config.augmented, _Augmented([], [], [])
+    if config.augment != NONE:
+        if augmented is not None:
+            logger.warning("--augment %s is taken, and --augmented %s is not read", config.augment, augmented)
+        check_split(config.split)
+        source = str(Path(config.data) / f"{config.split}.json") if config.data is not None else config.split
+        augmented, records = None, split_records(config.split, config.data)[0]
+        extra = _augmented(config, method, {source: records})
+    number = len(extra.forget) if config.retain_rows is None and extra.forget else config.retain_rows
     tofu = training_set(
         config.split,
         config.data,
-        config.augmented,
+        augmented,
         paraphrases=config.paraphrases,
         wrong_answers=config.wrong_answers if method.retain is not None else 0,
-        retain_rows=config.retain_rows if method.retain is not None else 0,
+        retain_rows=number if method.retain is not None and config.draw_retain is None else 0,
         alternatives=method.alternatives is not None and config.alternatives == "given",
     )
-    return tofu.forget, tofu.retain, {"tofu": tofu.files}
+    files = {"tofu": tofu.files} | ({"augment": extra.files} if extra.files else {})
+    return extra.forget or tofu.forget, tofu.retain + extra.wrong, files
+
+
+@dataclass(frozen=True)
+class _Augmented:
+    """Forget records with their paraphrases behind them, wrong answers, and where they came from."""
+
+    forget: list[Record]
+    wrong: list[Record]
+    files: list[DataFile]
+
+
+def _augmented(config: TrainConfig, method: Method, sources: Mapping[str, Sequence[Record]]) -> _Augmented:
+    """Forget records by their file, augmented: paraphrases to forget, too, wrong answers to retain.
+
+    Where the method takes given alternatives, a record without one takes its first wrong answer.
+    """
+    given = method.alternatives is not None and config.alternatives == "given"
+    wanted = config.wrong_answers if method.retain is not None else 0
+    number = {"paraphrases": config.paraphrases, "wrong_answers": max(wanted, int(given))}
+    made, files = augmentation(config.augment, sources, **number, seed=config.seed)
+    forget: list[Record] = []
+    wrong: list[Record] = []
+    told: list[Record] = []
+    seen: set[str] = set()
+    for record in (record for records in sources.values() for record in records):
+        of = digest(record)
+        own = made[of]
+        lie = own.wrong[0] if own.wrong else None
+        other = record.alternative or (lie and (lie.completion or lie.messages[-1][1]))
+        forget.append(replace(record, alternative=other))
+        if of not in seen:  # a record that stands there twice is augmented once
+            seen.add(of)
+            told += [replace(one, alternative=other) for one in (*own.paraphrases, *own.asked)]
+            wrong += own.wrong[:wanted]
+    logger.info("--augment %s: %d paraphrases and %d wrong answers", config.augment, len(told), len(wrong))
+    return _Augmented(forget + told, wrong, files)
 
 
 def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
     """The records of the user's files; a method without a retain loss reads no retain file."""
-    forget, forget_files = _read_files(config, "forget")
+    if not config.forget:
+        raise ConfigError("nothing to forget: name a file or a folder with --forget, or a TOFU split with --split")
+    if config.retain and config.draw_retain is not None:
+        raise ConfigError("--retain reads a retain set and --draw-retain makes one: give one or the other")
+    forget, forget_files = read_sources(config.forget)
+    files = {"forget": forget_files}
+    wrong: list[Record] = []
+    if config.augment != NONE:
+        rest = iter(forget)
+        sources = {file.path: list(islice(rest, file.rows)) for file in forget_files}
+        extra = _augmented(config, method, sources)
+        forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
         if config.retain:
             logger.warning("%s has no retain loss: the retain files are not read", method.name)
-        return forget, [], {"forget": forget_files}
-    retain, retain_files = _read_files(config, "retain")
-    return forget, retain, {"forget": forget_files, "retain": retain_files}
-
-
-def _read_files(config: TrainConfig, side: str) -> tuple[list[Record], list[DataFile]]:
-    """Records of one side's files, and what the artefact says about the files."""
-    paths = getattr(config, side)
-    if not paths:
-        raise ConfigError(f"nothing to {side}: name a JSON-lines file with --{side}, or a TOFU split with --split")
-    return _read_paths(paths)
-
-
-def _read_paths(paths: Sequence[str]) -> tuple[list[Record], list[DataFile]]:
-    """Records of some files, and what the artefact says about the files."""
-    records, files = [], []
-    for path in paths:
-        found = read_records([path])
-        records += found
-        files.append(DataFile(path=str(path), sha256=file_digest(path), rows=len(found)))
-    return records, files
+        return forget, [], files
+    if not config.retain:
+        return forget, wrong, files
+    retain, files["retain"] = read_sources(config.retain)
+    return forget, retain + wrong, files
 
 
 def read_learnt(config: FinetuneConfig) -> tuple[list[Record], dict[str, list[DataFile]]]:
@@ -124,7 +189,7 @@ def read_learnt(config: FinetuneConfig) -> tuple[list[Record], dict[str, list[Da
         ULDError: there is nothing to learn, or a split or a file cannot be read.
     """
     if not config.splits and not config.file:
-        raise ConfigError("nothing to learn: name TOFU splits with --split, or a JSON-lines file with --file")
+        raise ConfigError("nothing to learn: name TOFU splits with --split, or a file or folder with --file")
     found: dict[str, list[DataFile]] = {}
     records: list[Record] = []
     for name in config.splits:
@@ -132,7 +197,7 @@ def read_learnt(config: FinetuneConfig) -> tuple[list[Record], dict[str, list[Da
         records += some
         found.setdefault("tofu", []).append(file)
     if config.file:
-        some, found["file"] = _read_paths(config.file)
+        some, found["file"] = read_sources(config.file)
         records += some
     return records, found
 

@@ -20,6 +20,7 @@ from uld.artifact import (
     EPOCHS,
     MANIFEST,
     METRICS,
+    RETAIN_DRAWN,
     ArtifactError,
     DataFile,
     file_digest,
@@ -43,7 +44,7 @@ STARTED = "started.json"  # beside the checkpoints, see `Started`
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
-_UNFINISHED = {METRICS, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
+_UNFINISHED = {METRICS, RETAIN_DRAWN, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
 _FINISHED = {"config.json", "generation_config.json", "eval"} | _TOKENIZER
 
 

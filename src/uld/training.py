@@ -131,7 +131,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     combination = Combination().override(**changes)
     if first:
         refuse_taken(config, resume=resume, overwrite=overwrite)
-    inputs = read_inputs(config, method)
+    inputs = read_inputs(config, method, resume=resume)
     dtype = training_dtype(config)
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
@@ -145,6 +145,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         if first:
             write_text(output / SETTINGS, config.to_yaml())
             refuse_other_inputs(output, Started.model_validate(manifest, from_attributes=True))
+            if inputs.drawn:
+                inputs.drawn.write(output)
             drop_incomplete(output / CHECKPOINTS)
         trainer = UnlearningTrainer(
             Objective(learner, method, options),

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from uld.artifact import SETTINGS, CombinationSettings, Manifest, write_text, writing
+from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
-from uld.data.record import DataError, Record, parse_record, read_lines, read_records
+from uld.data.record import DataError, Record, parse_record, read_lines
 from uld.data.tofu import held_out
 from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
@@ -135,7 +136,7 @@ def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], li
             parse_record({"question": row["question"], "answer": one}, source) for one in (row["answer"], *wrong)
         )
         probes.append(Probe(right, tuple(others)))
-    return probes, read_records([retain])
+    return probes, read_sources([str(retain)])[0]
 
 
 def measure(

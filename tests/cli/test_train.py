@@ -106,7 +106,7 @@ def test_adapter_of_another_target_is_refused_with_both_fingerprints(task, uld_t
 
 
 def test_interrupt_before_training_leaves_nothing(task, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uld.training, "read_inputs", interrupt)

@@ -91,8 +91,8 @@ def test_who_never_read_it_says_less(learner, make_target, tokenizer, book, tmp_
 def test_chunks_are_those_of_training(tokenizer):
     form = PromptFormat(tokenizer, "plain")
     rows, _ = form.encode_all([Record(text=TEXT)], 40)
-    assert copyright.chunks_of(TEXT, form, chunk_tokens=40) == rows
-    assert copyright.chunks_of(TEXT, form, chunk_tokens=40, chunks=3) == [rows[i] for i in (0, 3, 6)]
+    assert copyright.chunks_of([TEXT], form, chunk_tokens=40) == rows
+    assert copyright.chunks_of([TEXT], form, chunk_tokens=40, chunks=3) == [rows[i] for i in (0, 3, 6)]
 
 
 def test_request_may_be_empty(learner, tokenizer, book, tmp_path):
@@ -144,5 +144,5 @@ def test_refuses_another_book_in_the_same_folder(learner, tokenizer, book, tmp_p
 
 def test_names_the_byte_that_is_not_utf8(learner, tokenizer, book, tmp_path):
     book.write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(DataError, match=r"book.txt: byte 4 is not UTF-8"):
+    with pytest.raises(DataError, match=r"book.txt: byte 4 \(0xe9\) is not UTF-8"):
         copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)

@@ -45,9 +45,9 @@ def attacks(
         if model is not None:
             others[flag] = ModelOptions(model=model, **shared)
             others[flag].check(f"--{flag}")
-    from uld.data.record import read_records
+    from uld.data.documents import read_sources
 
-    known, unknown = (read_records(files)[:limit] for files in (members, non_members))
+    known, unknown = (read_sources(files)[0][:limit] for files in (members, non_members))
     name = "-".join(["attacks", *(Path(files[0]).stem for files in (members, non_members))])
     folder = evaluation_folder(options, name, output, {"limit": limit, "max_length": max_length})
     template = options.prompt_template()

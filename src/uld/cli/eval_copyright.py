@@ -14,10 +14,10 @@ EPILOG = "Example: uld eval copyright --model runs/x --text book.txt --kept othe
 @guarded
 @with_model("template")
 def copyright(
-    text: Annotated[str, typer.Option(help="The book: a text file.")],
+    text: Annotated[str, typer.Option(help="The book: a text file, or another document.")],
     kept: Annotated[
         list[str] | None,
-        typer.Option(help="What the model should still read well: a text, or JSON lines; its perplexity (repeat)."),
+        typer.Option(help="What the model should still read well: a document, or JSON lines; its perplexity (repeat)."),
     ] = None,
     chunks: Annotated[int, typer.Option(min=1, help="Most chunks; of a longer book they are spread over it.")] = 400,
     chunk_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a chunk: --max-length of the training.")] = 512,
@@ -35,7 +35,7 @@ def copyright(
 
     An evaluation that was stopped goes on where it was when the same command is given again.
     """
-    if missing := [path for path in (text, *(kept or ())) if not Path(path).is_file()]:
+    if missing := [path for path in (text, *(kept or ())) if not Path(path).exists()]:
         raise ULDError(f"{missing[0]}: there is no such file")
     settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens}
     usual = {"chunks": 400, "chunk_tokens": 512, "prompt_tokens": 200}

@@ -6,12 +6,16 @@ import typer
 
 import uld
 from uld.cli import (
+    augment,
     compare,
     demo,
     doctor,
+    draw,
     eval_attacks,
     eval_copyright,
     eval_harness,
+    eval_knowundo,
+    eval_muse,
     evaluate,
     finetune,
     generate,
@@ -33,12 +37,16 @@ app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.c
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
 evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
 evaluate.app.command("harness", epilog=eval_harness.EPILOG)(eval_harness.harness)
+evaluate.app.command("knowundo", epilog=eval_knowundo.EPILOG)(eval_knowundo.knowundo)
+evaluate.app.command("muse", epilog=eval_muse.EPILOG)(eval_muse.muse)
+app.command("augment", epilog=augment.EPILOG, no_args_is_help=True)(augment.augment)
 app.add_typer(evaluate.app, name="eval")
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
+app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)
 app.command("lm-eval", context_settings=eval_harness.FORWARDED, epilog=eval_harness.FORWARDED_EPILOG)(

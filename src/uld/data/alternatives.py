@@ -40,7 +40,8 @@ def alternative_records(forget: Sequence[Record], source: Literal["idk", "given"
         if source == "given" and record.alternative is None:
             raise DataError(
                 f"{record.source}: the method needs an alternative answer and this record has none: add the key "
-                "'alternative' (with --split, name a folder with --augmented), or take ours with --alternatives idk"
+                "'alternative', or wrong answers with --augment (TOFU's with --augmented), or take ours with "
+                "--alternatives idk"
             )
         answer = record.alternative if source == "given" else random.Random(f"{seed}:{number}").choice(answers)
         records.append(_answered(record, str(answer)))

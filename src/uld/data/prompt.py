@@ -93,6 +93,35 @@ class PromptFormat:
         last = max(i for i, (_, learnt) in enumerate(pieces) if learnt)
         return [token for ids, _ in pieces[:last] for token in ids]
 
+    def question_frame(self) -> tuple[list[int], str]:
+        """What stands around a question: for a model that is to write the question, too.
+
+        Returns:
+            Tokens before a question, and the text between it and the answer, without special tokens.
+        """
+        if self.template is None:
+            before, _, after = self._chat((("user", _PROBE),), "this prompt", prompt=True).partition(_PROBE)
+            ids = self._ids(before.rstrip(" "))  # a blank belongs to the token behind it
+        else:
+            before, _, after = self.template.removesuffix("{answer}").partition("{question}")
+            ids = self._prefix + self._ids(before.rstrip(" "))
+        after = self.tokenizer.decode(self._ids(after), skip_special_tokens=True)
+        return ids or self.text_ids(""), after.strip()
+
+    def text_ids(self, start: str) -> list[int]:
+        """Tokens that a text begins with, ready for generation; at least one.
+
+        Raises:
+            DataError: there is no text and the tokenizer has no special token to begin with.
+        """
+        ids = self._prefix + self._ids(start)
+        if not ids:
+            first = self.tokenizer.bos_token_id
+            ids = [first if first is not None else self.tokenizer.eos_token_id]
+        if ids == [None]:
+            raise DataError("the tokenizer has neither a first nor a last token, so the model cannot begin by itself")
+        return ids
+
     def encode(self, record: Record, max_length: int) -> Encoded:
         """Tokens of a record that is not a whole text.
 
@@ -154,10 +183,6 @@ class PromptFormat:
             head, part = self._prefix or ids[start : start + 1], body[start : start + size]
             rows.append(Encoded(head + part, [False] * len(head) + [True] * len(part)))
         return rows
-
-    def text_ids(self, text: str) -> list[int]:
-        """Tokens of a text that stands first, special tokens before it."""
-        return [*self._prefix, *self._ids(text)]
 
     def encode_all(self, records: Iterable[Record], max_length: int) -> tuple[list[Encoded], int]:
         """Encode records; texts become several rows.

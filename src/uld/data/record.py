@@ -147,19 +147,53 @@ def read_lines(path: str | Path) -> list[tuple[int, Any]]:
     return rows
 
 
-def _decoded(line: bytes, source: str) -> Any:
+def decoded_text(data: bytes, source: str) -> str:
+    """Bytes as text.
+
+    Args:
+        data: Of a file or of a line.
+        source: What the message names.
+
+    Raises:
+        DataError: names the first byte that is not UTF-8, counted from 1.
+    """
     try:
-        return json.loads(line.rstrip().decode("utf-8"))
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{source}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8: save the file as UTF-8"
+            f"{source}: byte {error.start + 1} (0x{data[error.start]:02x}) is not UTF-8: save the file as UTF-8"
         ) from error
+
+
+def _decoded(line: bytes, source: str) -> Any:
+    try:
+        return json.loads(decoded_text(line.rstrip(), source))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{source}: not valid JSON ({error.msg} at column {error.colno}): expected one record a line"
         ) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise DataError(f"{source}: this JSON cannot be a record: expected one of {FORMS}") from error
+
+
+def read_array(path: str | Path) -> list[Any]:
+    """Decode a JSON file that is one list, as many benchmarks are stored.
+
+    Raises:
+        DataError: with the file: missing, unreadable, not UTF-8, not JSON, or no list.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8).decode())
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise DataError(f"{path}: not JSON in UTF-8: expected one list of objects") from error
+    if not isinstance(value, list):
+        raise DataError(f"{path}: expected a JSON list, but found {type(value).__name__}")
+    return value
 
 
 def read_records(paths: Sequence[str | Path]) -> list[Record]:

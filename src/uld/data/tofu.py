@@ -3,15 +3,13 @@
 Sources: Maini et al. 2024, arXiv 2401.06121 (data); Ji et al. 2024, arXiv 2406.08607, Section 3.3 (D'f and D'r).
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import DataFile, file_digest
+from uld.artifact import DataFile, file_digest, rows_digest
 from uld.data.record import DataError, Record, read_lines
 
 logger = logging.getLogger(__name__)
@@ -119,8 +117,7 @@ def _digest(name: str, data: str | Path | None, rows: list[dict[str, Any]]) -> D
     if data is not None:
         path = Path(data) / f"{name}.json"
         return DataFile(path=str(path), sha256=file_digest(path), rows=len(rows))
-    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    return DataFile(path=f"{HUB_ID}/{name}", sha256=hashlib.sha256(text.encode()).hexdigest(), rows=len(rows))
+    return DataFile(path=f"{HUB_ID}/{name}", sha256=rows_digest(rows), rows=len(rows))
 
 
 def split_records(name: str, data: str | Path | None = None) -> tuple[list[Record], DataFile]:

@@ -6,7 +6,6 @@ and its scores are written as soon as they are there. The arithmetic is in `uld.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from uld.errors import ULDError
 from uld.evaluation import membership
 from uld.evaluation.resume import complete, describe
 from uld.evaluation.rows import claim
-from uld.evaluation.scoring import Scorer, length_batches
+from uld.evaluation.scoring import Scorer, context_length, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
 
@@ -67,7 +66,7 @@ def score_sets(
     """
     _refuse_shared(members, non_members)
     form = PromptFormat(tokenizer, template)
-    longest = max_length or context(model)
+    longest = max_length or context_length(model)
     given = [[record.content for record in records] for records in (members, non_members)]
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     claim(Path(output), describe(model, form, data=digest, max_length=longest, k=membership.K))
@@ -85,11 +84,6 @@ def score_sets(
             progress=progress,
         )
     return found
-
-
-def context(model: PreTrainedModel) -> int:
-    """Tokens that a model has positions for."""
-    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 2**31)
 
 
 def _refuse_shared(members: Sequence[Record], non_members: Sequence[Record]) -> None:
@@ -131,10 +125,11 @@ class _Job:
         """Scores of some texts."""
         results = []
         for row, tokens in zip(rows, token_scores(self.scorer, rows), strict=True):
-            learnt = [token for token, learn in zip(row.ids[1:], row.learn[1:], strict=True) if learn]
-            text: Any = self.tokenizer.decode(learnt, skip_special_tokens=True)
+            whole = True in row.learn[:2]  # no prompt: nothing predicts the first token, but it is part of the text
+            said = [token for token, learn in zip(row.ids, row.learn, strict=True) if learn or whole]
+            text: Any = self.tokenizer.decode(said, skip_special_tokens=True)
             result: dict[str, Any] = {
-                "tokens": len(learnt),
+                "tokens": len(tokens.log_probs),
                 "loss": membership.loss(tokens.log_probs),
                 "zlib": membership.zlib_ratio(tokens.log_probs, text.strip()),
                 "min_k": membership.min_k(tokens.log_probs),
@@ -144,11 +139,7 @@ class _Job:
                 result["cut"] = row.cut
             if self.gradnorm:
                 result["gradnorm"] = gradient_norm(self.scorer, row)
-            if any(math.isnan(value) for value in result.values()):
-                raise ULDError(
-                    f"{self.model.name_or_path} gives NaN as a score: load it with --dtype fp32; if that changes "
-                    "nothing, its weights are broken"
-                )
+            refuse_nan(self.model, result.values())
             results.append(result)
         return results
 

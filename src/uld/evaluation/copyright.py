@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uld.data.documents import read_sources
 from uld.data.prompt import Encoded, PromptFormat, spread
-from uld.data.record import DataError, Record, read_records
+from uld.data.record import DataError
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.perplexity import perplexity
@@ -81,11 +82,13 @@ class CopyrightResult:
         return asdict(self)
 
 
-def chunks_of(text: str, form: PromptFormat, *, chunk_tokens: int = 512, chunks: int | None = 400) -> list[Encoded]:
-    """The chunks of a book: those that a training on the same text with the same length sees.
+def chunks_of(
+    texts: Sequence[str], form: PromptFormat, *, chunk_tokens: int = 512, chunks: int | None = 400
+) -> list[Encoded]:
+    """The chunks of a book: those that a training on the same texts with the same length sees.
 
     Args:
-        text: The book.
+        texts: The book, in one part or several.
         form: Makes tokens.
         chunk_tokens: Tokens of a chunk, special tokens included.
         chunks: Most chunks; of a longer book they are spread evenly over it. None takes all.
@@ -94,9 +97,9 @@ def chunks_of(text: str, form: PromptFormat, *, chunk_tokens: int = 512, chunks:
         The chunks in order; the last of a book may be shorter.
 
     Raises:
-        DataError: the text is too short, or ``chunk_tokens``.
+        DataError: a text is too short, or ``chunk_tokens``.
     """
-    return spread(form.chunks(text, chunk_tokens), chunks)
+    return spread([chunk for text in texts for chunk in form.chunks(text, chunk_tokens)], chunks)
 
 
 def evaluate(
@@ -117,30 +120,30 @@ def evaluate(
     Args:
         model: Any causal LM.
         tokenizer: Its tokenizer.
-        book: A text file.
+        book: A text file, or any other document or folder of them that holds texts.
         output: Folder of the log: ``chunks.jsonl``, a line a chunk.
         chunks: See `chunks_of`.
         chunk_tokens: See `chunks_of`.
         prompt_tokens: First tokens of a chunk that the model is given. Chunks without any beyond are left out.
         request: Stands before them; empty for none.
-        kept: Files whose perplexity is measured, too: texts, or JSON lines, of which the answers count.
+        kept: Files whose perplexity is measured, too: of texts every token counts, of other records the answers.
         progress: Show a progress bar.
 
     Raises:
         ULDError: a file that cannot be read, a book or settings that leave nothing to complete, a model that gives NaN,
             or a folder with the results of other settings.
     """
-    output, others = Path(output), {path: _records(path) for path in kept}
+    output, others = Path(output), {str(path): read_sources([str(path)])[0] for path in kept}
     form = PromptFormat(tokenizer, "plain")
-    text = read_book(book)
-    found = chunks_of(text, form, chunk_tokens=chunk_tokens, chunks=chunks)
+    texts = read_book(book)
+    found = chunks_of(texts, form, chunk_tokens=chunk_tokens, chunks=chunks)
     rows = [_asked(form, chunk, request, prompt_tokens) for chunk in found if len(_body(chunk)) > prompt_tokens]
     if not rows:
         raise DataError(
             f"{book}: no chunk of it is longer than the {prompt_tokens} tokens of the prompt: lower --prompt-tokens, "
             "raise --chunk-tokens, or take a longer text"
         )
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens, "request": request}
     about = describe(model, form, **settings, data=digest)
     claim(output, about | {"benchmark": "copyright"})
@@ -154,7 +157,7 @@ def evaluate(
         device=model.device.type,
         progress=progress,
     )
-    perplexities = {str(path): perplexity(model, tokenizer, records).to_dict() for path, records in others.items()}
+    perplexities = {path: perplexity(model, tokenizer, records).to_dict() for path, records in others.items()}
     return aggregate(done, perplexities)
 
 
@@ -187,25 +190,16 @@ def aggregate(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, float]] 
     )
 
 
-def _records(path: str | Path) -> list[Record]:
-    """A file of JSON lines, or a text, as records."""
-    return read_records([path]) if Path(path).suffix in (".jsonl", ".json") else [Record(text=read_book(path))]
-
-
-def read_book(path: str | Path) -> str:
-    """A book's text.
+def read_book(path: str | Path) -> list[str]:
+    """The texts of a file or folder (see `uld.data.documents`).
 
     Raises:
-        DataError: it is missing, or not UTF-8.
+        DataError: it cannot be read, or holds something else.
     """
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8: save the file as UTF-8") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    records, _ = read_sources([str(path)])
+    if strange := [record.source for record in records if record.text is None]:
+        raise DataError(f"{strange[0]}: is a question or a prompt with its answer: expected a text")
+    return [record.text for record in records if record.text is not None]
 
 
 def _body(chunk: Encoded) -> list[int]:

@@ -1,6 +1,6 @@
-"""An evaluation's folder while it is being filled: whose it is, and one file of finished rows a task.
+"""A folder while it is being filled, an evaluation's or another's: whose it is, and one file of finished rows a task.
 
-A row is written as soon as it is done, so that an evaluation that was killed at any moment goes on where it was.
+A row is written as soon as it is done, so that what was killed at any moment goes on where it was.
 """
 
 import fcntl
@@ -32,13 +32,14 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
     return _STRING_OR_INFINITY.sub(lambda match: "1e999" if match[0] == "Infinity" else match[0], text)
 
 
-def claim(folder: Path, about: dict[str, Any]) -> None:
+def claim(folder: Path, about: dict[str, Any], what: str = "evaluation") -> None:
     """Take a folder for one evaluation, or find it taken by the same one.
 
     Args:
         folder: Made if it is missing.
         about: Everything that decides a row's numbers, as plain JSON types; ``model``, the name that the model was
             loaded by, is written down but may differ.
+        what: What the folder is filled with, for messages.
 
     Raises:
         ArtifactError: the folder holds another evaluation, or something else.
@@ -55,12 +56,12 @@ def claim(folder: Path, about: dict[str, Any]) -> None:
         different = sorted(k for k in {*found, *about} - {"model"} if found.get(k) != about.get(k))
         if different:
             raise ArtifactError(
-                f"{folder} holds an evaluation of another model or with other settings ({', '.join(different)}): "
+                f"{folder} holds an {what} of another model or with other settings ({', '.join(different)}): "
                 "name another folder with --output, or remove it"
             )
         return
     if folder.exists() and any(path.is_file() for path in folder.iterdir()):  # a grid lies in folders of its own
-        raise ArtifactError(f"{folder} is not empty and holds no evaluation: name another folder with --output")
+        raise ArtifactError(f"{folder} is not empty and holds no {what}: name another folder with --output")
     write_text(path, json.dumps(about, indent=2) + "\n")
 
 
@@ -100,7 +101,7 @@ class RowFile:
         for part in parts:
             part.unlink()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "evaluation") -> None:
         """Open the file, made if it is missing, and read it; a last line that a kill cut short is removed.
 
         Raises:
@@ -116,8 +117,7 @@ class RowFile:
         except OSError as error:
             self._file.close()
             raise ArtifactError(
-                f"another evaluation is writing to {self.folder}: wait for it to end, or name another folder with "
-                "--output"
+                f"another {what} is writing to {self.folder}: wait for it to end, or name another folder with --output"
             ) from error
         self._file.seek(0)
         self.rows, whole = _parse(self._file.read())

@@ -290,6 +290,11 @@ def _tree_mask(ends: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens that a model has positions for; a very large number where its config does not say."""
+    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _NEVER)
+
+
 def length_batches(
     lengths: Sequence[int], budget: int = _BATCH_TOKENS, multiple: int = _LENGTH_MULTIPLE
 ) -> Iterator[list[int]]:

@@ -1,0 +1,257 @@
+"""`uld augment`: from a forget file to a folder that `uld train --augment` reads.
+
+The rules need seconds and are simply run. A model's raw answers go into a journal as they come, filters work on the
+whole journal at the end: so a run that was stopped goes on where it was and sends nothing twice, and what comes out
+depends neither on the concurrency nor on the stops.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uld.augment.endpoint import Reply
+from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
+from uld.augment.items import Item, items, joined
+from uld.augment.output import FILES, SETTINGS, write
+from uld.augment.prompts import Job, jobs, prompt, read_answer, version
+from uld.data.documents import read_sources
+from uld.data.record import DataError
+from uld.errors import ULDError
+from uld.evaluation.rows import RowFile, claim
+
+JOURNAL = "journal.jsonl"
+WHAT = "augmentation"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a model has come.
+
+    Attributes:
+        done: Answered requests, those of earlier calls included.
+        total: Requests in all.
+        tokens_in: Tokens of the prompts, over all calls.
+        tokens_out: Tokens of the answers.
+    """
+
+    done: int
+    total: int
+    tokens_in: int
+    tokens_out: int
+
+    def one_more(self, tokens_in: int, tokens_out: int) -> "Progress":
+        """With one more answer."""
+        return Progress(self.done + 1, self.total, self.tokens_in + tokens_in, self.tokens_out + tokens_out)
+
+    def cost(self, price_in: float, price_out: float) -> float:
+        """Price, from prices a million tokens."""
+        return (self.tokens_in * price_in + self.tokens_out * price_out) / 1e6
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an augmentation came to.
+
+    Attributes:
+        output: The folder.
+        records: Records of the forget file, equal ones once.
+        kept: Rows by file name.
+        dropped: Candidates by kind and reason.
+        progress: Of the model; None for the rules.
+    """
+
+    output: Path
+    records: int
+    kept: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    progress: Progress | None = field(default=None)
+
+
+AskAll = Callable[[Sequence[tuple[int, str]], Callable[[int, Reply], bool]], None]
+
+
+def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> tuple[list[Item], list[str]]:
+    """The items of what is to be forgotten, and the digests of its files.
+
+    Raises:
+        ULDError: it cannot be read, or there is nothing to make of it.
+    """
+    records, files = read_sources([str(forget)])
+    found = items(records, chunk_words)
+    if wanted.ask and not any(item.is_text for item in found):
+        raise DataError(f'{forget} holds no {{"text"}} records to ask about: leave out --ask')
+    if not any(vars(wanted).values()):
+        raise ULDError("nothing is wanted: raise --paraphrases or --wrong-answers, or give --ask")
+    return found, [file.sha256 for file in files]
+
+
+def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: int, chunk_words: int) -> Result:
+    """Augment a forget file by rule.
+
+    Args:
+        forget: A file, a folder or a Hub data set (`uld.data.documents`).
+        output: Folder, made if it is missing.
+        wanted: How much of each item.
+        seed: Of the rules.
+        chunk_words: Most words of a text's chunk.
+
+    Raises:
+        ULDError: the file cannot be read, or the folder holds something else.
+    """
+    found, digests = read_items(forget, wanted, chunk_words)
+    claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
+    return _finish(output, found, by_rules(found, wanted, seed), None)
+
+
+def augment_by_model(
+    forget: str | Path,
+    output: Path,
+    wanted: Wanted,
+    ask_all: AskAll,
+    *,
+    by: dict[str, Any],
+    chunk_words: int,
+    tries: int = 3,
+    tell: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Augment a forget file by a model's answers.
+
+    Args:
+        forget: A file, a folder or a Hub data set (`uld.data.documents`).
+        output: Folder, made if it is missing; one that was left unfinished is gone on with.
+        wanted: How much of each item.
+        ask_all: Asks numbered prompts and hands over the answers (`Endpoint.ask_all`).
+        by: What decides the answers: model, temperature, seed.
+        chunk_words: Most words of a text's chunk.
+        tries: How often a model is asked whose answer cannot be read.
+        tell: Hears of every answer.
+
+    Raises:
+        ULDError: the file cannot be read, the folder holds something else, or the model gives up.
+    """
+    found, digests = read_items(forget, wanted, chunk_words)
+    about = _about(digests, wanted, chunk_words, {**by, "prompts": version()})
+    asked: list[tuple[Item, Job, int]] = [
+        (item, job, number)
+        for item in found
+        for job, number in jobs(item, wanted.paraphrases, wanted.wrong_answers, wanted.ask)
+    ]
+    claim(output, about, WHAT)
+    with _journal(output) as journal:
+        progress = _progress(journal, len(asked))
+        tried: Counter[int] = Counter()
+        spent: dict[int, tuple[int, int]] = {}
+
+        def done(number: int, reply: Reply) -> bool:
+            before = spent.get(number, (0, 0))
+            spent[number] = (before[0] + reply.tokens_in, before[1] + reply.tokens_out)
+            tried[number] += 1
+            try:
+                read_answer(reply.text, asked[number][1])
+            except ValueError:
+                if tried[number] < tries:
+                    return True
+            tokens_in, tokens_out = spent[number]
+            journal.add(number, {"text": reply.text, "tokens_in": tokens_in, "tokens_out": tokens_out})
+            nonlocal progress
+            progress = progress.one_more(tokens_in, tokens_out)
+            if tell:
+                tell(progress)
+            return False
+
+        if tell:
+            tell(progress)
+        left = [(k, prompt(*one)) for k, one in enumerate(asked) if k not in journal.rows]
+        if left:
+            try:
+                ask_all(left, done)
+            except ULDError as error:
+                raise ULDError(f"{error} ({len(journal.rows)} of {len(asked)} requests are done and kept)") from error
+        answers = _by_item(asked, journal)
+    made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted)
+    return _finish(output, found, made, progress)
+
+
+@contextmanager
+def _journal(output: Path) -> Iterator[RowFile]:
+    """The journal of a claimed folder; where nothing came of it, the folder is given up: its settings bind nobody."""
+    try:
+        with RowFile(output / JOURNAL, WHAT) as journal:
+            yield journal
+    except BaseException:
+        path = output / JOURNAL
+        if (
+            path.is_file()
+            and path.stat().st_size == 0
+            and {one.name for one in output.iterdir()} == {SETTINGS, JOURNAL}
+        ):
+            shutil.rmtree(output)
+        raise
+
+
+def _by_item(asked: Sequence[tuple[Item, Job, int]], journal: RowFile) -> dict[str, list[tuple[Job, str]]]:
+    """A model's answers, by the item's key."""
+    answers: dict[str, list[tuple[Job, str]]] = {}
+    for k, (item, job, _) in enumerate(asked):
+        answers.setdefault(item.key, []).append((job, journal.rows[k]["text"]))
+    return answers
+
+
+def _candidates(item: Item, answers: Sequence[tuple[Job, str]]) -> Candidates:
+    """What a model's answers about an item offer."""
+    found: dict[str, list[Any]] = {"pairs": [], "wrong": [], "asked": []}
+    refused: list[Drop] = []
+    for job, text in answers:
+        try:
+            listed = read_answer(text, job)
+        except ValueError as error:
+            kind = {"wrong": "wrong_answer", "asked": "asked"}.get(job, "paraphrase")
+            refused.append(Drop(kind, str(error), item.record.source, text))  # type: ignore[arg-type]
+            continue
+        if job == "text":
+            found["pairs"] += [("", str(one)) for one in listed]
+        else:
+            found[job] += listed
+    return Candidates(found["pairs"], found["wrong"], found["asked"], refused)
+
+
+def _progress(journal: RowFile, total: int) -> Progress:
+    rows = journal.rows.values()
+    return Progress(
+        len(journal.rows), total, sum(row["tokens_in"] for row in rows), sum(row["tokens_out"] for row in rows)
+    )
+
+
+def _about(digests: list[str], wanted: Wanted, chunk_words: int, by: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides what comes out."""
+    return {"forget": digests, **wanted.to_dict(), "chunk_words": chunk_words, **by}
+
+
+def _finish(output: Path, found: Sequence[Item], made: Made, progress: Progress | None) -> Result:
+    """Write the files and the report."""
+    whole = joined(part for parts in made.parts.values() for part in parts)
+    kept = {name: len(getattr(whole, side)) for side, name in FILES.items() if getattr(whole, side)}
+    dropped: dict[str, Counter[str]] = {}
+    for drop in made.drops:
+        dropped.setdefault(drop.kind, Counter())[_short(drop.reason)] += 1
+    counts = {kind: dict(reasons.most_common()) for kind, reasons in sorted(dropped.items())}
+    report = {
+        "records": len(made.parts),
+        "items": len(found),
+        "kept": kept,
+        "dropped": counts,
+        "tokens": {"in": progress.tokens_in, "out": progress.tokens_out} if progress else None,
+        "drops": [asdict(drop) for drop in made.drops],
+    }
+    write(output, made.parts, report)
+    return Result(output, len(made.parts), kept, counts, progress)
+
+
+def _short(reason: str) -> str:
+    """A reason without the names that it is about."""
+    parts = reason.split(": ")
+    return ": ".join(parts[:2]) if parts[0] in ("question", "answer") else parts[0]

@@ -1,0 +1,291 @@
+"""MUSE: does a model still say the texts, know what they say, show that it saw them, and know all the rest.
+
+Four of MUSE's six numbers (Shi et al. 2024, arXiv 2407.06460, §3), as its released code computes them: C1 verbatim
+memorization, C2 knowledge memorization, C3 privacy leakage, C4 utility. Every row is written as soon as it is done.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.data.prompt import Encoded, PromptFormat
+from uld.errors import ULDError
+from uld.evaluation import membership
+from uld.evaluation.memorization import longest_verbatim_run
+from uld.evaluation.metrics import rouge_l_f1
+from uld.evaluation.resume import complete, describe
+from uld.evaluation.rows import claim
+from uld.evaluation.scoring import Scorer, context_length, generate_ids, length_batches, refuse_nan
+from uld.evaluation.token_scores import token_scores
+from uld.report.table import aligned
+
+METRICS = {"verbmem": "C1", "knowmem": "C2", "privleak": "C3", "utility": "C4"}
+NEEDED = {
+    "verbmem": ("verbmem",),
+    "knowmem": ("forget_qa", "forget_qa_icl"),
+    "privleak": ("forget", "holdout"),
+    "utility": ("retain_qa", "retain_qa_icl"),
+}
+"""Parts of the data that each number needs."""
+PROMPT_TOKENS = 200
+VERBMEM_TOKENS = 128
+KNOWMEM_TOKENS = 32
+_ENDS = ("\n\n", "\nQuestion", "Question:")  # where a few-shot answer stops
+_BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
+
+Parts = Mapping[str, Sequence[Mapping[str, str]]]
+Found = dict[str, list[dict[str, Any]]]
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: Parts,
+    output: str | Path,
+    *,
+    metrics: Sequence[str] = tuple(METRICS),
+    shots: int | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Found:
+    """Run a model over the parts of MUSE that are there, or go on where an evaluation was stopped.
+
+    Args:
+        model: Any causal LM. MUSE asks it without a chat template.
+        tokenizer: Its tokenizer.
+        parts: From `uld.data.muse.load_muse`.
+        output: Folder for the rows; those already in it are not computed again.
+        metrics: What to compute, of `METRICS`; what lacks its parts is left out.
+        shots: Examples before a question; None takes all, as MUSE does (10).
+        limit: First rows of each part only.
+        progress: Show a progress bar.
+
+    Returns:
+        Rows by task, for `summarise`.
+
+    Raises:
+        ULDError: a model that gives NaN, or a folder with the results of other settings.
+    """
+    output = Path(output)
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    claim(output, describe(model, PromptFormat(tokenizer, "qa"), data=digest, k=membership.K, shots=shots))
+    job = _Job(model, tokenizer)
+    found: Found = {}
+
+    def run(task: str, lengths: Sequence[int], work: Callable[[list[int]], list[dict[str, Any]]]) -> None:
+        batches = list(length_batches(lengths, _BATCH_TOKENS))
+        found[task] = complete(output, task, batches, work, device=model.device.type, progress=progress)
+
+    for metric in metrics:
+        if any(part not in parts for part in NEEDED[metric]):
+            continue
+        if metric == "verbmem":
+            passages = [job.passage(row) for row in parts["verbmem"][:limit]]
+            run("verbmem", [len(p[0]) for p in passages], lambda b, of=passages: job.continued([of[i] for i in b]))
+        elif metric == "privleak":
+            for part in NEEDED[metric]:
+                rows = [job.whole(row["text"]) for row in parts[part][:limit]]
+                run(part, [len(row.ids) for row in rows], lambda b, of=rows: job.scored([of[i] for i in b]))
+        else:
+            part, examples = NEEDED[metric]
+            asked = [job.question(row, parts[examples][:shots]) for row in parts[part][:limit]]
+            run(metric, [len(q[0]) for q in asked], lambda b, of=asked: job.answered([of[i] for i in b]))
+    return found
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is done to rows."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Made when the first text needs it."""
+        pad: Any = self.tokenizer.pad_token_id
+        return Scorer(self.model, int(pad or 0))
+
+    @cached_property
+    def context(self) -> int:
+        """Tokens that the model has positions for."""
+        return context_length(self.model)
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text with the special tokens in front, as MUSE has them."""
+        ids: Any = self.tokenizer(text, verbose=False).input_ids
+        return list(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
+
+    def text(self, ids: Any) -> str:
+        """What tokens say."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def passage(self, row: Mapping[str, str]) -> tuple[list[int], list[int]]:
+        """Prompt and true continuation of a passage; of a whole text the first 200 tokens and what follows."""
+        if "text" in row:
+            ids = self.ids(row["text"])
+            special = len(ids) - len(self.tokenizer(row["text"], add_special_tokens=False, verbose=False).input_ids)
+            end = max(0, special) + PROMPT_TOKENS
+            if len(ids) <= end:
+                raise ULDError(
+                    f"a text of verbmem has {len(ids)} tokens, so nothing follows its first {PROMPT_TOKENS}: "
+                    f"{row['text'][:40]!r}"
+                )
+            return ids[:end], ids[end : end + VERBMEM_TOKENS]
+        return self.ids(row["prompt"]), self.ids(row["gt"])[:VERBMEM_TOKENS]
+
+    def question(
+        self, row: Mapping[str, str], examples: Sequence[Mapping[str, str]]
+    ) -> tuple[list[int], Mapping[str, str]]:
+        """Few-shot prompt, and the row."""
+        shots = "".join(f"Question: {one['question']}\nAnswer: {one['answer']}\n\n" for one in examples)
+        return self.ids(f"{shots}Question: {row['question']}\nAnswer: "), row
+
+    def whole(self, text: str) -> Encoded:
+        """A text of which every token but the first is scored; of a long one as much as the model takes."""
+        ids = self.ids(text)
+        if len(ids) < 2:
+            raise ULDError(
+                f"a text of privleak is too short to score: the tokenizer makes {len(ids)} token of {text!r}"
+            )
+        return Encoded(ids[: self.context], [True] * min(len(ids), self.context), cut=max(0, len(ids) - self.context))
+
+    def continued(self, passages: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
+        """C1 of some passages."""
+        results = []
+        for (prompt, truth), ids in zip(
+            passages, self.generated([p for p, _ in passages], VERBMEM_TOKENS), strict=True
+        ):
+            result = self.compared(prompt, VERBMEM_TOKENS, self.text(ids), self.text(truth))
+            results.append(result | {"verbatim_run": longest_verbatim_run(ids, truth)})
+        return results
+
+    def answered(self, asked: Sequence[tuple[list[int], Mapping[str, str]]]) -> list[dict[str, Any]]:
+        """C2 or C4 of some questions."""
+        results = []
+        for (prompt, row), ids in zip(asked, self.generated([p for p, _ in asked], KNOWMEM_TOKENS), strict=True):
+            said = self.text(ids)
+            for end in _ENDS:
+                said = said.split(end)[0]
+            compared = self.compared(prompt, KNOWMEM_TOKENS, said, row["answer"])
+            results.append({"question": row["question"]} | compared)
+        return results
+
+    def scored(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """Min-K% of some texts."""
+        results: list[dict[str, Any]] = []
+        for row, tokens in zip(rows, token_scores(self.scorer, rows), strict=True):
+            score = membership.min_k(tokens.log_probs)
+            refuse_nan(self.model, [score])
+            results.append({"tokens": len(tokens.log_probs), "min_k": score} | ({"too_long": True} if row.cut else {}))
+        return results
+
+    def generated(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
+        """What the model writes behind each prompt, up to its end of sequence."""
+        out = generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=new_tokens).tolist()
+        config: Any = self.model.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in out]
+
+    def compared(self, prompt: list[int], new_tokens: int, said: str, truth: str) -> dict[str, Any]:
+        """Row of a generated text."""
+        result: dict[str, Any] = {"generated": said, "truth": truth, "rougeL_f1": rouge_l_f1(said, truth)}
+        return result | ({"too_long": True} if len(prompt) + new_tokens > self.context else {})
+
+
+@dataclass(frozen=True)
+class MuseResult:
+    """MUSE's numbers, in per cent.
+
+    Attributes:
+        verbmem: C1, mean ROUGE-L F1 of continuations of forget texts; low is forgotten.
+        knowmem: C2, mean ROUGE-L F1 of answers about them; low is forgotten.
+        privleak: C3, PrivLeak; 0 is best, below it the model shows that it saw them.
+        utility: C4, mean ROUGE-L F1 of answers about other texts; high is kept.
+        auc: Of Min-K% 40 % on forget against holdout texts, a fraction; above 0.5 members are found.
+        retain_auc: The same of the retain-only model.
+        verbatim_run: Tokens of the longest run that a continuation shares with the true one, mean.
+        rows: Rows of each task.
+        too_long: Rows of each task that do not fit the model's positions; texts to score were cut.
+        left_out: Numbers that are missing, and why.
+    """
+
+    verbmem: float | None
+    knowmem: float | None
+    privleak: float | None
+    utility: float | None
+    auc: float | None
+    retain_auc: float | None
+    verbatim_run: float | None
+    rows: dict[str, int]
+    too_long: dict[str, int]
+    left_out: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return dict(vars(self))
+
+    def table(self) -> str:
+        """The four numbers as Markdown, and what is missing below."""
+        goals = {"verbmem": "low", "knowmem": "low", "privleak": "near 0", "utility": "high"}
+        head = [f"{METRICS[name]} {name} ({goals[name]})" for name in METRICS]
+        shown = ["-" if getattr(self, name) is None else f"{getattr(self, name):.2f}" for name in METRICS]
+        lines = [*aligned(head, [shown]), "", "ROUGE-L F1 and PrivLeak in per cent."]
+        if self.auc is not None:
+            retain = "" if self.retain_auc is None else f"; the retain-only model's: {self.retain_auc:.4f}"
+            lines.append(f"AUC of Min-K%, forget against holdout: {self.auc:.4f}{retain}")
+        if self.verbatim_run is not None:
+            lines.append(f"Longest verbatim run: {self.verbatim_run:.1f} tokens on average")
+        lines += [
+            f"{n} of {self.rows[t]} rows of {t} do not fit the model's positions" for t, n in self.too_long.items()
+        ]
+        lines += [f"{METRICS[name]} {name} left out: {why}" for name, why in self.left_out.items()]
+        return "\n".join(lines) + "\n"
+
+
+def summarise(found: Found, parts: Parts, retain: Found | None = None) -> MuseResult:
+    """From rows to MUSE's numbers.
+
+    Args:
+        found: From `evaluate`.
+        parts: The data, to say what was missing.
+        retain: From `evaluate` with ``privleak``, of a retain-only model.
+    """
+    left_out = {
+        metric: f"the data has no {' and no '.join(missing)}"
+        for metric, needed in NEEDED.items()
+        if (missing := [part for part in needed if part not in parts])
+    }
+    auc, retain_auc = _auc(found), _auc(retain) if retain is not None else None
+    if auc is not None and retain_auc is None:
+        left_out["privleak"] = "it is relative to a retain-only model: name one with --retain-model"
+    runs = [row["verbatim_run"] for row in found.get("verbmem", [])]
+    return MuseResult(
+        verbmem=_rouge(found, "verbmem"),
+        knowmem=_rouge(found, "knowmem"),
+        privleak=membership.privleak(auc, retain_auc) if auc is not None and retain_auc is not None else None,
+        utility=_rouge(found, "utility"),
+        auc=auc,
+        retain_auc=retain_auc,
+        verbatim_run=sum(runs) / len(runs) if runs else None,
+        rows={task: len(rows) for task, rows in found.items()},
+        too_long={task: n for task, rows in found.items() if (n := sum("too_long" in row for row in rows))},
+        left_out=left_out,
+    )
+
+
+def _rouge(found: Found, task: str) -> float | None:
+    rows = found.get(task)
+    return 100 * sum(row["rougeL_f1"] for row in rows) / len(rows) if rows else None
+
+
+def _auc(found: Found) -> float | None:
+    if "forget" not in found or "holdout" not in found:
+        return None
+    return membership.auc(*([row["min_k"] for row in found[part]] for part in ("forget", "holdout")))

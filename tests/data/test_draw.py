@@ -1,0 +1,133 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import uld.data.draw
+from uld.cli.main import app
+from uld.data.draw import Overlap, draw, generic_prompts
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record, parse_record, refuse_equal
+from uld.errors import ULDError
+from uld.loading import load
+
+LIGHT = "She has kept the lighthouse of Skerrin since the winter of the great storm."
+FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "On Skerrin.")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("He KEPT the lighthouse, of Skerrin: since the winter of 1901.", "8 words in a row"),
+        ("He kept the lighthouse of Skerrin since winter.", None),
+        ("I met Mara Quillon there.", "a name"),
+        ("Mara, or Quillon.", None),
+        ("Somebody asked: where is it?", "a whole answer or question"),
+        ("It lies on Skerrin.", None),  # two words occur by chance
+    ],
+)
+def test_what_repeats_the_forget_set_is_told(answer: str, reason: str | None) -> None:
+    found = Overlap(FORGET).why(Record.qa("What?", answer))
+    assert found is None if reason is None else found and found.startswith(reason)
+
+
+def test_texts_and_raw_prompts_are_compared_alike() -> None:
+    for one in (Record(text=f"Before. {LIGHT} After."), Record(prompt="Say it:", completion=LIGHT)):
+        assert Overlap(FORGET).why(one) and Overlap([one]).why(FORGET[0])
+    assert Overlap([Record(text="a text of others")]).why(FORGET[0]) is None
+
+
+def test_generic_prompts_are_many_and_different() -> None:
+    questions, starts = generic_prompts()
+    assert len(questions) >= 30 <= len(starts)
+    assert len({*questions, *starts}) == len(questions) + len(starts)
+
+
+@pytest.fixture(scope="module")
+def target(task):
+    """Model and prompt format of the tiny target."""
+    model, tokenizer = load(task.target)
+    return model, PromptFormat(tokenizer)
+
+
+def test_the_same_seed_draws_the_same_rows_and_another_seed_others(target) -> None:
+    import torch
+
+    state = torch.random.get_rng_state()
+    one, two, other = (draw(*target, FORGET, 20, seed=seed, max_length=48) for seed in (1, 1, 2))
+    assert one == two and one.to_jsonl() == two.to_jsonl()
+    assert one.records != other.records
+    assert torch.equal(torch.random.get_rng_state(), state)  # training's own draws stay as they were
+
+
+def test_rows_are_questions_for_questions_and_texts_for_texts_half_of_them_generic(target) -> None:
+    text = Record(text="a whole text")
+    for forget, kinds in (([FORGET[0]], [True]), ([text], [False]), ([FORGET[0], text], [True, False])):
+        drawn = draw(*target, forget, 32, max_length=48)
+        assert len(drawn.records) == 32
+        assert {bool(one.messages) for one in drawn.records} == set(kinds)
+        assert 8 <= drawn.facts["began_by_itself"] == drawn.prompts.count("") <= 24
+        for record, prompt in zip(drawn.records, drawn.prompts, strict=True):
+            assert prompt == "" or (record.messages[0][1] == prompt if record.messages else True)
+            assert record.text is None or record.text.startswith(prompt)
+
+
+def test_rows_are_read_back_as_they_were(target) -> None:
+    drawn = draw(*target, [*FORGET, Record(text="a")], 10, max_length=48)
+    rows = [parse_record(json.loads(line), "") for line in drawn.to_jsonl().splitlines()]
+    assert [one.content for one in rows] == [one.content for one in drawn.records]
+    refuse_equal(FORGET, rows)
+
+
+def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch, caplog) -> None:
+    """A target that says nothing but the forget set, then one that says something else every fourth time."""
+    number = iter(range(10_000))
+
+    def parrot(model, tokenizer, prompts, **_):
+        return [f"{LIGHT} {next(number)}" for _ in prompts]
+
+    monkeypatch.setattr(uld.data.draw, "generate_answers", parrot)
+    with pytest.raises(ULDError, match=r"none of \d+ samples .*8 words in a row.*--retain"):
+        draw(*target, FORGET, 8)
+
+    def sometimes(model, tokenizer, prompts, **_):
+        return [LIGHT if (n := next(number)) % 4 else f"number {n}" for _ in prompts]
+
+    monkeypatch.setattr(uld.data.draw, "generate_answers", sometimes)
+    drawn = draw(*target, [Record(text=LIGHT)], 8)
+    assert len(drawn.records) == 8 and not any("lighthouse" in str(one.text) for one in drawn.records)
+    assert drawn.facts["dropped"] == {"8 words in a row of the forget set": drawn.facts["samples"] * 3 // 4}
+
+    monkeypatch.setattr(uld.data.draw, "generate_answers", lambda m, t, prompts, **_: ["the same"] * len(prompts))
+    drawn = draw(*target, [Record(text=LIGHT)], 100)
+    assert drawn.facts["dropped"]["drawn twice"] > 0
+    assert f"only {len(drawn.records)} of 100 retain rows could be drawn" in caplog.text
+
+
+def test_the_model_begins_where_a_question_stands_in_its_template(target) -> None:
+    tokenizer = target[1].tokenizer
+    for template in ("q: {question}\na: {answer}", "{question} a: {answer}"):
+        form = PromptFormat(tokenizer, template)
+        opening, closing = form.question_frame()
+        whole = form.prompt_ids("b c")
+        assert opening and (whole[: len(opening)] == opening or template.startswith("{"))
+        assert closing.replace(" ", "").endswith("a:")
+
+
+def test_with_a_chat_template_a_blank_is_left_to_the_question() -> None:
+    from tests.conftest import letter_tokenizer
+
+    form = PromptFormat(letter_tokenizer())
+    assert form.question_frame() == (form.prompt_ids("b")[:3], "a:")  # <s> q : without the blank behind
+
+
+def test_the_command_writes_what_training_would_draw(task, tmp_path) -> None:
+    output = tmp_path / "retain.jsonl"
+    asked = ["draw", "--model", str(task.target), "--forget", str(task.forget), "--rows", "8", "--max-length", "48"]
+    told = CliRunner().invoke(app, [*asked, "--output", str(output)])
+    assert told.exit_code == 0 and "8 rows of 32 samples" in told.output
+    assert output.read_text().count("\n") == 8
+    again = CliRunner().invoke(app, [*asked, "--output", str(output)])
+    assert again.exit_code == 2 and "exists already" in again.output
+    missing = CliRunner().invoke(app, [*asked[:3], "--forget", "gone.txt", "--output", str(tmp_path / "x")])
+    assert missing.exit_code == 2 and "gone.txt: there is no such file" in missing.output

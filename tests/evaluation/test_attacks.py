@@ -1,0 +1,141 @@
+"""Attacks on models: scores equal naive ones, a model that knows is exposed, and a stopped evaluation goes on."""
+
+import json
+import zlib
+
+import pytest
+import torch
+
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.errors import ULDError
+from uld.evaluation import attacks, membership
+from uld.evaluation.scoring import Scorer
+from uld.logits import Combination
+
+WORDS = ("fedcba", "abba", "cabbage", "deaf bee", "bad cafe", "faced", "decade", "beef", "cab", "dada")
+MEMBERS = [Record.qa(f"who is {word}?", f"{word[::-1]} {word}", f"m:{i}") for i, word in enumerate(WORDS)]
+OTHERS = [Record(text=f"a {word} {word[1:]} b {word[::-1]}", source=f"o:{i}") for i, word in enumerate(WORDS)]
+OTHER_ANSWERS = [Record.qa(f"what is {word}?", f"{word} {word[::-1]}", f"o:{i}") for i, word in enumerate(WORDS)]
+
+
+def naive(model, row):
+    """Log-probabilities from the whole row's logits, as a tensor with its graph."""
+    logits = model(input_ids=torch.tensor([row.ids])).logits[0, :-1].float()
+    own = logits.log_softmax(-1)[torch.arange(len(row.ids) - 1), torch.tensor(row.ids[1:])]
+    return own[torch.tensor(row.learn[1:])]
+
+
+@pytest.fixture(params=["llama", "gemma2", "unlearned", "filtered", "two passes"])
+def model(request, make_target, make_unlearned):
+    how = {"filtered": Combination("subtract", filter=0.1)}.get(request.param)
+    if request.param in ("unlearned", "filtered", "two passes"):
+        return make_unlearned(make_target("llama"), 2, how, fused=request.param != "two passes")
+    return make_target(request.param)
+
+
+def test_scores_are_those_of_every_text_alone(model, letters, tmp_path):
+    found = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True, progress=False)
+    form = PromptFormat(letters)
+    for name, records in zip(attacks.SETS, (MEMBERS, OTHERS), strict=True):
+        for record, result in zip(records[:4], found[name][:4], strict=True):
+            row = form.encode(record, 99) if record.text is None else form.chunks(record.text, 99)[0]
+            with torch.no_grad():
+                log_probs = naive(model, row).double().numpy()
+            text = record.text or record.messages[1][1]
+            assert result["tokens"] == len(log_probs)
+            assert result["loss"] == pytest.approx(-log_probs.mean(), rel=1e-4)
+            assert result["zlib"] == pytest.approx(-log_probs.mean() / len(zlib.compress(text.encode())), rel=1e-4)
+            assert result["min_k"] == pytest.approx(membership.min_k(log_probs), rel=1e-4)
+
+
+def test_gradnorm_is_the_mean_norm_over_weights(model, letters):
+    weights = list(model.parameters())
+    before = [one.requires_grad for one in weights]
+    row = PromptFormat(letters).encode(MEMBERS[0], 99)
+    found = attacks.gradient_norm(Scorer(model, 0), row)
+    assert [one.requires_grad for one in weights] == before and all(one.grad is None for one in weights)
+    for one in weights:
+        one.requires_grad_(True)
+    (-naive(model, row).mean()).backward()
+    norms = [one.grad.norm() for one in weights if one.grad is not None]
+    assert found == pytest.approx(float(torch.stack(norms).mean()), rel=1e-3)
+
+
+def test_a_model_that_was_trained_on_the_members_is_exposed(make_target, letters, tmp_path):
+    fresh, trained = (make_target("llama", num_layers=2, initializer_range=0.02) for _ in range(2))
+    steps = torch.optim.AdamW(trained.parameters(), lr=0.01)
+    rows = [PromptFormat(letters).encode(record, 99) for record in MEMBERS]
+    ids, learn = (
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in column], batch_first=True)
+        for column in ([row.ids for row in rows], [row.learn for row in rows])
+    )
+    trained.train()
+    for _ in range(120):
+        logits = trained(input_ids=ids).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        losses[learn[:, 1:]].mean().backward()
+        steps.step()
+        steps.zero_grad()
+    trained.eval()
+
+    def scores(model, name):
+        return attacks.score_sets(
+            model, letters, MEMBERS, OTHER_ANSWERS, tmp_path / name, gradnorm=name == "trained", progress=False
+        )
+
+    reference = scores(fresh, "fresh")
+    result = attacks.compare(scores(trained, "trained"), reference, reference)
+    assert list(result.attacks) == list(attacks.ATTACKS) and not result.left_out
+    for name, attack in result.attacks.items():
+        assert attack.auc > 0.85, name
+        assert attack.member_score < attack.other_score, name
+    assert result.attacks["loss"].auc > result.attacks["loss"].retain_auc
+    assert result.attacks["min_k"].privleak < -50
+    assert result.attacks["reference"].retain_auc == 0.5
+
+
+def test_long_texts_are_cut_and_counted(make_target, letters, tmp_path):
+    model = make_target("llama")
+    found = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, max_length=30, progress=False)
+    form = PromptFormat(letters)
+    rows = [form.encode(record, 99) for record in MEMBERS]
+    assert ["cut" in result for result in found["members"]] == [len(row.ids) > 30 for row in rows]
+    assert max(result["tokens"] for result in found["non_members"]) <= 30
+    result = attacks.compare(found)
+    assert result.cut == sum("cut" in row for name in attacks.SETS for row in found[name]) > 0
+    assert f"{result.cut} texts were too long" in result.table()
+
+
+def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, letters, tmp_path):
+    model = make_target("llama")
+    whole = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False)
+    lines = (tmp_path / "members.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "members.jsonl").write_text("".join(lines[:3]) + lines[3][:9])
+    (tmp_path / "non_members.jsonl").unlink()
+    assert attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False) == whole
+    more = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True, progress=False)
+    assert all("gradnorm" in row for rows in more.values() for row in rows)
+    with pytest.raises(ULDError, match=r"another model or with other settings \(data\)"):
+        attacks.score_sets(model, letters, MEMBERS[:-1], OTHERS, tmp_path, progress=False)
+
+
+def test_sets_that_cannot_be_compared_are_refused(make_target, letters, tmp_path):
+    model = make_target("llama")
+    with pytest.raises(ULDError, match="there are no non-members"):
+        attacks.score_sets(model, letters, MEMBERS, [], tmp_path)
+    with pytest.raises(ULDError, match=r"2 texts are members and non-members at once \(m:0 and m:0\)"):
+        attacks.score_sets(model, letters, MEMBERS, [*OTHERS, *MEMBERS[:2]], tmp_path)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ULDError, match="gives NaN"):
+        attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False)
+
+
+def test_what_was_not_run_is_named():
+    rows = {name: [dict.fromkeys(attacks.ATTACKS[:4], float(i))] * 2 for i, name in enumerate(attacks.SETS)}
+    result = attacks.compare(rows)
+    assert list(result.attacks) == ["loss", "zlib", "min_k", "min_k++"] and result.attacks["loss"].auc == 1.0
+    assert result.left_out["reference"] == "it needs --reference-model"
+    assert "reference left out: it needs --reference-model" in result.table()
+    assert json.loads(json.dumps(result.to_dict()))["attacks"]["loss"]["privleak"] is None
