@@ -13,6 +13,7 @@ from uld.cli import (
     draw,
     eval_attacks,
     eval_copyright,
+    eval_harness,
     eval_knowundo,
     eval_muse,
     evaluate,
@@ -35,6 +36,7 @@ app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.comm
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
 evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
+evaluate.app.command("harness", epilog=eval_harness.EPILOG)(eval_harness.harness)
 evaluate.app.command("knowundo", epilog=eval_knowundo.EPILOG)(eval_knowundo.knowundo)
 evaluate.app.command("muse", epilog=eval_muse.EPILOG)(eval_muse.muse)
 app.command("augment", epilog=augment.EPILOG, no_args_is_help=True)(augment.augment)
@@ -47,6 +49,9 @@ app.command("chat")(generate.chat)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)
+app.command("lm-eval", context_settings=eval_harness.FORWARDED, epilog=eval_harness.FORWARDED_EPILOG)(
+    eval_harness.lm_eval
+)
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,124 @@
+"""``uld``, a model of EleutherAI's lm-eval: a run or any causal LM, under the name that its ``--model`` takes.
+
+lm-eval's own Hugging Face model does all the work on the loaded model. Importing this module registers the name.
+"""
+
+import difflib
+import os
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.errors import ULDError
+from uld.loading import load
+from uld.modeling import ULDForCausalLM
+from uld.settings import DTYPES
+
+try:
+    from lm_eval.api.registry import model_registry
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise ULDError(f'lm-eval is missing ({error}): pip install "uld-llm[harness]"') from error
+
+_HFLM: Any = HFLM  # its decorator hides its type
+NAME = "uld"
+_NUMBERS = ("weight", "filter", "min_tokens")
+_OF_LM_EVAL = (  # what `HFLM` does with a model that is loaded already; the rest of its arguments it would pass over
+    *("max_batch_size", "truncation", "logits_cache", "add_bos_token", "prefix_token_id", "softmax_dtype"),
+    *("mixed_precision_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
+)
+
+
+class ULDLM(_HFLM):
+    """An unlearned model, or an ordinary one, as lm-eval sees it."""
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel,
+        *,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        target: str | None = None,
+        rule: str | None = None,
+        weight: float | None = None,
+        filter: float | None = None,
+        min_tokens: float | None = None,
+        outside: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        max_length: int | None = None,
+        batch_size: int | str = 1,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> None:
+        """Load a run or model, or take one that is loaded.
+
+        Args:
+            pretrained: Run folder, model folder or Hub id; or a model, which is taken as it is.
+            tokenizer: Folder or Hub id, default: the model's; a model that is loaded needs the tokenizer itself.
+            target: Where the run's target is now.
+            rule: Override of the run's rule.
+            weight: Of its α.
+            filter: Of its τ.
+            min_tokens: Of the filter's least share.
+            outside: ``keep`` or ``mask``.
+            dtype: auto, bf16, fp16 or fp32; torch's names are understood, too.
+            device: cpu, cuda, mps …; default: the best there is.
+            max_length: Tokens that the model reads at once; default: by its config.
+            batch_size: Rows of a batch, or lm-eval's ``auto``.
+            trust_remote_code: Run code that comes with the target.
+            options: See `HFLM`: those that have a meaning for a loaded model.
+
+        Raises:
+            ULDError: an argument that there is not, a value out of range, several processes, or what `load` raises.
+        """
+        if unknown := sorted(options.keys() - set(_OF_LM_EVAL)):
+            known = [*_OF_LM_EVAL, "pretrained", *(name for name in ULDLM.__init__.__kwdefaults__ or {})]
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known))}"
+            raise ULDError(f"the model uld takes no argument {unknown[0]}: {hint}")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ULDError("lm-eval runs an unlearned model in one process only: start it without a launcher")
+        if isinstance(pretrained, str):
+            numbers = dict(zip(_NUMBERS, (weight, filter, min_tokens), strict=True))
+            changes: dict[str, Any] = {"rule": rule, "outside": outside, "target": target, "tokenizer": tokenizer}
+            changes |= {name: _number(name, value) for name, value in numbers.items() if value is not None}
+            if trust_remote_code:
+                changes["trust_remote_code"] = True
+            given = {name: value for name, value in changes.items() if value is not None}
+            pretrained, tokenizer = _loaded(pretrained, dtype, device, given)
+        super().__init__(
+            pretrained=pretrained, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, **options
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside the results; of an unlearned model also rule, α and τ."""
+        about = super().get_model_info() | {"model_dtype": str(self._model.dtype)}
+        if isinstance(self._model, ULDForCausalLM):
+            about["combination"] = vars(self._model.combination)
+        return about
+
+
+def _loaded(
+    path: str, dtype: str, device: str | None, given: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    named = DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+    if named not in DTYPES.values():
+        raise ULDError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    model, tokenizer = load(path, dtype=named, **given)
+    try:
+        return model.to(device or best), tokenizer  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ULDError(f"cannot use the device {device or best}: {str(error).splitlines()[0]}") from error
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ULDError(f"{name} must be a number, not {value!r}") from error
+
+
+if NAME not in model_registry:  # a newer lm-eval may hold the name already, from this package's entry point
+    model_registry.register(NAME, target=ULDLM)
