@@ -1,6 +1,6 @@
 """Membership attacks on tofu-4m: forget10's answers against wrong answers to the same questions.
 
-    python benchmarks/attacks.py --data DATA --models MODELS --run RUN --work runs/attacks
+python benchmarks/attacks.py --data DATA --models MODELS --run RUN --work runs/attacks
 """
 
 import json
@@ -35,7 +35,9 @@ def main() -> None:
     (OUT / "results.json").write_text(json.dumps({"models": found, "machine": machine()}, indent=1) + "\n")
     attacks = list(found["target"]["attacks"])
     lines = ["# Membership attacks on tofu-4m", "", "Written by `python benchmarks/attacks.py --run RUN`, RUN as in"]
-    lines += ["`uld train --preset tofu-4m --split forget10`: forget10's answers (members) against wrong answers to the same"]
+    lines += [
+        "`uld train --preset tofu-4m --split forget10`: forget10's answers (members) against wrong answers to the same"
+    ]
     lines += ["questions. AUC, and PrivLeak (%) against the retain-only model in brackets.", ""]
     lines += ["| | " + " | ".join(attacks) + " |", "|---" + "|---:" * len(attacks) + "|"]
     for name, one in found.items():

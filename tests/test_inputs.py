@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import uld.inputs
+import uld.retain_set
 import uld.training
 from uld.artifact import Manifest, file_digest
 from uld.config import TrainConfig, train_config
@@ -58,7 +58,7 @@ def test_without_a_number_as_many_rows_as_to_forget_are_drawn_and_at_least_some(
         asked.append(rows)
         raise ULDError("enough")
 
-    monkeypatch.setattr(uld.inputs, "draw", note)
+    monkeypatch.setattr(uld.retain_set, "draw", note)
     book = tmp_path / "book.txt"
     book.write_text("cab " * 47 * 100)
     for forget in (task.forget, book):
@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypa
     kept = rows.read_text()
     assert kept == (whole / "retain_drawn.jsonl").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(uld.inputs, "draw", stop)
+        patch.setattr(uld.retain_set, "draw", stop)
         rows.write_text(kept.replace("answer", "answer ", 0) + kept.splitlines(keepends=True)[0])
         with pytest.raises(ULDError, match=r"retain_drawn.jsonl has changed since"):
             train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)

@@ -222,7 +222,6 @@ def test_cut_rows_are_counted_in_the_log(task, tmp_path, caplog):
         ({"output": ""}, "--output"),
         ({"target": "no/such/model"}, "no/such/model"),
         ({"forget": ()}, "--forget"),
-        ({"retain": ()}, "--retain"),
         ({"split": "forget10"}, "--split trains on TOFU"),
         ({"num_layers": 9}, "the target has 4 layers"),
         ({"max_length": 8}, "--max-length"),

@@ -68,9 +68,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
         forget, others = others, []
     sides = {"forget": forget, "retain": retain, "alternative": others}
     few = {"forget": config.chunks}
-    encoded = {
-        name: _encoded(form, name, records, config.max_length, few.get(name)) for name, records in sides.items()
-    }
+    encoded = {name: _encoded(form, name, records, config.max_length, few.get(name)) for name, records in sides.items()}
     rows = Rows(
         encoded["forget"],
         encoded["retain"],
