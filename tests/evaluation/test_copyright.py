@@ -136,6 +136,12 @@ def test_refuses_what_leaves_nothing_to_complete(learner, tokenizer, book, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_refuses_chunks_that_the_model_cannot_read(learner, tokenizer, book, tmp_path):
+    with pytest.raises(DataError, match=r"is 133 tokens long, and the model reads 128: lower --chunk-tokens to 122"):
+        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 127})
+    copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 122})
+
+
 def test_refuses_another_book_in_the_same_folder(learner, tokenizer, book, tmp_path):
     copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)
     book.write_text(TEXT + " more")

@@ -20,7 +20,7 @@ from uld.data.prompt import Encoded, PromptFormat, spread
 from uld.data.record import DataError
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
-from uld.evaluation.perplexity import perplexity
+from uld.evaluation.perplexity import perplexity, readable_tokens
 from uld.evaluation.resume import complete, describe
 from uld.evaluation.rows import claim
 from uld.evaluation.scoring import Scorer, generate_ids, refuse_nan
@@ -142,6 +142,12 @@ def evaluate(
         raise DataError(
             f"{book}: no chunk of it is longer than the {prompt_tokens} tokens of the prompt: lower --prompt-tokens, "
             "raise --chunk-tokens, or take a longer text"
+        )
+    longest, readable = max(len(row.ids) for row in rows), readable_tokens(model, tokenizer)
+    if longest > readable:
+        raise DataError(
+            f"a chunk behind its request is {longest} tokens long, and the model reads {readable}: lower "
+            f"--chunk-tokens to {chunk_tokens - longest + readable}, or shorten --request"
         )
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens, "request": request}

@@ -78,7 +78,7 @@ def text_perplexity(
         ULDError: a text of no token, a context that leaves a window nothing to predict, a tokenizer that has neither
             beginning nor end of sequence, or a model that gives NaN.
     """
-    length = max_length or _readable(model, tokenizer)
+    length = max_length or readable_tokens(model, tokenizer)
     if not 1 <= context <= length:
         raise ULDError(f"context must lie between 1 and the {length} tokens of a window, not {context}")
     prefix: Any = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -112,9 +112,19 @@ def perplexity(
     asked = [record for record in records if record.text is None]
     parts = [text_perplexity(model, tokenizer, texts)] if texts else []
     if asked:
-        rows, _ = PromptFormat(tokenizer, template).encode_all(asked, _readable(model, tokenizer))
+        rows, _ = PromptFormat(tokenizer, template).encode_all(asked, readable_tokens(model, tokenizer))
         parts.append(_scored(model, tokenizer, rows))
     return sum(parts[1:], parts[0])
+
+
+def readable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model can read at once, by its config or its tokenizer."""
+    config: Any = model.config.get_text_config(decoder=True)
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if getattr(config, name, None) is not None:
+            return int(getattr(config, name))
+    longest = int(tokenizer.model_max_length)
+    return longest if longest < _UNKNOWN else _LONGEST
 
 
 def _windows(ids: list[int], length: int, context: int) -> list[Encoded]:
@@ -132,16 +142,6 @@ def _scored(model: Any, tokenizer: Any, rows: list[Encoded], words: int = 0, siz
     scores = Scorer(model, int(tokenizer.pad_token_id or 0)).score(rows)[0]
     refuse_nan(model, (score.loss for score in scores))
     return Perplexity(sum(score.loss for score in scores), sum(score.tokens for score in scores), words, size)
-
-
-def _readable(model: Any, tokenizer: Any) -> int:
-    """Tokens that a model can read at once."""
-    config = model.config.get_text_config(decoder=True)
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if getattr(config, name, None) is not None:
-            return int(getattr(config, name))
-    longest = tokenizer.model_max_length
-    return longest if longest < _UNKNOWN else _LONGEST
 
 
 def _exp(value: float) -> float:
