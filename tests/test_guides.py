@@ -88,7 +88,7 @@ def test_a_book_must_go(tmp_path, monkeypatch):
     followed("book.md", model)
     before, after = (json.loads(Path(place, "result.json").read_text()) for place in ("before", "after"))
     assert before["exact_memorization"] > 0.7, "the model never learnt what it is to forget"
-    assert after["exact_memorization"] < before["exact_memorization"] - 0.2
-    assert after["longest_run"] < before["longest_run"] / 2
+    assert after["extraction_strength"] < before["extraction_strength"] / 2
+    assert after["longest_run"] < before["longest_run"] / 3 and after["perplexity"] > 2 * before["perplexity"]
     kept = [one["kept"]["other.txt"]["token"] for one in (before, after)]
-    assert kept[1] < 1.1 * kept[0]
+    assert kept[1] < 1.15 * kept[0]
