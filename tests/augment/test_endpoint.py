@@ -145,7 +145,8 @@ def test_an_interrupt_keeps_what_is_there(server: Any, forget: Path, tmp_path: P
     before = len(server.prompts)
     assert 0 < kept < 9
     run(server, forget, tmp_path / "out")
-    assert len(server.prompts) - before == 16 - kept
+    sent = len(server.prompts) - before
+    assert 16 - kept <= sent <= 16 - kept + 2  # of the requests that were cut off, two may reach the server late
 
 
 def test_other_settings_in_the_folder_are_refused(server: Any, forget: Path, tmp_path: Path):
