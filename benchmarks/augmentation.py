@@ -8,6 +8,7 @@ again.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from common import ROOT, arguments, machine, uld
 
@@ -39,6 +40,10 @@ def main() -> None:
         retain = ["--retain-model", str(options.models / "tofu-4m-retain90")]
         uld("eval", "tofu", "--model", str(run), "--split", "forget10", "--data", tofu, *retain, "--quiet")
         results[name] = json.loads((run / "eval" / "tofu-forget10" / "result.json").read_text())
+        write(results)
+
+
+def write(results: dict[str, dict[str, Any]]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps({"rows": results, "machine": machine()}, indent=1) + "\n")
     lines = ["# Augmentation and retain sets on forget10", "", "Written by `python benchmarks/augmentation.py`.", ""]

@@ -36,6 +36,7 @@ METHODS = {
 }
 """Settings of a method. ULD's are those of the preset tofu-4m. The others' epochs are the paper's for its book, and their
 learning rates those that the rule of docs/compare.md chose on TOFU for the same architecture."""
+WEIGHTS = ("0.5", "1.0")  # of the same ULD run; 0.5 is the paper's α for its book
 LABELS = {"uld": "ULD", "npo+kl": "NPO+KL", "npo+gd": "NPO+GD", "ga+kl": "GA+KL"}
 
 
@@ -87,11 +88,11 @@ def unlearn(method: str, target: Path, work: Path) -> Path:
     return made
 
 
-def evaluated(name: str, model: Path, work: Path) -> dict[str, Any]:
+def evaluated(name: str, model: Path, work: Path, *options: str) -> dict[str, Any]:
     folder, texts = work / "eval" / name, work / "texts"
     kept = [word for path in KEPT_FILES for word in ("--kept", str(texts / path))]
     place = ["--text", str(texts / "alice.txt"), "--chunk-tokens", str(CHUNK), "--output", str(folder)]
-    uld("eval", "copyright", "--model", str(model), *place, *kept, "--quiet")
+    uld("eval", "copyright", "--model", str(model), *options, *place, *kept, "--quiet")
     result = json.loads((folder / "result.json").read_text())
     return result | {"kept": {Path(path).stem: value["token"] for path, value in result["kept"].items()}}
 
@@ -118,7 +119,11 @@ def main() -> None:
     results = {"target": evaluated("target", target, options.work)}
     results["before memorising"] = evaluated("before-memorising", before, options.work)
     for method, label in LABELS.items():
-        results[label] = evaluated(label, unlearn(method, target, options.work), options.work)
+        run = unlearn(method, target, options.work)
+        results[label] = evaluated(label, run, options.work)
+        for weight in WEIGHTS if method == "uld" else ():
+            name = f"{label}, α = {weight}"
+            results[name] = evaluated(f"{label}-{weight}", run, options.work, "--weight", weight)
         write(results)
 
 
