@@ -1,6 +1,7 @@
 """``uld eval harness``: a run from the command line, resumed, with its table, and bad input in one sentence."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,13 +95,11 @@ def test_an_ordinary_model_has_no_before(run, tasks, tmp_path):
     assert done.exit_code == 2 and "holds no target beside it" in done.stderr
 
 
-def test_without_lm_eval_one_sentence_says_what_to_install(run, monkeypatch):
-    for name in [one for one in sys.modules if one.split(".")[0] == "lm_eval" or one.startswith("uld.evaluation")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+def test_without_lm_eval_one_sentence_says_what_to_install(run):
+    without = "import sys; sys.modules['lm_eval'] = None; from uld.cli.main import main; main()"
     for arguments in (["eval", "harness", "--model", str(run), "--tasks", "x"], ["lm-eval", "--model", "uld"]):
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == 2 and done.stderr.startswith("uld: lm-eval is missing")
+        done = subprocess.run([sys.executable, "-c", without, *arguments], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith("uld: lm-eval is missing"), done.stderr
         assert 'pip install "uld-llm[harness]"' in done.stderr and done.stderr.count("\n") == 1
 
 
