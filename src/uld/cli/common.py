@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from uld.errors import ULDError
-from uld.settings import DTYPES
+from uld.settings import DTYPES, is_first_process
 
 
 def _option(text: str, *names: str) -> Any:
@@ -70,6 +70,22 @@ class ModelOptions:
         _refuse_mistyped(self.target, "--target", "target")
         _refuse_mistyped(self.tokenizer, "--tokenizer", "tokenizer")
         return _usable(self.device)
+
+    def beside(self, model: str, flag: str, *shared: str) -> "ModelOptions":
+        """Options of another model that stands beside this one, checked.
+
+        Args:
+            model: The other model.
+            flag: What the user typed it behind.
+            shared: Fields that it takes over beside dtype, device and trust in remote code.
+
+        Raises:
+            ULDError: see `check`.
+        """
+        names = ("dtype", "device", "trust_remote_code", *shared)
+        other = ModelOptions(model=model, **{name: getattr(self, name) for name in names})
+        other.check(flag)
+        return other
 
     def load(self) -> tuple[Any, Any]:
         """Load the run or the model, on the best device.
@@ -202,8 +218,18 @@ def resumable(folder: Path) -> Iterator[None]:
         raise ULDError(f"interrupted: {folder} holds what is done, and the same command goes on from there") from None
 
 
+Output = Annotated[str | None, typer.Option("--output", help="Folder for the log; default: in the run, or eval/.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
 def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
-    """Print a result, one with ``to_dict`` and ``table``, and keep it beside its logs, if there is a folder of them."""
+    """Print a result, one with ``to_dict`` and ``table``, and keep it beside its logs, if there is a folder of them.
+
+    Of several processes only the first does.
+    """
+    if not is_first_process():
+        return
     from uld.evaluation.rows import dumps
 
     text = dumps(result.to_dict(), indent=2)

@@ -6,8 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, slug, with_model
-from uld.settings import is_first_process
+from uld.cli.common import (
+    AsJson,
+    ModelOptions,
+    Output,
+    Quiet,
+    evaluation_folder,
+    guarded,
+    resumable,
+    show_result,
+    slug,
+    with_model,
+)
 
 EPILOG = (
     "Example: uld eval attacks --model runs/x --members forget.jsonl --non-members holdout.jsonl --retain-model RETAIN"
@@ -28,9 +38,9 @@ def attacks(
         int | None, typer.Option(min=2, help="Tokens that count of a text; default: as many as the model takes.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First texts of each set only.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:
@@ -39,12 +49,8 @@ def attacks(
     An evaluation that was stopped goes on where it was when the same command is given again.
     """
     options.check()
-    shared = {name: getattr(options, name) for name in ("dtype", "device", "trust_remote_code")}
-    others = {}
-    for flag, model in (("reference-model", reference_model), ("retain-model", retain_model)):
-        if model is not None:
-            others[flag] = ModelOptions(model=model, **shared)
-            others[flag].check(f"--{flag}")
+    named = {"reference-model": reference_model, "retain-model": retain_model}
+    others = {flag: options.beside(model, f"--{flag}") for flag, model in named.items() if model is not None}
     from uld.data.documents import read_sources
 
     known, unknown = (read_sources(files)[0][:limit] for files in (members, non_members))
@@ -67,8 +73,6 @@ def attacks(
         else None
         for flag in ("reference-model", "retain-model")
     )
-    if not is_first_process():
-        return
     from uld.evaluation.attacks import compare
 
     show_result(compare(found, reference, retain), folder, as_json)

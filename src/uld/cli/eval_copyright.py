@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, with_model
+from uld.cli.common import (
+    AsJson,
+    ModelOptions,
+    Output,
+    Quiet,
+    evaluation_folder,
+    guarded,
+    resumable,
+    show_result,
+    with_model,
+)
 from uld.errors import ULDError
 
 EPILOG = "Example: uld eval copyright --model runs/x --text book.txt --kept other.txt --kept facts.jsonl"
@@ -25,9 +35,9 @@ def copyright(
     request: Annotated[
         str | None, typer.Option(help="What stands before them; default: the paper's words; empty for nothing.")
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:

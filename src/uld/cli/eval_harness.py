@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, with_model
+from uld.cli.common import (
+    AsJson,
+    ModelOptions,
+    Output,
+    Quiet,
+    evaluation_folder,
+    guarded,
+    resumable,
+    show_result,
+    with_model,
+)
 from uld.errors import ULDError
 
 EPILOG = "Example: uld eval harness --model runs/x --tasks boolq,hellaswag,wikitext --limit 200"
@@ -36,10 +46,10 @@ def harness(
         bool | None,
         typer.Option("--before/--no-before", help="Run the run's target, too; default: where there is one."),
     ] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the results; default: in the run, or eval/.")] = None,
+    output: Output = None,
     log_samples: Annotated[bool, typer.Option("--log-samples", help="Write every prompt and answer, too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:

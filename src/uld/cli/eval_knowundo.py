@@ -4,8 +4,17 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, with_model
-from uld.settings import is_first_process
+from uld.cli.common import (
+    AsJson,
+    ModelOptions,
+    Output,
+    Quiet,
+    evaluation_folder,
+    guarded,
+    resumable,
+    show_result,
+    with_model,
+)
 
 EPILOG = "Example: uld eval knowundo --model runs/x --data knowundo_privacy"
 
@@ -18,9 +27,9 @@ def knowundo(
     generate: Annotated[bool, typer.Option(help="Generate answers (ROUGE needs them).")] = True,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a generated answer.")] = 128,
     limit: Annotated[int | None, typer.Option(min=1, help="First questions of each set only.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:
@@ -49,5 +58,4 @@ def knowundo(
             limit=limit,
             progress=not quiet,
         )
-    if is_first_process():
-        show_result(summarise(found), folder, as_json)
+    show_result(summarise(found), folder, as_json)

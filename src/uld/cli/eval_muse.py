@@ -5,8 +5,18 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, evaluation_folder, guarded, resumable, show_result, slug, with_model
-from uld.settings import is_first_process
+from uld.cli.common import (
+    AsJson,
+    ModelOptions,
+    Output,
+    Quiet,
+    evaluation_folder,
+    guarded,
+    resumable,
+    show_result,
+    slug,
+    with_model,
+)
 
 EPILOG = "Example: uld eval muse --model runs/x --corpus news --retain-model muse-bench/MUSE-News_retrain"
 
@@ -21,9 +31,9 @@ def muse(
         int | None, typer.Option(min=0, help="Examples before a question; default: all (MUSE: 10).")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First rows of each part only.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:
@@ -32,11 +42,7 @@ def muse(
     An evaluation that was stopped goes on where it was when the same command is given again.
     """
     options.check()
-    other = None
-    if retain_model is not None:
-        shared = {name: getattr(options, name) for name in ("dtype", "device", "trust_remote_code")}
-        other = ModelOptions(model=retain_model, **shared)
-        other.check("--retain-model")
+    other = options.beside(retain_model, "--retain-model") if retain_model is not None else None
     from uld.data.muse import load_muse
 
     parts = load_muse(corpus, data)
@@ -51,5 +57,4 @@ def muse(
             model, tokenizer = other.load()
             place = folder / f"retain-{slug(other.model)}"
             retain = evaluate(model, tokenizer, parts, place, metrics=["privleak"], limit=limit, progress=not quiet)
-    if is_first_process():
-        show_result(summarise(found, parts, retain), folder, as_json)
+    show_result(summarise(found, parts, retain), folder, as_json)

@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from uld.cli.common import (
+    AsJson,
     ModelOptions,
+    Output,
+    Quiet,
     evaluation_folder,
     guarded,
     numbers,
@@ -40,12 +43,12 @@ def tofu(
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for forget quality.")] = None,
     retain_log: Annotated[str | None, typer.Option(help="Its log instead, in either format.")] = None,
     from_log: Annotated[str | None, typer.Option(help="Recompute everything from this log; no model is run.")] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the log; default: in the run, or eval/.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    output: Output = None,
+    as_json: AsJson = False,
     generate: Annotated[bool, typer.Option(help="Generate answers (ROUGE needs them).")] = True,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of a generated answer.")] = 200,
     limit: Annotated[int | None, typer.Option(min=1, help="First rows of each task set only.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    quiet: Quiet = False,
     weight: Annotated[str | None, typer.Option(help="Override the run's α" + _SEVERAL, rich_help_panel="Model")] = None,
     filter: Annotated[str | None, typer.Option(help="Override the run's τ" + _SEVERAL, rich_help_panel="Model")] = None,
     *,
@@ -98,9 +101,7 @@ def tofu(
 
         other = None
         if retain_model is not None:
-            shared = {name: getattr(options, name) for name in ("dtype", "device", "template", "trust_remote_code")}
-            other = ModelOptions(model=retain_model, **shared)
-            other.check("--retain-model")
+            other = options.beside(retain_model, "--retain-model", "template")
         if len(grid) > 1:
             retained = _retain_only(other, split, folder, settings) if other is not None else retained
             _grid(chosen, split, folder / "grid", settings, grid, retained, as_json)

@@ -251,8 +251,7 @@ def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> li
     loaded, tokenizer = load(model)
     form = PromptFormat(tokenizer, workspace.template)
     rows = [form.encode(record, 2**31) for record in records]
-    pad: Any = tokenizer.pad_token_id
-    return [score.avg_loss for score in Scorer(loaded, int(pad or 0)).score(rows)[0]]
+    return [score.avg_loss for score in Scorer.of(loaded, tokenizer).score(rows)[0]]
 
 
 def forget_records(workspace: Workspace, split: str) -> list[Record]:

@@ -19,8 +19,7 @@ from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation import membership
-from uld.evaluation.resume import complete, describe
-from uld.evaluation.rows import claim
+from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, context_length, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
@@ -69,7 +68,7 @@ def score_sets(
     longest = max_length or context_length(model)
     given = [[record.content for record in records] for records in (members, non_members)]
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-    claim(Path(output), describe(model, form, data=digest, max_length=longest, k=membership.K))
+    output = begin(output, model, form, data=digest, max_length=longest, k=membership.K)
     job = _Job(model, tokenizer, gradnorm)
     found = {}
     for name, records in zip(SETS, (members, non_members), strict=True):
@@ -118,8 +117,7 @@ class _Job:
     @cached_property
     def scorer(self) -> Scorer:
         """Made when the first text needs it."""
-        pad: Any = self.tokenizer.pad_token_id
-        return Scorer(self.model, int(pad or 0))
+        return Scorer.of(self.model, self.tokenizer)
 
     def score(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Scores of some texts."""

@@ -21,8 +21,7 @@ from uld.data.record import DataError
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.perplexity import perplexity, readable_tokens
-from uld.evaluation.resume import complete, describe
-from uld.evaluation.rows import claim
+from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, generate_ids, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
@@ -133,7 +132,7 @@ def evaluate(
         ULDError: a file that cannot be read, a book or settings that leave nothing to complete, a model that gives NaN,
             or a folder with the results of other settings.
     """
-    output, others = Path(output), {str(path): read_sources([str(path)])[0] for path in kept}
+    others = {str(path): read_sources([str(path)])[0] for path in kept}
     form = PromptFormat(tokenizer, "plain")
     texts = read_book(book)
     found = chunks_of(texts, form, chunk_tokens=chunk_tokens, chunks=chunks)
@@ -151,10 +150,9 @@ def evaluate(
         )
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens, "request": request}
-    about = describe(model, form, **settings, data=digest)
-    claim(output, about | {"benchmark": "copyright"})
+    output = begin(output, model, form, **settings, data=digest, benchmark="copyright")
     batches = [list(range(start, min(start + _BATCH, len(rows)))) for start in range(0, len(rows), _BATCH)]
-    scorer = Scorer(model, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
+    scorer = Scorer.of(model, tokenizer)
     done = complete(
         output,
         "chunks",

@@ -19,8 +19,7 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.memorization import exact_memorization
 from uld.evaluation.metrics import rouge_l_f1
-from uld.evaluation.resume import complete, describe
-from uld.evaluation.rows import claim
+from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
@@ -65,13 +64,13 @@ def evaluate(
     form = PromptFormat(tokenizer, template)
     given = {name: [record.content for record in records] for name, records in sets.items()}
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-    claim(Path(output), describe(model, form, data=digest, max_new_tokens=max_new_tokens))
+    output = begin(output, model, form, data=digest, max_new_tokens=max_new_tokens)
     job = _Job(model, tokenizer, form, generate, max_new_tokens)
     found: Found = {}
     for name, records in sets.items():
         wanted = records[:limit]
         found[name] = complete(
-            Path(output),
+            output,
             name,
             list(length_batches([len(str(record.content)) // 4 for record in wanted], _BATCH_TOKENS)),
             lambda batch, wanted=wanted: job.rows([wanted[i] for i in batch]),
@@ -95,8 +94,7 @@ class _Job:
     @cached_property
     def scorer(self) -> Scorer:
         """Made when the first row needs it."""
-        pad: Any = self.tokenizer.pad_token_id
-        return Scorer(self.model, int(pad or 0))
+        return Scorer.of(self.model, self.tokenizer)
 
     def rows(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """Results of some questions."""

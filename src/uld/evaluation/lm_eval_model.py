@@ -105,6 +105,8 @@ def _loaded(
     named = DTYPES.get(dtype, str(dtype).removeprefix("torch."))
     if named not in DTYPES.values():
         raise ULDError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():  # lm-eval's default
+        device = None
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     model, tokenizer = load(path, dtype=named, **given)
     try:

@@ -19,8 +19,7 @@ from uld.errors import ULDError
 from uld.evaluation import membership
 from uld.evaluation.memorization import longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
-from uld.evaluation.resume import complete, describe
-from uld.evaluation.rows import claim
+from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, context_length, generate_ids, length_batches, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
@@ -72,9 +71,8 @@ def evaluate(
     Raises:
         ULDError: a model that gives NaN, or a folder with the results of other settings.
     """
-    output = Path(output)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    claim(output, describe(model, PromptFormat(tokenizer, "qa"), data=digest, k=membership.K, shots=shots))
+    output = begin(output, model, PromptFormat(tokenizer, "qa"), data=digest, k=membership.K, shots=shots)
     job = _Job(model, tokenizer)
     found: Found = {}
 
@@ -109,8 +107,7 @@ class _Job:
     @cached_property
     def scorer(self) -> Scorer:
         """Made when the first text needs it."""
-        pad: Any = self.tokenizer.pad_token_id
-        return Scorer(self.model, int(pad or 0))
+        return Scorer.of(self.model, self.tokenizer)
 
     @cached_property
     def context(self) -> int:

@@ -86,7 +86,8 @@ def text_perplexity(
         raise ULDError("the tokenizer has no token that begins or ends a sequence: nothing predicts a text's first one")
     rows: list[Encoded] = []
     for text in texts:
-        ids = tokenizer(text, verbose=False).input_ids
+        marked = text.startswith(str(tokenizer.decode(prefix)))  # lm-eval then adds no second beginning of sequence
+        ids = tokenizer(text, verbose=False, add_special_tokens=not marked).input_ids
         if not ids:
             raise ULDError("a text of no token has no perplexity")
         rows += _windows([prefix, *ids], length, context)
@@ -139,7 +140,7 @@ def _windows(ids: list[int], length: int, context: int) -> list[Encoded]:
 
 
 def _scored(model: Any, tokenizer: Any, rows: list[Encoded], words: int = 0, size: int = 0) -> Perplexity:
-    scores = Scorer(model, int(tokenizer.pad_token_id or 0)).score(rows)[0]
+    scores = Scorer.of(model, tokenizer).score(rows)[0]
     refuse_nan(model, (score.loss for score in scores))
     return Perplexity(sum(score.loss for score in scores), sum(score.tokens for score in scores), words, size)
 

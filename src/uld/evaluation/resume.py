@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from uld.artifact import fingerprint
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.evaluation.rows import RowFile
+from uld.evaluation.rows import RowFile, claim
 from uld.modeling import ULDForCausalLM
 
 Work = Callable[[list[int]], list[dict[str, Any]]]
@@ -29,6 +29,27 @@ def describe(model: PreTrainedModel, form: PromptFormat, **settings: Any) -> dic
     if isinstance(model, ULDForCausalLM):
         about["combination"] = vars(model.combination)
     return about | settings
+
+
+def begin(folder: str | Path, model: PreTrainedModel, form: PromptFormat, **settings: Any) -> Path:
+    """Take a folder for an evaluation, or find it taken by the same one; the first of several processes goes first.
+
+    Args:
+        folder: Made if it is missing.
+        model: What is evaluated.
+        form: How it is asked.
+        settings: Everything else that decides the numbers, as plain JSON types.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ArtifactError: it holds another evaluation, or something else.
+    """
+    about = describe(model, form, **settings)
+    with PartialState(cpu=model.device.type == "cpu").main_process_first():
+        claim(Path(folder), about)
+    return Path(folder)
 
 
 def complete(

@@ -130,6 +130,17 @@ class Scorer:
             self.plain_head = False  # an unusual head: its own forward makes the logits, at every position
         self.longest = min(_longest_in_a_tree(part) for part in self.parts)
 
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        combinations: Sequence[Combination] | None = None,
+    ) -> "Scorer":
+        """A scorer that pads as the tokenizer does, or with token 0 where it has no padding."""
+        pad: Any = tokenizer.pad_token_id
+        return cls(model, int(pad or 0), combinations)
+
     @torch.inference_mode()
     def score(self, rows: Sequence[Encoded]) -> list[list[Score]]:
         """Score the learnt tokens of each row.

@@ -19,8 +19,7 @@ from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import DataError, Record
 from uld.data.tofu import check_split, load_tofu
 from uld.evaluation.metrics import rouge_recall
-from uld.evaluation.resume import complete, describe
-from uld.evaluation.rows import claim
+from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
 from uld.evaluation.tofu_log import FILE_NAME, TaskLog, TofuLog, write_log
 from uld.logits import Combination
@@ -89,14 +88,10 @@ def evaluate(
     Raises:
         ULDError: missing data, a model that gives NaN, or a folder with the results of other settings.
     """
-    output = Path(output)
-    processes = PartialState(cpu=model.device.type == "cpu")
     form = PromptFormat(tokenizer, template)
     rows = {task: task_rows(task, split, data) for task in tasks}
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    about = describe(model, form, split=split, max_new_tokens=max_new_tokens, data=digest)
-    with processes.main_process_first():
-        claim(output, about)
+    output = begin(output, model, form, split=split, max_new_tokens=max_new_tokens, data=digest)
     job = _Job(model, tokenizer, form, generate, max_new_tokens)
     logs = {}
     for task in tasks:
@@ -112,7 +107,7 @@ def evaluate(
         )
         logs[task] = _task_log(wanted, done, generate)
     log = TofuLog(logs, source=str(output))
-    if processes.is_main_process:
+    if PartialState().is_main_process:
         write_log(log, output / FILE_NAME)
     return log
 
@@ -130,8 +125,7 @@ class _Job:
     @cached_property
     def scorer(self) -> Scorer:
         """Made when the first row needs it."""
-        pad: Any = self.tokenizer.pad_token_id
-        return Scorer(self.model, int(pad or 0))
+        return Scorer.of(self.model, self.tokenizer)
 
 
 def _batches(rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -227,8 +221,7 @@ def score_grid(
         One log a combination.
     """
     form = PromptFormat(tokenizer, template)
-    pad: Any = tokenizer.pad_token_id
-    scorer = Scorer(model, int(pad or 0), combinations)
+    scorer = Scorer.of(model, tokenizer, combinations)
     logs: list[dict[str, TaskLog]] = [{} for _ in combinations]
     for task in tasks:
         rows = task_rows(task, split, data)[:limit]
