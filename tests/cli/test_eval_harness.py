@@ -103,6 +103,18 @@ def test_without_lm_eval_one_sentence_says_what_to_install(run):
         assert 'pip install "uld-llm[harness]"' in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("error", [ConnectionError("no Hub"), KeyError("no Hub"), ValueError("no Hub")])
+def test_what_lm_eval_cannot_do_ends_in_one_sentence(monkeypatch, error):
+    import lm_eval.__main__ as command
+
+    def fails():
+        raise error
+
+    monkeypatch.setattr(command, "cli_evaluate", fails)
+    done = CliRunner().invoke(app, ["lm-eval", "--tasks", "piqa"])
+    assert done.exit_code == 2 and done.stderr.startswith("uld: lm-eval: ") and "no Hub" in done.stderr
+
+
 @pytest.mark.slow
 def test_unknown_tasks_and_tasks_of_the_hub(run, tmp_path):
     """Slow, because lm-eval reads its thousands of task files first."""

@@ -76,6 +76,11 @@ def test_bad_arguments(run, change, message):
         made(f"pretrained={run}", device="nonsense")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_that_lm_eval_asks_for_is_the_best_device_there_is(run):
+    assert made(f"pretrained={run}", device="cuda:0").device.type in ("cpu", "mps")
+
+
 def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ULDError, match="one process only"):

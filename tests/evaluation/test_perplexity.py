@@ -34,6 +34,22 @@ def test_equals_lm_eval(model, letters, length):
     assert ours.to_dict()["byte"] == pytest.approx(math.exp(-theirs / len(TEXT.encode())), rel=1e-4)
 
 
+@pytest.mark.parametrize("text", [TEXT, "<s>" + TEXT])
+def test_equals_lm_eval_where_the_tokenizer_marks_beginnings(model, letters, text):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers.processors import TemplateProcessing
+
+    marking = copy.deepcopy(letters)
+    marking.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert marking("a").input_ids[0] == 1
+    lm = HFLM(pretrained=model, tokenizer=marking, max_length=16)
+    asked = Instance(request_type="loglikelihood_rolling", doc={}, arguments=(text,), idx=0)
+    theirs = lm.loglikelihood_rolling([asked], disable_tqdm=True)[0]
+    assert -text_perplexity(model, marking, [text], max_length=16).loss == pytest.approx(theirs, rel=1e-5)
+
+
 def test_reads_as_much_as_the_model_can(model, letters):
     assert text_perplexity(model, letters, [TEXT * 2]) == text_perplexity(model, letters, [TEXT * 2], max_length=128)
 

@@ -99,5 +99,5 @@ def lm_eval(context: typer.Context) -> None:
     sys.argv = ["lm_eval", *context.args]
     try:
         cli_evaluate()
-    except ValueError as error:
+    except (ValueError, KeyError, OSError) as error:  # an unknown task or model, data that is out of reach
         raise ULDError(f"lm-eval: {' '.join(str(error).split())}") from error
