@@ -163,6 +163,19 @@ def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):
         assert plain.digest(spec) != other.digest(spec)
 
 
+def test_an_augmentation_counts_by_what_it_holds_and_not_by_where_it_is(micro, tmp_path):
+    rows = {"one": "a", "same": "a", "other": "b"}
+    for name, text in rows.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "paraphrases.jsonl").write_text(text)
+    digests = {}
+    for name in rows:
+        grid = read_grid(grid_file(micro, tmp_path, settings={"augment": str(tmp_path / name)}), {})
+        (spec,) = [one for one in specs(grid, {"npo+kl": 1e-3}) if one.method == "npo+kl"][:1]
+        digests[name] = Workspace(grid, tmp_path).training_digest(spec)
+    assert digests["one"] == digests["same"] != digests["other"]
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_shared_by_two_it_gives_the_same_table(finished, micro, tmp_path, start_uld):
     folder, _, _ = finished

@@ -74,6 +74,8 @@ class Workspace:
         inputs = {name: self.inputs[name] for name in ("target", "data", "augmented")}
         if (small := config(spec, self.grid, "").small) is not None:
             inputs["small"] = model_digest(small)
+        if "augment" in settings and Path(settings["augment"]).is_dir():
+            inputs["augment"] = _folder_digest(settings.pop("augment"), ("*.jsonl",))
         return _digest([_FORMAT, settings, inputs])
 
     def digest(self, spec: Spec) -> str:
