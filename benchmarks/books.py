@@ -17,7 +17,7 @@ HELD_OUT = 0.1  # of a kept book: its end, which no training sees
 EVALUATED = 400  # TOFU rows whose perplexity is measured; no unlearning sees them
 RETAINED = 400  # TOFU rows of the retain set
 CHUNK = 480  # tokens of a chunk, which has to fit the model's 512 positions behind the request
-RETAIN = ("oz", "pride", "tofu")  # of both books as much as the forget set has
+RETAIN = ("oz", "pride", "tofu")  # of both books as much as the forget set has, or ("-wide") all but what is held out
 KEPT_FILES = ("oz_held_out.txt", "pride_held_out.txt", "tofu_evaluated.jsonl")
 COPIES = {
     "before": {"oz": 2, "pride": 1, "tofu": 1},
@@ -30,14 +30,22 @@ FINETUNING += ["--epochs", "1", "--batch-size", "16", "--max-length", "512", "--
 UNLEARNING = ["--batch-size", "8", "--max-length", "512"]
 METHODS = {
     "uld": "--dtype bf16 --epochs 14 --num-layers 3 --learning-rate 4e-3 --retain-weight 2 --uniform-on all --weight 1.5",
+    "uld-wide": "--dtype bf16 --epochs 14 --num-layers 3 --learning-rate 4e-3 --retain-weight 6.5 --uniform-on all --weight 1.5",
     "npo+kl": "--epochs 5 --learning-rate 3e-4",
     "npo+gd": "--epochs 5 --learning-rate 3e-4",
     "ga+kl": "--epochs 5 --learning-rate 3e-5",
 }
-"""Settings of a method. ULD's are those of the preset tofu-4m. The others' epochs are the paper's for its book, and their
-learning rates those that the rule of docs/compare.md chose on TOFU for the same architecture."""
+"""Settings of a method. ULD's are those of the preset tofu-4m, and then with the paper's β and more to retain. The
+others' epochs are the paper's for its book, and their learning rates those that the rule of docs/compare.md chose on
+TOFU for the same architecture."""
 WEIGHTS = ("0.5", "1.0")  # of the same ULD run; 0.5 is the paper's α for its book
-LABELS = {"uld": "ULD", "npo+kl": "NPO+KL", "npo+gd": "NPO+GD", "ga+kl": "GA+KL"}
+LABELS = {
+    "uld": "ULD",
+    "uld-wide": "ULD, β = 6.5, all retained",
+    "npo+kl": "NPO+KL",
+    "npo+gd": "NPO+GD",
+    "ga+kl": "GA+KL",
+}
 
 
 def write_lines(path: Path, records: list[dict[str, str]]) -> None:
@@ -63,6 +71,7 @@ def write_texts(data: Path, work: Path) -> None:
     retain["tofu"] = learnt["tofu"][EVALUATED : EVALUATED + RETAINED]
     for name, records in retain.items():
         write_lines(texts / f"{name}_retain.jsonl", records)
+        write_lines(texts / f"{name}_wide.jsonl", learnt[name] if name in KEPT else records)
     write_lines(texts / "alice.jsonl", learnt["alice"])
     write_lines(texts / "tofu_evaluated.jsonl", learnt["tofu"][:EVALUATED])
     for model, copies in COPIES.items():
@@ -79,12 +88,13 @@ def finetune(name: str, start: Path, work: Path) -> Path:
 
 
 def unlearn(method: str, target: Path, work: Path) -> Path:
-    made, texts = work / method, work / "texts"
+    made, name, wide = work / method, method.removesuffix("-wide"), method.endswith("-wide")
     if not (made / "uld.json").exists():
         begun = ["--resume"] if (made / "train.yaml").exists() else []
-        files = ["--target", str(target), "--forget", str(texts / "alice.jsonl"), "--output", str(made)]
-        files += [word for name in RETAIN for word in ("--retain", str(texts / f"{name}_retain.jsonl"))]
-        uld("train", *files, "--method", method, *UNLEARNING, *METHODS[method].split(), *begun, "--quiet")
+        retain = [work / "texts" / f"{kept}_{'wide' if wide else 'retain'}.jsonl" for kept in RETAIN]
+        files = ["--target", str(target), "--forget", str(work / "texts" / "alice.jsonl"), "--output", str(made)]
+        files += [word for path in retain for word in ("--retain", str(path))]
+        uld("train", *files, "--method", name, *UNLEARNING, *METHODS[method].split(), *begun, "--quiet")
     return made
 
 
@@ -123,7 +133,7 @@ def main() -> None:
         label = LABELS[method]
         run = unlearn(method, target, options.work)
         results[label] = evaluated(label, run, options.work)
-        for weight in WEIGHTS if method == "uld" else ():
+        for weight in WEIGHTS if method.startswith("uld") else ():
             name = f"{label}, α = {weight}"
             results[name] = evaluated(f"{label}-{weight}", run, options.work, "--weight", weight)
         write(results)
@@ -144,7 +154,10 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
 
 def settings() -> list[tuple[str, list[str]]]:
-    return [(LABELS[method], ["--method", method, *UNLEARNING, *METHODS[method].split()]) for method in METHODS]
+    return [
+        (LABELS[method], ["--method", method.removesuffix("-wide"), *UNLEARNING, *METHODS[method].split()])
+        for method in METHODS
+    ]
 
 
 if __name__ == "__main__":

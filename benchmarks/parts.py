@@ -5,7 +5,7 @@ itself (so they add up only roughly), and for scoring what token trees save.
 """
 
 import torch
-from common import DEPTH, RANK, arguments, in_turn, random_llama, report, unlearned
+from common import DEPTH, RANK, arguments, in_turn, padded, random_llama, report, unlearned
 from torch import nn
 from transformers import DynamicCache
 
@@ -95,17 +95,48 @@ def trees(options: object) -> tuple[list[list[str]], dict[str, float]]:
     scorer = scoring.Scorer(model, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
     alone = scoring.Scorer(model, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
     alone.longest = 0  # as for a model that follows no mask of ours: every row a chain of its own
-    seconds = in_turn({"trees": lambda: scorer.score(rows), "chains": lambda: alone.score(rows)})
+    answers = [rows[i : i + len(rows) // QUESTIONS] for i in range(0, len(rows), len(rows) // QUESTIONS)]
+    prompts = [next(i for i, learnt in enumerate(one[0].learn) if learnt) - 1 for one in answers]
+
+    def from_cache() -> list[float]:
+        losses: list[float] = []
+        for one, start in zip(answers, prompts, strict=True):
+            cache = model.new_cache()
+            model.all_hidden(cache, input_ids=torch.tensor([one[0].ids[:start]]), use_cache=True)
+            cache.batch_select_indices(torch.zeros(len(one), dtype=torch.long))
+            ids, mask = padded([row.ids[start:] for row in one], max(len(row.ids) for row in one) - start)
+            seen = torch.cat([torch.ones(len(one), start, dtype=torch.long), mask], 1)
+            hidden = model.all_hidden(cache, input_ids=ids, attention_mask=seen, use_cache=True)
+            learnt = mask[:, 1:].bool()
+            found = scorer._pieces([each[:, :-1][learnt] for each in hidden], ids[:, 1:][learnt], scorer._label_losses)
+            losses += [part.sum().item() for part in found[0].split(learnt.sum(1).tolist())]
+        return losses
+
+    ours = [score.loss for score in scorer.score(rows)[0]]
+    difference = max(abs(a - b) / max(1, b) for a, b in zip(from_cache(), ours, strict=True))
+    ways = {"trees": lambda: scorer.score(rows), "chains": lambda: alone.score(rows), "cache": from_cache}
+    seconds = {name: middle(values) for name, values in in_turn(ways).items()}
     nodes = {shared: sum(len(tree.ids) for tree in scoring._trees(rows, shared)) for shared in (True, False)}
+    cached = sum(
+        start + sum(len(row.ids) - 1 - start for row in one) for one, start in zip(answers, prompts, strict=True)
+    )
     found = {
         "nodes": nodes[True],
         "tokens": nodes[False],
-        "chains / trees": middle(seconds["chains"]) / middle(seconds["trees"]),
+        "tokens, prompts once": cached,
+        "chains / trees": seconds["chains"] / seconds["trees"],
+        "cache / trees": seconds["cache"] / seconds["trees"],
+        "cache, relative difference": difference,
     }
     table = [
         [f"tokens of {len(rows)} answers to {QUESTIONS} questions, as rows", f"{nodes[False]:,}"],
         ["the same as trees", f"{nodes[True]:,}"],
+        ["the same with every prompt once", f"{cached:,}"],
         ["time of rows / time of trees", f"{found['chains / trees']:.2f}"],
+        [
+            "instead: a question's prompt kept in a cache, its answers as one batch / trees",
+            f"{found['cache / trees']:.2f}",
+        ],
     ]
     return table, found
 

@@ -72,6 +72,11 @@ def test_schedule_is_linear_warmup_and_linear_decay(task, tmp_path):
     assert rates == pytest.approx(expected, rel=1e-12, abs=0)
 
 
+def test_a_run_of_one_step_takes_it_at_the_whole_rate(task, tmp_path):
+    run(task, tmp_path / "x", epochs=1, batch_size=23, learning_rate=0.01)
+    assert [line["learning_rate"] for line in journal(tmp_path / "x")] == [0.01]
+
+
 def test_it_learns_to_remember_and_to_be_uniform(task, tmp_path):
     run(task, tmp_path / "x", epochs=30, learning_rate=0.02, lora_rank=16, lora_alpha=16, retain_weight=2.0)
     lines = journal(tmp_path / "x")

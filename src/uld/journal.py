@@ -88,6 +88,7 @@ class Journal(TrainerCallback):
             "step": state.global_step,
             "epoch": round(state.epoch, 6),
             **losses,
+            **({} if facts.retain_weight is None else {"retain_weight": facts.retain_weight}),
             "learning_rate": self.learning_rate,
             "tokens": facts.tokens,
             "seconds": round(seconds, 4),

@@ -38,12 +38,14 @@ class StepFacts:
         retain: Mean retain loss, nats a token; 0 for a method without one.
         tokens: Tokens that went through the model, padding not counted.
         stop: Whether any process was asked to stop.
+        retain_weight: Weight of the retain loss in this step, for a method that changes it; else None.
     """
 
     forget: float
     retain: float
     tokens: int
     stop: bool
+    retain_weight: float | None = None
 
 
 class UnlearningTrainer(Trainer):
@@ -104,7 +106,9 @@ class UnlearningTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Make the learning rate follow `rate_share`."""
         if self.lr_scheduler is None:
-            warmup, total = self.args.get_warmup_steps(num_training_steps), num_training_steps
+            total = num_training_steps
+            # A share of a single step is rounded up to all of it, and it would change nothing at a rate of 0.
+            warmup = self.args.get_warmup_steps(total) if total > 1 else 0
             share = functools.partial(rate_share, warmup=warmup, total=total, **self.fall)
             chosen: Any = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, share)
@@ -153,8 +157,9 @@ class UnlearningTrainer(Trainer):
         forget, retain = (total[:2] / self.step_items.clamp_min(1)).tolist()
         tokens, stopped = total[2:].tolist()
         self.last_losses = named_losses(self.names, forget, retain)
+        weight = self.retain_weight if self.objective.method.reweigh is not None else None
         self.reweigh(retain, self.state.epoch or 0.0)
-        return StepFacts(forget, retain, int(tokens), stopped > 0)
+        return StepFacts(forget, retain, int(tokens), stopped > 0, weight)
 
     def reweigh(self, retain: float, epoch: float) -> None:
         """Let the method change the retain weight after a step with this mean retain loss, so many epochs trained."""

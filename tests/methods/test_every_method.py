@@ -116,6 +116,7 @@ def test_pdus_weight_follows_the_retain_loss_of_each_step_after_the_warm_up(tiny
     for line in lines[2:-1]:
         expected.append(max(0.0, expected[-1] + 2 * (line["gd_loss"] - 4.9)))
     assert weights == pytest.approx(expected)
+    assert [line["retain_weight"] for line in lines] == weights
     assert len(lines) == 8 and max(weights) > 3.0 > min(weights)  # it went up and down
 
 
