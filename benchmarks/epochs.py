@@ -24,6 +24,7 @@ from uld.learners import make_learner
 from uld.methods.registry import get_method
 from uld.objective import Objective, frozen_log_likelihoods
 
+SPLIT = "forget10"
 REPEATS, STEPS = 5, 2
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     places |= {"data": f"{options.data}/tofu", "augmented": f"{options.data}/tofu_augmented"}
     grid = read_grid(options.grid, places)
     cells = specs(grid, dict.fromkeys(families(grid), 1e-4))
-    first = {s.method: s for s in cells if s.method and s.split == "forget10" and not s.variant}
+    first = {s.method: s for s in cells if s.method and s.split == SPLIT and not s.variant}
     steppers = {str(name): stepper(config(spec, grid, "")) for name, spec in first.items()}
     for _, _, run in steppers.values():
         run()  # kernels are built
@@ -83,7 +84,7 @@ def main() -> None:
             seconds[name].append(run() * steps)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     rows = {name: count for name, (_, count, _) in steppers.items()}
-    found = {"machine": machine(), "seconds_per_epoch": middle, "rows_per_epoch": rows}
+    found = {"machine": machine(), "split": SPLIT, "seconds_per_epoch": middle, "rows_per_epoch": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     for name, value in sorted(middle.items(), key=lambda pair: pair[1]):

@@ -98,7 +98,7 @@ def fill(folder: Path) -> Path:
         cell("ga", result=None, error="its process ended with SIGKILL"),
         cell("uld", variant="no D'f", fq=1e-9, mu=0.91, label="ULD", group=["table4"]),
         cell("uld", variant="retain 25 %", fq=1e-4, mu=0.8, label="ULD", group=["table9"]),
-        cell("di", group=["table8"]),
+        cell("di", fq=0.005, group=["table8"]),
     ]
     cells[0] = cells[0].model_copy(update={"group": ["table2", "table4", "table9"]})
     write(folder, cells)
@@ -107,7 +107,8 @@ def fill(folder: Path) -> Path:
         Answers(forget=[row], retain=[row.model_copy(update={"question": "Who kept it?"})]).write(
             folder / ANSWERS / f"{name}.json"
         )
-    Timing(machine={"cores": 2}, seconds_per_epoch={"uld": 2.0, "npo+kl": 30.0, "simnpo": 20.0}).write(
+    seconds = {"uld": 2.0, "npo+kl": 30.0, "simnpo": 20.0}
+    Timing(machine={"cores": 2}, seconds_per_epoch=seconds, rows_per_epoch={"uld": 40, "npo+kl": 20}).write(
         folder / "timing.json"
     )
     plan = [Identity(**{name: getattr(one, name) for name in Identity.model_fields}) for one in cells]

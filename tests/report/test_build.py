@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from uld.artifact import ArtifactError
+from uld.cli.main import app
 from uld.report.build import NAMES, build
 from uld.report.cells import Cell
 
@@ -18,6 +20,14 @@ def test_the_same_files_give_the_same_bytes_in_another_process_and_a_report_chan
     code = f"from uld.report.build import build; build({str(comparison)!r}, {str(comparison / 'again')!r})"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert [(comparison / "again" / name).read_bytes() for name in NAMES] == first
+
+
+def test_answers_can_be_left_out(comparison: Path):
+    done = CliRunner().invoke(app, ["report", str(comparison), "--no-answers", "--output", str(comparison / "out")])
+    assert done.exit_code == 0, done.output
+    assert "Who kept it?" in (build(comparison)[-1]).read_text()
+    for name in NAMES:
+        assert "Who kept it?" not in (comparison / "out" / name).read_text()
 
 
 def test_one_cell_alone_is_a_report(write_folder: Callable[..., Path], make_cell: Callable[..., Cell]):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from uld.report.cells import Cell, Folder, read_folder
+from uld.report.cells import Cell, Folder, Identity, Plan, Rate, read_folder
 from uld.report.paper import MODEL
 from uld.report.table import Table
 from uld.report.tables import BEST_EPOCH, OURS, ablation_table, all_tables, summary_table, table2
@@ -66,7 +66,7 @@ def test_bold_is_who_forgets_most_among_those_that_keep_utility(tables: dict[str
 
 def test_the_summary_names_both_the_keeper_and_the_highest(tables: dict[str, Table]):
     line = row(tables["summary"], "forget10")
-    assert line[1:3] == ["0.910", "1 of 3"]
+    assert line[1:3] == ["0.9100", "2 of 4"]
     assert line[3:6] == ["ULD", "0.01 (1e-3–0.1)", "0.905 (0.900–0.910)"]
     assert line[6:] == ["npo+kl", "0.3", "0.500"]
 
@@ -81,26 +81,26 @@ def test_table_4_sets_our_effect_beside_the_papers(tables: dict[str, Table]):
     line = row(tables["table4-forget10"], "ULD, no D'f")
     assert line[1:5] == ["1e-9", "25.0", "0.910", "75.0"]
     # log10(1e-9 / 0.01) and log10(1e-9 / .52); .91 - .90 and .63 - .62
-    assert line[5:9] == ["−7.0", "−8.7", "+0.010", "+0.010"]
-    assert line[9:] == ["1e-9", "43.8", "0.63", "84.1"]
-    assert row(tables["table4-forget10"], "ULD")[5:9] == ["–"] * 4
+    assert line[5:10] == ["1", "−7.0", "−8.7", "+0.010", "+0.010"]
+    assert line[10:] == ["1e-9", "43.8", "0.63", "84.1"]
+    assert row(tables["table4-forget10"], "ULD")[6:10] == ["–"] * 4
 
 
 def test_table_9_has_the_papers_two_numbers(tables: dict[str, Table]):
     line = row(tables["table9-forget10"], "ULD, retain 25 %")
-    assert line[5:9] == ["−2.0", "−0.2", "−0.100", "0.000"]
-    assert line[9:] == ["0.34", "–", "0.62", "–"]
+    assert line[6:10] == ["−2.0", "−0.2", "−0.100", "0.000"]
+    assert line[10:] == ["0.34", "–", "0.62", "–"]
 
 
 def test_table_8_has_no_column_for_the_paper(tables: dict[str, Table]):
-    assert len(tables["table8-forget10"].columns) == 5
+    assert len(tables["table8-forget10"].columns) == 6
     assert [line[0] for line in tables["table8-forget10"].rows] == ["target", "retain-only model", "di"]
 
 
 def test_an_effect_on_a_quality_of_zero_is_no_number(write_folder: Callable[..., Path], make_cell: Callable[..., Cell]):
     cells = [make_cell("uld", fq=0.1, group=["table4"]), make_cell("uld", fq=0.0, variant="no D'r", group=["table4"])]
     table = ablation_table(read_folder(write_folder(cells)), "table4", "forget10")
-    assert row(table, "uld, no D'r")[5] == "–"
+    assert row(table, "uld, no D'r")[6] == "–"
 
 
 def test_nine_parts_of_every_row(tables: dict[str, Table]):
@@ -115,4 +115,41 @@ def test_training_has_what_it_took(tables: dict[str, Table]):
 
 def test_timing_is_relative_to_uld(tables: dict[str, Table]):
     rows = [tuple(line) for line in tables["timing"].rows]
-    assert rows == [("ULD", "2", "1"), ("simnpo", "20", "10"), ("npo+kl", "30", "15")]
+    assert rows == [("ULD", "2", "40", "1", "1"), ("simnpo", "20", "–", "10", "–"), ("npo+kl", "30", "20", "15", "30")]
+    assert tables["timing"].title == "Seconds an epoch on forget10, measured in turn in one run"
+
+
+def test_a_table_of_some_seeds_has_the_numbers_of_all_in_a_note(write_folder, make_cell):
+    cells = [make_cell("uld", seed=0, fq=0.1, group=["table2", "table4"]), make_cell("uld", seed=1, fq=0.001)]
+    cells.append(make_cell("uld", fq=0.01, variant="no D'r", group=["table4"]))
+    table = ablation_table(read_folder(write_folder(cells)), "table4", "forget10")
+    assert row(table, "uld")[1] == "0.1" and row(table, "uld")[5] == "1"
+    assert "uld over all its seeds (0, 1): F.Q. 0.01 (1e-3–0.1), M.U. 0.900." in table.notes
+    assert len(table.notes) == 2  # the ablation has no other seeds
+
+
+def test_learning_rates_show_every_candidate_the_chosen_one_and_who_is_at_an_edge(write_folder, make_cell):
+    folder = write_folder([make_cell("npo", label="NPO"), make_cell("ga")])
+    scores = {("npo", 1e-4): 0.2, ("npo", 1e-3): 0.9, ("npo", 1e-2): 0.5, ("ga", 1e-4): 0.1, ("ga", 1e-3): 0.3}
+    for (method, rate), score in scores.items():
+        own = {"method": method, "learning_rate": rate, "score": score, "digest": "d"}
+        Rate(**own, forgotten=0.5, kept=0.25).write(folder / "rates" / f"{method}-lr{rate}.json")
+    Rate(method="ga", learning_rate=1e-2, error="diverged", digest="d").write(folder / "rates" / "ga-lr1.json")
+    table = next(one for one in all_tables(read_folder(folder)) if one.name == "rates")
+    assert table.rows[0] == ["ga", "0.0001", "0.500", "0.250", "0.100"]
+    assert table.rows[2] == ["ga", "0.01", "–", "–", "failed"]
+    assert [table.rows[i][:2] for i in sorted(table.strong)] == [["ga", "0.001"], ["NPO", "0.001"]]
+    assert len(table.notes) == 1  # neither is at an edge
+    (folder / "rates" / "ga-lr1.json").unlink()
+    table = next(one for one in all_tables(read_folder(folder)) if one.name == "rates")
+    assert table.notes[1:] == ["The largest candidate was chosen for ga."]
+
+
+def test_the_plan_says_which_tables_a_cell_stands_in_and_what_belongs_under_them(write_folder, make_cell):
+    cells = [make_cell("uld", seed=0), make_cell("di", group=["table8"])]
+    folder = write_folder(cells)
+    plan = [Identity(**{name: getattr(one, name) for name in Identity.model_fields}) for one in cells]
+    plan[0].group = ["table2", "table8"]
+    Plan(cells=plan, notes={"table8": ["Of another size."]}).write(folder / "plan.json")
+    table = ablation_table(read_folder(folder), "table8", "forget10")
+    assert [line[0] for line in table.rows] == ["di", "uld"] and table.notes == ["Of another size."]

@@ -13,9 +13,12 @@ EPILOG = "Example: uld report compare/tofu   ·   uld report docs/results/tofu-4
 def report(
     folder: Annotated[str, typer.Argument(help="Output folder of uld compare, with cells/*.json.")],
     output: Annotated[str | None, typer.Option(help="Where to write; default: the folder itself.")] = None,
+    no_answers: Annotated[
+        bool, typer.Option("--no-answers", help="Leave out answers: they quote the benchmark.")
+    ] = False,
 ) -> None:
     """Write tables.md, tables.csv, tables.tex and report.html of a comparison, from its files alone."""
     from uld.report.build import build
 
-    for path in build(folder, output):
+    for path in build(folder, output, quote=not no_answers):
         typer.echo(str(path))

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,7 +186,7 @@ def trained(workspace: Workspace, spec: Spec) -> None:
     settings = workspace.settings(spec)
     run = Path(settings.output)
     with workspace.locked(f"run-{run.name}"):
-        if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or (run / _EPOCHS).exists()):
+        if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir()):
             return
         started = not is_run(run) and (run / SETTINGS).exists()
         train(settings, resume=started, overwrite=is_run(run), progress=False)
@@ -211,8 +210,8 @@ def _retain_only_log(workspace: Workspace, split: str) -> TofuLog:
 
 def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
     """Every epoch of a run: F.Q., M.U. without ROUGE, and the losses of Figure 3; nothing is generated."""
-    run = workspace.run_folder(spec)
-    path = run / _EPOCHS
+    run, name = workspace.run_folder(spec), f"{spec.name}-{workspace.digest(spec)[:8]}"
+    path = workspace.folder / WORK / "eval" / name / _EPOCHS
     if path.exists():
         return json.loads(path.read_text())
     rows = []
@@ -221,7 +220,7 @@ def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict
             workspace,
             str(folder),
             spec.split,
-            f"{spec.name}-{workspace.digest(spec)[:8]}-epoch{folder.name}",
+            f"{name}-epoch{folder.name}",
             generate=False,
         )
         found = aggregate(log, retain_only)
@@ -237,7 +236,6 @@ def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict
             }
         )
     write_text(path, json.dumps(rows, indent=1) + "\n")
-    shutil.rmtree(run / EPOCHS)
     return rows
 
 

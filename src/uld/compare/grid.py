@@ -11,6 +11,7 @@ methods:
   npo+kl: {epochs: 10}
 learning_rates:                     # chosen on the training side, the same way for all
   - {candidates: [1e-4, 3e-4], families: {npo+kl: [npo, npo+gd, npo+kl]}}
+notes: {table2: [ULD has twice the epochs.]}  # sentences under a table of the report
 cells:
   - {tables: [table2], methods: [uld, npo+kl], splits: [forget10], seeds: [0, 1, 2], keep_epochs: true}
   - {tables: [table4], methods: [uld], splits: [forget10], seeds: [0], variant: "no D'f", settings: {paraphrases: 0}}
@@ -30,6 +31,7 @@ from uld.config import ConfigError, TrainConfig, read_preset, read_yaml, train_c
 from uld.data.tofu import check_split
 from uld.errors import ULDError
 from uld.methods.registry import get_method
+from uld.report.cells import TableName
 
 _OWN = ("target", "output", "data", "augmented", "split", "seed", "method", "keep_epochs", "forget", "retain")
 
@@ -76,6 +78,7 @@ class Grid(BaseModel):
     methods: dict[str, dict[str, Any]] = {}
     labels: dict[str, str] = {}
     learning_rates: list[LearningRates] = []
+    notes: dict[TableName, list[str]] = {}
     cells: list[CellGroup] = Field(min_length=1)
 
 

@@ -6,34 +6,30 @@ with the highest harmonic mean of what was forgotten (1 − share) and what was 
 utility and evaluated rows are never looked at.
 """
 
-import json
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import write_text
 from uld.compare.cell import Workspace, answer_losses, forget_records, trained, unseen_records
 from uld.compare.grid import Spec, rate_specs
 from uld.data.record import Record
-
-FOLDER = "rates"
+from uld.report.cells import RATES, Rate, best_rate
 
 
 def result_path(workspace: Workspace, spec: Spec) -> Path:
     """Where the measures of one candidate are kept."""
-    return workspace.folder / FOLDER / f"{spec.name}.json"
+    return workspace.folder / RATES / f"{spec.name}.json"
 
 
-def stored(workspace: Workspace, spec: Spec) -> dict[str, Any] | None:
+def stored(workspace: Workspace, spec: Spec) -> Rate | None:
     """The measures of a candidate, if they were made from the same inputs."""
     path = result_path(workspace, spec)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found if found is not None and found["digest"] == workspace.training_digest(spec) else None
+    found = Rate.read(path) if path.exists() else None
+    return found if found is not None and found.digest == workspace.training_digest(spec) else None
 
 
-def measure(workspace: Workspace, spec: Spec) -> dict[str, Any]:
+def measure(workspace: Workspace, spec: Spec) -> Rate:
     """Train with one candidate and measure what was forgotten and what was kept.
 
     Raises:
@@ -51,25 +47,24 @@ def measure(workspace: Workspace, spec: Spec) -> dict[str, Any]:
     return write(workspace, spec, forgotten=forgotten, kept=kept, score=score)
 
 
-def write(workspace: Workspace, spec: Spec, **found: Any) -> dict[str, Any]:
-    """Keep the measures of a candidate, or the ``error`` of one that failed, which is never chosen."""
-    rate = {"method": spec.method, "learning_rate": spec.settings["learning_rate"], "score": -1.0, **found}
-    rate["digest"] = workspace.training_digest(spec)
-    write_text(result_path(workspace, spec), json.dumps(rate, indent=1) + "\n")
+def write(workspace: Workspace, spec: Spec, **found: Any) -> Rate:
+    """Keep the measures of a candidate, or the ``error`` of one that failed."""
+    own = {"method": str(spec.method), "learning_rate": spec.settings["learning_rate"]}
+    rate = Rate(**own, digest=workspace.training_digest(spec), **found)
+    rate.write(result_path(workspace, spec))
     return rate
 
 
 def chosen(workspace: Workspace) -> dict[str, float]:
     """The learning rate of each family's first method, for those whose candidates have all been measured."""
-    found: dict[str, list[dict[str, Any] | None]] = {}
+    found: dict[str, list[Rate | None]] = {}
     for spec in rate_specs(workspace.grid):
         found.setdefault(str(spec.method), []).append(stored(workspace, spec))
-    return {method: best(rows) for method, rows in found.items() if all(rows)}  # type: ignore[arg-type]
-
-
-def best(rows: Sequence[dict[str, Any]]) -> float:
-    """The candidate with the highest score; of equal ones the smallest."""
-    return min(rows, key=lambda row: (-row["score"], row["learning_rate"]))["learning_rate"]
+    return {
+        method: best_rate([one for one in rates if one is not None]).learning_rate
+        for method, rates in found.items()
+        if None not in rates
+    }
 
 
 def _probability(workspace: Workspace, model: str, records: list[Record]) -> float:

@@ -123,7 +123,7 @@ def _is_done(workspace: Workspace, spec: Spec) -> bool:
     if spec.role != "rate":
         return workspace.finished(spec) is not None
     found = rates.stored(workspace, spec)
-    return found is not None and "error" not in found
+    return found is not None and found.error is None
 
 
 class _TakenError(Exception):
@@ -241,5 +241,6 @@ def _claim_folder(workspace: Workspace, replace: bool) -> None:
     text = yaml.safe_dump(workspace.grid.model_dump(), sort_keys=False, allow_unicode=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         every = specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5))
-        Plan(cells=[Identity(**workspace.identity(spec)) for spec in every]).write(workspace.folder / PLAN)
+        cells = [Identity(**workspace.identity(spec)) for spec in every]
+        Plan(cells=cells, notes=workspace.grid.notes).write(workspace.folder / PLAN)
         write_text(path, text)

@@ -1,6 +1,6 @@
 """Cells of several seeds as one row: means and ranges, in the order in which tables have them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from uld.report.cells import Cell, Folder, Identity, TableName
@@ -129,8 +129,8 @@ class Verdict:
 
 
 def verdict(folder: Folder, split: str) -> Verdict | None:
-    """Judge the methods of Table 2 by mean M.U. and F.Q. over seeds; None without the target's M.U."""
-    rows = rows_of(folder, split, "table2")
+    """Judge every method as it is by mean M.U. and F.Q. over seeds; None without the target's M.U."""
+    rows = [row for row in rows_of(folder, split) if not row.variant]
     target = next((found for row in rows if row.method == "target" and (found := row.metric("model_utility"))), None)
     if target is None:
         return None
@@ -143,6 +143,16 @@ def verdict(folder: Folder, split: str) -> Verdict | None:
     least = target.mean - KEPT - _ROUNDING
     keeping = [row for _, utility, row in judged if utility >= least]
     return Verdict(split, target.mean, keeping, [row for _, utility, row in judged if utility < least])
+
+
+def partial_curves(rows: Iterable[Row]) -> list[str]:
+    """A sentence for every row whose epochs were kept for some of its seeds alone."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        seeds = [cell.seed for cell in row.cells if cell.epochs]
+        if 0 < len(seeds) < len(row.cells):
+            found.setdefault(", ".join(map(str, seeds)), []).append(row.label)
+    return [f"Epochs of {', '.join(names)}: of seed {seeds} alone." for seeds, names in found.items()]
 
 
 def epoch_spread(row: Row, name: str) -> dict[int, Spread]:

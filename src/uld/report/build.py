@@ -14,12 +14,13 @@ NAMES = ("tables.md", "tables.csv", "tables.tex", "report.html")
 _TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"
 
 
-def build(folder: str | Path, output: str | Path | None = None) -> list[Path]:
+def build(folder: str | Path, output: str | Path | None = None, *, quote: bool = True) -> list[Path]:
     """Write the report of a comparison from its files alone; the same files give the same bytes.
 
     Args:
         folder: Output folder of ``uld compare``.
         output: Where to write; None writes into the folder itself.
+        quote: Whether the page shows answers, which quote the benchmark.
 
     Returns:
         The files written.
@@ -28,7 +29,7 @@ def build(folder: str | Path, output: str | Path | None = None) -> list[Path]:
         CellError: the folder has no cells, or a file is damaged.
         ArtifactError: the output cannot be written.
     """
-    read = read_folder(folder)
+    read = read_folder(folder, quote=quote)
     tables = all_tables(read)
     texts = (
         "\n".join(map(markdown, tables)),

@@ -1,10 +1,11 @@
 """Cells of a comparison as files: one method on one split with one seed, trained and evaluated.
 
 A comparison's folder holds ``cells/*.json`` (`Cell`), and, if there are any, ``answers/*.json`` (`Answers`, by the same
-names), ``timing.json`` (`Timing`) and ``plan.json`` (`Plan`: which cells there will be). `read_folder` reads it all.
+names), ``rates/*.json`` (`Rate`), ``timing.json`` (`Timing`) and ``plan.json`` (`Plan`: which cells there will be).
+`read_folder` reads it all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,7 +16,7 @@ from uld.artifact import write_text
 from uld.errors import ULDError
 from uld.evaluation.tofu_result import TofuResult
 
-CELLS, ANSWERS, TIMING, PLAN = "cells", "answers", "timing.json", "plan.json"
+CELLS, ANSWERS, RATES, TIMING, PLAN = "cells", "answers", "rates", "timing.json", "plan.json"
 _MEND = "delete it and run the comparison again"
 TableName = Literal["table2", "table4", "table8", "table9"]
 
@@ -149,10 +150,43 @@ class Cell(Identity):
 
 
 class Plan(_File):
-    """``plan.json``: the cells that a comparison will have, so that missing ones can be named."""
+    """``plan.json``: the cells that a comparison will have, so that missing ones can be named.
+
+    Attributes:
+        cells: They decide which tables a finished cell stands in, too.
+        notes: Sentences that belong under a table.
+    """
 
     format: Literal[1] = 1
     cells: list[Identity]
+    notes: dict[TableName, list[str]] = {}
+
+
+class Rate(_File):
+    """``rates/NAME.json``: what one candidate for a learning rate did on the training side (`uld.compare.rates`).
+
+    Attributes:
+        method: Registered name.
+        learning_rate: The candidate.
+        score: Harmonic mean of the two below; −1 for a training that failed, which is never chosen.
+        forgotten: 1 − the share of the target's probability of the forget answers that is left.
+        kept: Share of the target's probability of retain answers that were neither trained nor are evaluated.
+        error: Why it failed.
+        digest: Of everything that decides the training.
+    """
+
+    method: str
+    learning_rate: float
+    score: float = -1.0
+    forgotten: float | None = None
+    kept: float | None = None
+    error: str | None = None
+    digest: str
+
+
+def best_rate(rates: Sequence[Rate]) -> Rate:
+    """The candidate with the highest score; of equal ones the smallest."""
+    return min(rates, key=lambda rate: (-rate.score, rate.learning_rate))
 
 
 class Answer(BaseModel):
@@ -171,10 +205,19 @@ class Answers(_File):
 
 
 class Timing(_File):
-    """``timing.json``: seconds an epoch of every method, measured in turn on a machine that did nothing else."""
+    """``timing.json``: seconds an epoch of every method, measured in turn on a machine that did nothing else.
+
+    Attributes:
+        machine: What it was.
+        split: Forget split that was trained on.
+        seconds_per_epoch: By method.
+        rows_per_epoch: By method, as far as they are known.
+    """
 
     machine: Any = None
+    split: str = "forget10"
     seconds_per_epoch: dict[str, float]
+    rows_per_epoch: dict[str, int] = {}
 
     @model_validator(mode="after")
     def _is_positive(self) -> Self:
@@ -192,12 +235,16 @@ class Folder:
         missing: Planned cells without a file.
         answers: By the name of the cell.
         timing: If there is any.
+        rates: Candidates for learning rates, by method and rising.
+        notes: Sentences that belong under a table.
     """
 
     cells: list[Cell]
     missing: list[Identity]
     answers: dict[str, Answers]
     timing: Timing | None
+    rates: list[Rate]
+    notes: Mapping[TableName, list[str]]
 
 
 def read_cells(folder: str | Path) -> list[Cell]:
@@ -229,18 +276,26 @@ def read_cells(folder: str | Path) -> list[Cell]:
     return cells
 
 
-def read_folder(folder: str | Path) -> Folder:
+def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
     """Read a comparison's folder.
+
+    Args:
+        folder: Output folder of ``uld compare``.
+        quote: Whether to read answers, which quote the benchmark.
 
     Raises:
         CellError: there are no cells, or a file is damaged.
     """
     folder = Path(folder)
     cells = read_cells(folder)
-    answers = {
-        cell.name: Answers.read(path) for cell in cells if (path := folder / ANSWERS / f"{cell.name}.json").exists()
-    }
+    paths = {cell.name: folder / ANSWERS / f"{cell.name}.json" for cell in cells if quote}
+    answers = {name: Answers.read(path) for name, path in paths.items() if path.exists()}
+    rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json")]
+    rates.sort(key=lambda rate: (rate.method, rate.learning_rate))
     timing = Timing.read(folder / TIMING) if (folder / TIMING).exists() else None
-    planned: Sequence[Identity] = Plan.read(folder / PLAN).cells if (folder / PLAN).exists() else []
+    plan = Plan.read(folder / PLAN) if (folder / PLAN).exists() else Plan(cells=[])
+    planned = {one.key: one for one in plan.cells}
+    cells = [cell.model_copy(update={"group": planned.get(cell.key, cell).group}) for cell in cells]
     done = {cell.key for cell in cells}
-    return Folder(cells, [one for one in planned if one.key not in done], answers, timing)
+    missing = [one for key, one in planned.items() if key not in done]
+    return Folder(cells, missing, answers, timing, rates, plan.notes)

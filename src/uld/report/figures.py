@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from uld.report.aggregate import Row, epoch_spread, rows_of, seconds_per_epoch, splits_of
+from uld.report.aggregate import Row, epoch_spread, partial_curves, rows_of, seconds_per_epoch, splits_of
 from uld.report.cells import Cell, Folder
 from uld.report.numbers import Spread, quality
 from uld.report.svg import REFERENCES, Look, as_svg, looks, new_axes, plain_ticks, quality_axis, swatch
@@ -73,7 +73,10 @@ def _losses(folder: Folder, styles: dict[str, Look], split: str) -> Figure | Non
         f"Figure 3: cross-entropy along training, {split}",
         panels,
         _legend(f"figure3-{split}", drawn.values(), styles, line=True),
-        ["Nats a token, after each epoch. High on forget rows is forgetting; on held-out retain rows it is damage."],
+        [
+            "Nats a token, after each epoch. High on forget rows is forgetting; on held-out retain rows it is damage.",
+            *partial_curves(drawn.values()),
+        ],
     )
 
 
@@ -102,41 +105,52 @@ def _epochs_panel(
 def _trajectories(folder: Folder, styles: dict[str, Look], split: str) -> Figure | None:
     """Figure 4: forget quality against utility, from epoch to epoch."""
     rows = rows_of(folder, split, "table2", references=False)
-    paths = {row.key: path for row in rows if (path := _path(row))}
-    if not any(len(path) > 1 for path in paths.values()):
+    ends = {row.key: end for row in rows if (end := _end(row))}
+    if not any(_curve(row) for row in rows):
         return None
     figure, axes = new_axes()
-    drawn = [row for row in rows if row.key in paths]
+    drawn = [row for row in rows if row.key in ends]
     for row in drawn:
-        x, y = _drawn(paths[row.key])
         look = styles[row.method]
-        axes.plot(x, y, **look.kwargs(line=True) | {"markersize": 2.5})
-        axes.plot(x[-1:], y[-1:], **look.kwargs(line=False) | {"markersize": 8})
-    fixed = [row for row in rows_of(folder, split, "table2") if not row.is_method and _path(row)]
-    for row in fixed:
-        axes.plot(*_drawn(_path(row)), **REFERENCES[row.method].kwargs(line=False) | {"markersize": 10})
+        axes.plot(*_drawn(_curve(row)), **look.kwargs(line=True) | {"markersize": 2.5})
+        axes.plot(*_drawn([ends[row.key]]), **look.kwargs(line=False) | {"markersize": 8})
+    fixed = [row for row in rows_of(folder, split, "table2") if not row.is_method and _end(row)]
+    places = {row.method: end for row in fixed if (end := _end(row))}
+    for role, end in places.items():
+        axes.plot(*_drawn([end]), **REFERENCES[role].kwargs(line=False) | {"markersize": 10})
     quality_axis(axes)
     axes.set_xlabel("M.U. without ROUGE")
-    words = "; ".join(f"{row.label}: {quality(paths[row.key][-1][1])} at {paths[row.key][-1][0]:.3f}" for row in drawn)
+    words = "; ".join(f"{row.label}: {quality(ends[row.key][1])} at {ends[row.key][0]:.3f}" for row in drawn)
     text = f"Forget quality against model utility without ROUGE, {split}. Last epoch: {words}."
     return Figure(
         f"figure4-{split}",
         f"Figure 4: forget quality and utility by epoch, {split}",
         [Panel("Forget quality against utility", as_svg(figure, f"figure4-{split}", text))],
-        _legend(f"figure4-{split}", [*fixed, *drawn], styles | REFERENCES, line=True),
+        _legend(
+            f"figure4-{split}",
+            [*fixed, *drawn],
+            styles | REFERENCES,
+            line=True,
+        ),
         [
-            "A small mark an epoch, the large one the last, which is all there is where epochs were not kept. "
-            "Up is forgotten, right is useful. ROUGE needs generated answers, which only the last epoch has."
+            "A small mark an epoch, where epochs were kept; the large one is the last, over all seeds. Up is "
+            "forgotten, right is useful. ROUGE needs generated answers, which only the last epoch has.",
+            *partial_curves(drawn),
+            *_cut(value for _, value in ends.values()),
         ],
     )
 
 
-def _path(row: Row) -> list[tuple[float, float]]:
-    """Utility without ROUGE and forget quality after every epoch; of rows without epochs after the last alone."""
+def _curve(row: Row) -> list[tuple[float, float]]:
+    """Utility without ROUGE and forget quality after every epoch, of the seeds whose epochs were kept."""
     qualities, utilities = (epoch_spread(row, name) for name in ("forget_quality", "utility_without_rouge"))
-    both = [(utilities[epoch].mean, qualities[epoch].mean) for epoch in qualities if epoch in utilities]
+    return [(utilities[epoch].mean, qualities[epoch].mean) for epoch in qualities if epoch in utilities]
+
+
+def _end(row: Row) -> tuple[float, float] | None:
+    """The same after the last epoch, over all seeds."""
     utility, reached = row.of(_utility_without_rouge), row.metric("forget_quality")
-    return both or ([(utility.mean, reached.mean)] if utility and reached else [])
+    return (utility.mean, reached.mean) if utility and reached else None
 
 
 def _utility_without_rouge(cell: Cell) -> float | None:
@@ -150,11 +164,11 @@ def _utility_without_rouge(cell: Cell) -> float | None:
 
 def _speed(folder: Folder, styles: dict[str, Look]) -> Figure | None:
     """Figure 5: forget quality against seconds an epoch, relative to ULD's."""
-    panels, drawn = [], {}
+    panels, drawn, reached_all = [], {}, []
     measured = folder.timing.seconds_per_epoch if folder.timing else None
-    for split in splits_of(folder, "table2"):
+    for split in [folder.timing.split] if folder.timing else splits_of(folder, "table2"):
         points = {}
-        rows = [row for row in rows_of(folder, split, "table2", references=False) if not row.variant]
+        rows = [row for row in rows_of(folder, split, references=False) if not row.variant]
         for row in rows:
             own = seconds_per_epoch(row)
             seconds = measured.get(row.method) if measured else own.mean if own else None
@@ -174,6 +188,7 @@ def _speed(folder: Folder, styles: dict[str, Look]) -> Figure | None:
         what = "seconds an epoch, ULD = 1" if "uld" in points else "seconds an epoch"
         axes.set_xlabel(what)
         drawn |= {row.method: row for row in rows if row.method in points and row.method not in drawn}
+        reached_all += [reached for _, reached in points.values()]
         labels = {row.method: row.label for row in rows}
         words = "; ".join(f"{labels[m]}: {quality(q)} at {s / unit:.3g}" for m, (s, q) in points.items())
         text = f"Forget quality against {what}, {split}. {words}."
@@ -181,7 +196,8 @@ def _speed(folder: Folder, styles: dict[str, Look]) -> Figure | None:
     if not panels:
         return None
     source = (
-        "Seconds measured in turn in one run (timing.json)."
+        "Seconds measured in turn in one run (timing.json), each method on its own rows: the table of seconds an epoch "
+        "has their numbers, and the ratios on as many rows."
         if measured
         else "Seconds as each cell measured them, alone on its machine or not."
     )
@@ -190,8 +206,13 @@ def _speed(folder: Folder, styles: dict[str, Look]) -> Figure | None:
         "Figure 5: forget quality against seconds an epoch",
         panels,
         _legend("figure5", sorted(drawn.values(), key=lambda row: row.label), styles, line=False),
-        [f"{source} Left is fast, up is forgotten."],
+        [f"{source} Left is fast, up is forgotten.", *_cut(reached_all)],
     )
+
+
+def _cut(values: Iterable[float]) -> list[str]:
+    """A sentence where some forget qualities are too small to be drawn where they are."""
+    return [f"F.Q. below {quality(_LEAST)} is drawn there."] if any(value < _LEAST for value in values) else []
 
 
 def _drawn(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

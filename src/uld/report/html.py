@@ -9,7 +9,7 @@ from typing import Any
 from uld.report.aggregate import KEPT, Row, Verdict, rows_of, splits_of, verdict
 from uld.report.cells import Answer, Cell, Folder
 from uld.report.figures import Figure
-from uld.report.numbers import quality, share, show
+from uld.report.numbers import exactly, quality, share, show
 from uld.report.table import Table, is_strong
 from uld.report.tables import machine_words
 
@@ -37,6 +37,7 @@ def page(folder: Folder, tables: Sequence[Table], figures: Sequence[Figure]) -> 
             counts=_counts(folder),
             sentences=[sentence for one in verdicts for sentence in verdict_sentences(one)],
             problems=problems,
+            notes=folder.notes.get("table2", []),
             tables=tables,
             figures=figures,
             is_strong=is_strong,
@@ -55,7 +56,7 @@ def verdict_sentences(found: Verdict) -> list[str]:
     total = len(found.keeping) + len(found.losing)
     if not total:
         return [f"{found.split}: no method has a result yet."]
-    target = f"M.U. within {KEPT:g} of the target's ({share(found.target)})"
+    target = f"M.U. within {KEPT:g} of the target's ({exactly(found.target)})"
     if not found.keeping:
         best = found.losing[0]
         return [
@@ -164,10 +165,12 @@ def _facts(cell: Cell) -> list[tuple[str, str]]:
 
 def _shown(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values as texts, by name."""
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
-        for name, value in sorted(values.items())
-    ]
+    texts = {name: value if isinstance(value, str) else _json(value) for name, value in sorted(values.items())}
+    return list(texts.items())
+
+
+def _json(value: Any) -> str:
+    return "(not given)" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _counts(folder: Folder) -> str:

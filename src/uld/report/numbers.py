@@ -50,7 +50,9 @@ def spread(values: Iterable[float | None], *, geometric: bool = False) -> Spread
 
 
 def quality(value: float) -> str:
-    """A p-value: two digits, ``0.13``, below 0.01 as ``4.3e-25``."""
+    """A p-value: two digits, ``0.13``, below 0.01 as ``4.3e-25``; what would round to 1 and is less, ``>0.99``."""
+    if 0.995 <= value < 1:
+        return ">0.99"
     if value >= 0.01 or value <= 0:
         return f"{value:.2g}"
     digits, power = f"{value:.1e}".split("e")
@@ -60,6 +62,11 @@ def quality(value: float) -> str:
 def share(value: float) -> str:
     """Three decimals."""
     return f"{value:.3f}"
+
+
+def exactly(value: float) -> str:
+    """Four decimals, where a threshold is taken from it."""
+    return f"{value:.4f}"
 
 
 def percent(value: float) -> str:

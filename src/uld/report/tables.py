@@ -3,9 +3,19 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from uld.report.aggregate import KEPT, Row, epoch_spread, order, rows_of, seconds_per_epoch, splits_of, verdict
-from uld.report.cells import Cell, Folder, TableName
-from uld.report.numbers import FORMS, NOTHING, Spread, count, mebibytes, quality, seconds, share, show
+from uld.report.aggregate import (
+    KEPT,
+    Row,
+    epoch_spread,
+    order,
+    partial_curves,
+    rows_of,
+    seconds_per_epoch,
+    splits_of,
+    verdict,
+)
+from uld.report.cells import Cell, Folder, Rate, TableName, best_rate
+from uld.report.numbers import FORMS, NOTHING, Spread, count, exactly, mebibytes, quality, seconds, share, show
 from uld.report.paper import METRICS, MODEL, paper_numbers
 from uld.report.table import Table
 
@@ -37,7 +47,8 @@ def all_tables(folder: Folder) -> list[Table]:
         tables += [ablation_table(folder, name, split) for split in splits_of(folder, name)]
     tables += [parts_table(folder, split) for split in splits_of(folder)]
     tables += [training_table(folder, split) for split in splits_of(folder)]
-    return [table for table in [*tables, timing_table(folder)] if table is not None and table.rows]
+    tables += [timing_table(folder), rates_table(folder)]
+    return [table for table in tables if table is not None and table.rows]
 
 
 def summary_table(folder: Folder) -> Table | None:
@@ -48,7 +59,7 @@ def summary_table(folder: Folder) -> Table | None:
         total = len(found.keeping) + len(found.losing) if found else 0
         if found is None or not total:
             continue
-        row = [split, share(found.target), f"{len(found.keeping)} of {total}"]
+        row = [split, exactly(found.target), f"{len(found.keeping)} of {total}"]
         for choice in (found.keeping, sorted([*found.keeping, *found.losing], key=lambda one: -_mean(one))):
             best = choice[0] if choice else None
             shown = [show(best.metric(name), FORMS[name]) for name in (METRICS[0], METRICS[2])] if best else []
@@ -62,6 +73,7 @@ def summary_table(folder: Folder) -> Table | None:
         ("split", "target's M.U.", "methods that keep it", "best of them", "F.Q.", "M.U.", "highest", "F.Q.", "M.U."),
         rows,
         groups=(("", 3), ("keeping M.U.", 3), ("whatever the M.U.", 3)),
+        notes=["Every method that was compared, without ablations; means over seeds.", *folder.notes.get("table2", [])],
     )
 
 
@@ -102,9 +114,8 @@ def table2(folder: Folder, split: str) -> Table:
     extra = [BEST_EPOCH] if any(text != NOTHING for text in best.values()) else []
     body = []
     for row in rows:
-        seeds = str(len(row.cells)) if row.is_method and row.cells else NOTHING
         middle = [best[row.key]] if extra else []
-        body.append([row.label, *_own(row), seeds, *middle, *_paper("table2", row)])
+        body.append([row.label, *_own(row), _seeds(row), *middle, *_paper("table2", row)])
     found = verdict(folder, split)
     first = found.keeping[0].key if found and found.keeping else None
     notes = [
@@ -113,8 +124,8 @@ def table2(folder: Folder, split: str) -> Table:
     ]
     if first is not None and found is not None:
         notes.append(
-            f"Bold: the highest F.Q. of the methods whose M.U. is at most {KEPT:g} below the target's "
-            f"({share(found.target)})."
+            f"Bold: {found.keeping[0].label}, which has the highest F.Q. of the methods whose M.U. is at most {KEPT:g} "
+            f"below the target's ({exactly(found.target)})."
         )
     if extra:
         notes.append(
@@ -129,7 +140,7 @@ def table2(folder: Folder, split: str) -> Table:
         groups=(("", 1), (OURS, 5 + len(extra)), (MODEL, 4)),
         strong=frozenset(number for number, row in enumerate(rows) if row.key == first),
         faded=_last(4 + len(extra), 6 + len(extra) + 4),
-        notes=[*notes, *_problems(rows)],
+        notes=[*notes, *partial_curves(rows), *_problems(rows)],
     )
 
 
@@ -141,12 +152,12 @@ def ablation_table(folder: Folder, name: TableName, split: str) -> Table:
     has_paper = any(paper_numbers(name, row.method, row.variant, split) for row in rows)
     body = []
     for row in rows:
-        cells = [row.label, *_own(row)]
+        cells = [row.label, *_own(row), _seeds(row)]
         if compared:
             whole = wholes.get(row.method) if row.variant else None
             cells += _effects(row, whole, name) if has_paper else _effects(row, whole, name)[::2]
         body.append(cells + (_paper(name, row) if has_paper else []))
-    columns, groups = ["method", *_HEADS], [("", 1), (OURS if has_paper else "", 4)]
+    columns, groups = ["method", *_HEADS, "seeds"], [("", 1), (OURS if has_paper else "", 5)]
     if compared:
         both = ("Δ log10 F.Q.", "Δ, the paper", "Δ M.U.", "Δ, the paper")
         columns += both if has_paper else both[::2]
@@ -155,7 +166,9 @@ def ablation_table(folder: Folder, name: TableName, split: str) -> Table:
         columns += _HEADS
         groups.append((MODEL, 4))
     notes = ["Δ: change against the method as it is."] if compared else []
-    faded = _last(4, len(columns)) | ({6, 8} if compared else set()) if has_paper else set()
+    notes += [_elsewhere(folder, row) for row in rows if row.is_method and _elsewhere(folder, row)]
+    notes += folder.notes.get(name, [])
+    faded = _last(4, len(columns)) | ({7, 9} if compared else set()) if has_paper else set()
     return Table(
         f"{name}-{split}",
         f"{_TITLES[name]}, {split}",
@@ -165,6 +178,16 @@ def ablation_table(folder: Folder, name: TableName, split: str) -> Table:
         faded=frozenset(faded),
         notes=notes + _problems(rows),
     )
+
+
+def _elsewhere(folder: Folder, row: Row) -> str:
+    """A row's numbers over all its seeds, for a table that has some of them alone; else nothing."""
+    every = next(one for one in rows_of(folder, row.split) if one.key == row.key)
+    if len(every.cells) <= len(row.cells):
+        return ""
+    quality_, _, utility, _ = _own(every)
+    seeds = ", ".join(str(cell.seed) for cell in every.cells)
+    return f"{row.label} over all its seeds ({seeds}): F.Q. {quality_}, M.U. {utility}."
 
 
 def parts_table(folder: Folder, split: str) -> Table:
@@ -210,17 +233,61 @@ def timing_table(folder: Folder) -> Table | None:
         return None
     measured = folder.timing.seconds_per_epoch
     labels = {cell.method: cell.label for cell in folder.cells if cell.method and cell.label}
+    rows = folder.timing.rows_per_epoch
     own = measured.get("uld")
     rising = sorted(measured.items(), key=lambda pair: (pair[1], pair[0]))
     return Table(
         "timing",
-        "Seconds an epoch, measured in turn in one run",
-        ("method", "seconds an epoch", "relative to ULD"),
+        f"Seconds an epoch on {folder.timing.split}, measured in turn in one run",
+        ("method", "seconds an epoch", "rows an epoch", "relative to ULD", "relative to ULD, on as many rows"),
         [
-            [labels.get(name) or name, seconds(value), f"{value / own:.3g}" if own else NOTHING]
+            [
+                labels.get(name) or name,
+                seconds(value),
+                count(rows[name]) if name in rows else NOTHING,
+                f"{value / own:.3g}" if own else NOTHING,
+                f"{value / own * rows['uld'] / rows[name]:.3g}" if own and {name, "uld"} <= rows.keys() else NOTHING,
+            ]
             for name, value in rising
         ],
         notes=[f"Machine: {machine_words(folder.timing.machine)}."] if folder.timing.machine else [],
+    )
+
+
+def rates_table(folder: Folder) -> Table | None:
+    """What every candidate for a learning rate did, and which was chosen."""
+    if not folder.rates:
+        return None
+    labels = {cell.method: cell.label for cell in folder.cells if cell.method and cell.label}
+    by_method: dict[str, list[Rate]] = {}
+    for rate in folder.rates:
+        by_method.setdefault(rate.method, []).append(rate)
+    best = {method: best_rate(rates) for method, rates in by_method.items()}
+    edges = {
+        which: [labels.get(method) or method for method, rates in by_method.items() if best[method] is rates[end]]
+        for which, end in (("smallest", 0), ("largest", -1))
+    }
+    body = [
+        [
+            labels.get(rate.method) or rate.method,
+            f"{rate.learning_rate:g}",
+            *(NOTHING if value is None else share(value) for value in (rate.forgotten, rate.kept)),
+            "failed" if rate.error else share(rate.score),
+        ]
+        for rate in folder.rates
+    ]
+    return Table(
+        "rates",
+        "Learning rates, chosen on the training side",
+        ("method", "learning rate", "forgotten", "kept", "score"),
+        body,
+        strong=frozenset(i for i, rate in enumerate(folder.rates) if best[rate.method] is rate),
+        notes=[
+            "Shares of the target's probability of trained forget answers (1 − share) and of retain answers that are "
+            "neither trained nor evaluated; the score is their harmonic mean. Bold: the chosen rate, which the methods "
+            "of its family use on every split and seed.",
+            *(f"The {which} candidate was chosen for {', '.join(names)}." for which, names in edges.items() if names),
+        ],
     )
 
 
@@ -229,6 +296,10 @@ def machine_words(machine: object) -> str:
     if isinstance(machine, Mapping):
         return ", ".join(f"{name}: {value}" for name, value in machine.items())
     return str(machine)
+
+
+def _seeds(row: Row) -> str:
+    return str(len(row.cells)) if row.is_method and row.cells else NOTHING
 
 
 def _own(row: Row, *, ranges: bool = True) -> list[str]:
@@ -281,7 +352,9 @@ def _best_epoch(row: Row) -> str:
     if not found:
         return NOTHING
     epoch = max(found, key=lambda one: (found[one].mean, -one))
-    return f"{quality(found[epoch].mean)}, epoch {epoch}"
+    kept = [cell.seed for cell in row.cells if cell.epochs]
+    seed = f", seed {', '.join(map(str, kept))}" if len(kept) < len(row.cells) else ""
+    return f"{quality(found[epoch].mean)}, epoch {epoch}{seed}"
 
 
 def _fact(row: Row, name: str) -> Spread | None:
