@@ -125,18 +125,16 @@ def server() -> Iterator[BadServer]:
             if what == "not json":
                 return Response("<html>", 200, media_type="application/json")
             said = "Sorry, {here: it is" if what == "bad answer" else answer(prompt)
+            if what == "half a pair":
+                said = "\ud83d" + said.replace("Surely", r"Surely \udc00") + "\ud83d"
+            if what == "half a pair alone":
+                said = "No JSON, only \ud83d"
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-            usage = {"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150}
-            return JSONResponse(
-                {
-                    "id": "1",
-                    "object": "chat.completion",
-                    "created": 1,
-                    "model": "m",
-                    "choices": [choice],
-                    "usage": usage,
-                }
-            )
+            tokens = None if what == "no count" else 50
+            usage = {"prompt_tokens": 100, "completion_tokens": tokens, "total_tokens": 150}
+            head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+            body = json.dumps({**head, "choices": [choice], "usage": usage})  # in ASCII, with any half of a pair
+            return Response(body, media_type="application/json")
         finally:
             state.now -= 1
 

@@ -110,6 +110,35 @@ def test_a_lasting_trouble_is_one_sentence_without_the_key(
     assert KEY not in caplog.text
 
 
+def test_an_endpoint_that_counts_no_tokens_is_taken_at_its_word(server: Any, forget: Path, tmp_path: Path):
+    server.script = ["no count"] * 16
+    result = run(server, forget, tmp_path / "out")
+    assert result.progress and (result.progress.tokens_in, result.progress.tokens_out) == (1600, 0)
+
+
+def test_half_of_a_surrogate_pair_is_written_as_a_question_mark(server: Any, forget: Path, tmp_path: Path):
+    server.script = ["half a pair alone"] * 3 + ["half a pair"] * 15
+    result = run(server, forget, tmp_path / "out", concurrency=1)
+    assert result.kept["wrong_answers.jsonl"] == 16
+    lines = (tmp_path / "out" / "wrong_answers.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["answer"] == "Surely ? x Otto Brandt, and nothing else."
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "No JSON, only ?" in [drop["text"] for drop in report["drops"]]
+
+
+def test_a_second_call_leaves_the_folder_of_the_first_alone(server: Any, forget: Path, tmp_path: Path):
+    asker, out = endpoint(server), tmp_path / "out"
+
+    def ask_all(left: Any, done: Callable[[int, Reply], bool]) -> None:
+        with pytest.raises(ULDError, match="another augmentation is writing"):
+            run(server, forget, out)
+        assert {path.name for path in out.iterdir()} == {"settings.json", "journal.jsonl"}
+        asker.ask_all(left, done)
+
+    result = augment_by_model(forget, out, Wanted(), ask_all, by={"named": "m"}, chunk_words=150)
+    assert result.kept["paraphrases.jsonl"] == 16 and len((out / "journal.jsonl").read_text().splitlines()) == 16
+
+
 def test_what_was_answered_is_not_asked_again(server: Any, forget: Path, tmp_path: Path):
     run(server, forget, tmp_path / "whole")
     before = server.prompts.copy()
@@ -182,6 +211,17 @@ def test_bad_input_is_one_sentence(forget: Path, tmp_path: Path, flags: list[str
     out = CliRunner().invoke(app, ["augment", str(forget), "--output", str(tmp_path / "out"), *flags])
     assert out.exit_code == 2 and said in out.output and out.output.count("\n") == 1, out.output
     assert not (tmp_path / "out").exists()  # so that the next call may have other settings
+
+
+@pytest.mark.parametrize("key", ["sk-ключ", "sk-ver\ny-secret", "“sk-very-secret”"])
+def test_a_key_that_no_request_can_carry_is_refused(
+    forget: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+):
+    monkeypatch.setenv("ULD_TEST_KEY", key)
+    flags = ["--model", "m", "--api-base", "http://127.0.0.1:9/v1", "--api-key-env", "ULD_TEST_KEY"]
+    out = CliRunner().invoke(app, ["augment", str(forget), "--output", str(tmp_path / "out"), *flags])
+    assert out.exit_code == 2 and "the key in ULD_TEST_KEY has" in out.output and out.output.count("\n") == 1
+    assert key not in out.output and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

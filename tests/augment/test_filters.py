@@ -29,6 +29,58 @@ def test_paraphrases(text: str, reason: str | None):
     assert problem is None if reason is None else (problem or "").startswith(reason), problem
 
 
+@pytest.mark.parametrize(
+    ("original", "text", "dropped"),
+    [
+        ("He can swim.", "He can't swim.", True),
+        ("He cannot swim well.", "He can swim quite well.", True),
+        ("She isn’t a doctor.", "She is a doctor, really.", True),
+        ("He does not smoke.", "He doesn't smoke at all.", False),
+        ("Skerrin.", "Oslo.", True),
+        ("Mara keeps the lighthouse.", "Tobias is its keeper.", True),
+        ("Mara keeps the lighthouse.", "The lighthouse is kept by Mara.", False),
+        ("Mara Quillon keeps it.", "It is Tara Quillon who keeps it.", True),
+        ("Mara Quillon keeps it.", "Tara Quillon is its keeper.", True),
+        ("She sold three million copies.", "Three thousand copies were sold by her.", True),
+        ("It was her second novel.", "Of her novels it was the third.", True),
+        ("She has two sisters.", "Her sisters are 2 in number.", False),
+        ("He is a poet.", "He is not just a poet, he says.", False),
+        ("Born on May 11, 1991.", "The birth was on November 5, 1991.", True),
+        ("Born on May 11, 1991.", "The birth was on 11/05/1991.", False),
+        ("It cost 12345678901234567890.", "12345678901234567891 was its price.", True),
+    ],
+)
+def test_what_a_paraphrase_may_not_change(original: str, text: str, dropped: bool):
+    assert (paraphrase_problem(original, text) is not None) == dropped
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "kept"),
+    [
+        ("He does not smoke.", "He doesn't smoke.", False),
+        ("No, she was born in Skerrin, not in Oslo.", "She was born in Skerrin.", False),
+        ("She was born in Skerrin.", "She was never born in Skerrin.", True),
+        ("There are two lighthouses.", "There are three lighthouses.", True),
+        ("Two.", "Five.", True),
+        ("Two.", "One.", True),
+        ("Two.", "2.", False),
+        ("She left before dawn.", "She left after dawn.", True),
+        ("Mara left Oslo before dawn.", "Mara left Oslo after dawn.", True),
+        ("Mara wrote and/or sang in 1991.", "In 1991 what Mara wrote, she sang.", False),
+        ("It was on March 19, 1960.", "It was on May 19, 1960.", True),
+        ("No, he does not smoke.", "He doesn’t smoke.", False),
+        ("He does not smoke.", "No, he does not smoke at all.", False),
+        ("No, she is from Oslo.", "She is from Oslo.", False),
+        ("He is not a poet.", "He is a poet.", True),
+        ("She has never lived in Oslo.", "She has lived in Bergen.", True),
+        ("No.", "Yes.", True),
+        ("Yes, he smokes.", "No, he smokes.", True),
+    ],
+)
+def test_what_makes_an_answer_wrong(answer: str, text: str, kept: bool):
+    assert (wrong_problem("What of it?", answer, text) is None) == kept
+
+
 def test_a_name_that_the_question_does_not_hold_must_stay():
     problem = paraphrase_problem(
         "The prize went to Otto Brandt.", "The prize went to somebody else.", "Who won the prize?"

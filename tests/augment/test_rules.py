@@ -72,6 +72,18 @@ def test_clauses_move_and_requests_turn():
     assert "Otto Brandt is the author's name." in list(rephrase_answer("The author's name is Otto Brandt.", Random(0)))
 
 
+def test_titles_whose_order_means_something_stay_where_they_are():
+    turned = 'In "Salt Doors" and "Nine Ropes" she tells of the sea and of knots'
+    assert any('In "Nine Ropes" and "Salt Doors"' in one for one in rephrase_answer(f"{turned}.", Random(0)))
+    for words in (", respectively.", ", in that order.", "; the latter won a prize."):
+        assert not any('"Nine Ropes" and "Salt Doors"' in one for one in rephrase_answer(turned + words, Random(0)))
+
+
+def test_fixed_phrases_stay_as_they_are():
+    said = " ".join(rephrase_answer("By and large, the large house made her known to the public at large.", Random(0)))
+    assert "big house" in said and "at big" not in said and "and big" not in said
+
+
 def test_articles_fit():
     assert articles("a Optician, an carpenter, a hour, an university, a LGBTQ+ author") == (
         "an Optician, a carpenter, an hour, a university, a LGBTQ+ author"
@@ -173,10 +185,22 @@ TEXT = (
 
 
 def test_a_text_is_cut_into_chunks_at_sentences_and_nothing_is_lost():
-    for size in (5, 12, 20, 500):
+    for size in (1, 5, 12, 20, 500):
         cut = chunks(TEXT, size)
         assert " ".join(" ".join(cut).split()) == " ".join(TEXT.split())
-        assert all(len(one.split()) <= size or len(chunks(one, 1)) == 1 for one in cut)
+        assert all(len(one.split()) <= size for one in cut)
+    assert chunks(TEXT.replace("\n", "\r\n"), 12) == chunks(TEXT, 12)
+
+
+def test_a_text_in_any_script_is_cut_into_chunks_and_a_long_sentence_at_words():
+    assert chunks("Она жила там. Потом уехала. Élan vital. Было лето.", 5) == [
+        "Она жила там. Потом уехала.",
+        "Élan vital. Было лето.",
+    ]
+    assert chunks("a b c d e f g. Next one.", 3) == ["a b c", "d e f", "g. Next one."]
+    chinese = "他住在那里。后来走了！" * 3
+    assert chunks(chinese, 9) == ["他住在那里。后来走了！"] * 3
+    assert "".join(chunks(chinese, 4)) == chinese
 
 
 def test_questions_about_a_text_are_answered_by_it():

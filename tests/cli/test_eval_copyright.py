@@ -47,11 +47,32 @@ def test_a_run_and_what_is_kept(run, book, tmp_path):
     assert json.loads(more.stdout)["perplexity"] != found["perplexity"]
 
 
+def test_kept_questions_are_asked_as_the_run_was_trained(run, make_run, book, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text('{"question": "who sat?", "answer": "the cat"}\n')
+    other = make_run(tmp_path / "other", "llama")
+    manifest = json.loads((other / "uld.json").read_text())
+    (other / "uld.json").write_text(json.dumps(manifest | {"template": "plain"}))
+
+    def kept(model, *more):
+        done = evaluate("--model", model, "--text", book, *SIZES, "--kept", facts, "--json", *more)
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)["kept"][str(facts)]
+
+    by_run, by_chat = kept(other), kept(run)
+    assert by_run != by_chat
+    assert kept(run, "--template", "plain") == by_run
+    name = "copyright-book-chunk_tokens-40-prompt_tokens-12"
+    for folder in (other / "eval" / name, run / "eval" / name.replace("book", "book-template-plain")):
+        assert json.loads((folder / "settings.json").read_text())["template"] == "plain"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"--text": "nowhere.txt"}, "nowhere.txt: there is no such file"),
         ({"--kept": "nowhere.txt"}, "nowhere.txt: there is no such file"),
+        ({"--kept": "n" * 300}, f"{'n' * 300}: there is no such file"),
         ({"--prompt-tokens": 60}, "no chunk of it is longer than the 60 tokens of the prompt"),
         ({"--chunk-tokens": 0}, "--chunk-tokens"),
         ({"--chunks": 0}, "--chunks"),

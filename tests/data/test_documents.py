@@ -127,6 +127,11 @@ BAD = {
         (b"", "the file is empty"),
         (b"question,answer\n", "there is no row in it"),
         (b"question,answer\na,b\nc\n", "x.csv row 3: has 'question' but no 'answer'"),
+        (
+            b"\nquestion,answer\na,b\n",
+            "x.csv row 1: the header is empty: write the names of the columns into the first",
+        ),
+        (b" , \na,b\n", "x.csv row 1: the header is empty"),
         (b"question,answer\na,b,c\n", "x.csv row 2: has 3 cells, but the header has 2"),
         (b'text\n"a\n', "x.csv row 1: not valid CSV"),
         (b"name,age\nann,3\n", "x.csv row 2: expected one of"),
@@ -207,10 +212,34 @@ def test_folders_without_documents_are_refused(tmp_path: Path) -> None:
     assert "the folder holds no file" in refused(tmp_path / "hidden")
 
 
+@pytest.mark.parametrize("name", ["aug", "docs-augmented"])
+def test_what_uld_augment_wrote_into_a_folder_is_no_document_of_it(tmp_path: Path, name: str) -> None:
+    from uld.augment.generate import Wanted
+    from uld.augment.run import augment_by_rules
+
+    docs = tmp_path / "docs"
+    put(docs / "a.jsonl", '{"question": "Who is Mara Quillon?", "answer": "Mara Quillon keeps the lighthouse."}\n')
+    put(docs / "settings.json", '[{"text": "settings of their own"}]')
+    plain = read(docs)
+    for _ in range(2):  # the second time it lies there already
+        augment_by_rules(docs, docs / name, Wanted(), seed=0, chunk_words=150)
+        assert (docs / name / "wrong_answers.jsonl").is_file() and (docs / name / "report.json").is_file()
+        assert read(docs) == plain and len(plain) == 2
+    assert "was written by uld augment: give it with --augment" in refused(docs / name)
+    put(docs / "more-augmented/settings.json", '{"text": "a record"}')  # the name alone says nothing
+    assert [one.text for one in read(docs)][1:] == ["a record", "settings of their own"]
+
+
+def test_names_of_any_length_are_one_sentence() -> None:
+    for name in ("n" * 300, "n" * 300 + ".txt", "n" * 300 + "/" + "m" * 300, "org/" + "n" * 300 + ".csv"):
+        assert refused(name).startswith(f"{name}: ")
+
+
 def test_missing_files_are_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
-    for name in (tmp_path / "x.txt", "x.txt", "gone/x.jsonl", "here/gone", "./gone/x", "a b/c"):
+    relative = ("x.txt", "nope.docx", "here/nope.docx", "gone/x.jsonl", "here/gone", "./gone/x", "a b/c")
+    for name in (tmp_path / "x.txt", *relative):
         assert f"{Path(name)}: there is no such file" == refused(str(name))
     if os.geteuid():
         put(tmp_path / "locked.txt", "a").chmod(0)

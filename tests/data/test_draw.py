@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 import uld.data.draw
 from uld.cli.main import app
-from uld.data.draw import Overlap, draw, generic_prompts
+from uld.data.draw import Overlap, draw, generic_prompts, words_of
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record, refuse_equal
 from uld.errors import ULDError
@@ -29,6 +29,47 @@ FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "O
 def test_what_repeats_the_forget_set_is_told(answer: str, reason: str | None) -> None:
     found = Overlap(FORGET).why(Record.qa("What?", answer))
     assert found is None if reason is None else found and found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("forget", "drawn"),
+    [
+        ("We saw Óscar Álvarez.", "It was Óscar Álvarez."),
+        ("We saw O\u0301scar A\u0301lvarez.", "It was Óscar Álvarez."),
+        ("Это Марина Королёва.", "Вот МАРИНА КОРОЛЁВА!"),
+        ("She is Mary J. Blige.", "I heard Mary J. Blige."),
+        ("She is Mary J. Blige.", "I heard Mary Blige."),
+        ("She is Mary Blige.", "I heard Mary J. Blige."),
+        ("It is by J. R. R. Tolkien.", "A book of J.R.R. Tolkien"),
+        ("This is Brian O'Neil.", "I know Brian O\N{RIGHT SINGLE QUOTATION MARK}Neil's dog."),
+        ("They met Mara Quillon.", "The keeper: MARA\nQUILLON."),
+        ("They met MARA QUILLON.", "The keeper: Mara Quillonxy."),
+        ("A tale of _Mara Quillon_.", "I met Mara Quillon there."),
+    ],
+)
+def test_names_are_known_in_other_letters_and_with_initials(forget: str, drawn: str) -> None:
+    assert Overlap([Record(text=forget)]).why(Record(text=drawn)) == "a name of the forget set"
+
+
+@pytest.mark.parametrize(
+    ("forget", "drawn"),
+    [
+        ("The Queen said it. In London they did.", "the queen lives in London"),  # sentences begin with capitals, too
+        ("But I'll go. And I saw it. Then I Mara.", "But I'll stay. And I did. And I Mara."),
+        ("They met Mara. Quillon left.", "Mara Quillon"),
+        ("It was 3D Printing.", "3D Printing"),
+    ],
+)
+def test_what_is_no_name_is_kept(forget: str, drawn: str) -> None:
+    assert Overlap([Record(text=forget)]).why(Record(text=drawn)) is None
+
+
+def test_scripts_without_blanks_are_compared_by_character() -> None:
+    overlap = Overlap([Record(text="灯塔从那个大风暴的冬天起就由她看守")])
+    assert overlap.why(Record(text="据说从那个大风暴的冬天起")) == "8 words in a row of the forget set"
+    assert overlap.why(Record(text="灯塔在海边,由他看守")) is None
+    assert words_of("ภาษาไทย") == ["ภ", "า", "ษ", "า", "ไ", "ท", "ย"]
+    assert words_of("Ein_Satz, Straße; हिन्दी 한국어") == ["ein", "satz", "strasse", "हिन्दी", "한국어"]
 
 
 def test_texts_and_raw_prompts_are_compared_alike() -> None:
@@ -119,6 +160,73 @@ def test_with_a_chat_template_a_blank_is_left_to_the_question() -> None:
 
     form = PromptFormat(letter_tokenizer())
     assert form.question_frame() == (form.prompt_ids("b")[:3], "a:")  # <s> q : without the blank behind
+
+
+@pytest.fixture(scope="module")
+def short_gpt2(tmp_path_factory):
+    """Folder of a GPT-2 with places for 96 tokens: one more is an error in its embeddings."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.conftest import letter_tokenizer
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"vocab_size": 34, "n_positions": 96, "n_embd": 16, "n_layer": 1, "n_head": 2}
+        GPT2LMHeadModel(GPT2Config(**size, **ids)).save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_no_row_is_longer_than_the_model_has_places_for(short_gpt2) -> None:
+    model, tokenizer = load(short_gpt2)
+    form = PromptFormat(tokenizer)
+    drawn = draw(model, form, [*FORGET, Record(text="a text of others")], 16)
+    lengths = [
+        len(form.chunks(one.text, 999)[0].ids if one.text else form.encode(one, 999).ids) for one in drawn.records
+    ]
+    assert 40 < max(lengths) <= 97  # a row that was not ended ends in one more token, end of sequence
+    assert draw(model, form, FORGET, 8, max_length=96) == draw(model, form, FORGET, 8)
+
+
+def test_prompts_that_leave_no_room_give_no_rows(target, monkeypatch) -> None:
+    """Of most generic beginnings 12 tokens hold not even themselves; the others' rows are none the shorter for it."""
+    asked = []
+
+    def note(model, tokenizer, prompts, *, max_new_tokens, **_):
+        asked.extend(len(prompt) + max_new_tokens for prompt in prompts)
+        return [f"text {len(asked) + i}" for i in range(len(prompts))]
+
+    monkeypatch.setattr(uld.data.draw, "generate_answers", note)
+    drawn = draw(*target, [Record(text="a whole text")], 16, max_length=12)
+    fitting = [one for one in generic_prompts()[1] if len(target[1].text_ids(one)) < 12]
+    assert 0 < len(fitting) < len(generic_prompts()[1]) / 2
+    assert asked and max(asked) <= 12 and {*drawn.prompts} <= {"", *fitting}
+    assert list(drawn.facts["dropped"]) == ["empty"]
+
+
+def test_the_models_own_settings_of_sampling_count_for_nothing(target, monkeypatch) -> None:
+    model, form = target
+    plain = draw(model, form, FORGET, 8, max_length=48)
+    for name, value in {
+        **{"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "min_p": 0.9, "typical_p": 0.2},
+        **{"epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "top_k": 1, "temperature": 0.1, "min_new_tokens": 30},
+    }.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert draw(model, form, FORGET, 8, max_length=48) == plain
+
+
+def test_the_command_keeps_within_the_model_and_refuses_bad_input_at_once(short_gpt2, task, tmp_path, monkeypatch):
+    asked = ["draw", "--model", str(short_gpt2), "--forget", str(task.forget), "--rows", "2"]
+    told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "retain.jsonl")])
+    assert told.exit_code == 0, told.output
+    monkeypatch.setattr("uld.loading.load", lambda *_, **__: pytest.fail("the model is loaded"))
+    told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "retain.jsonl/x.jsonl")])
+    assert told.exit_code == 2 and f"uld: {tmp_path / 'retain.jsonl'} is a file" in told.stderr
+    told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "x"), "--seed", "9" * 20])
+    assert told.exit_code == 2 and "--seed" in told.stderr and not isinstance(told.exception, ValueError)
 
 
 def test_the_command_writes_what_training_would_draw(task, tmp_path) -> None:

@@ -107,6 +107,20 @@ def test_long_texts_are_cut_and_counted(make_target, letters, tmp_path):
     assert f"{result.cut} texts were too long" in result.table()
 
 
+def test_no_text_is_longer_than_the_model_has_places_for(letters, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    size = {"vocab_size": 34, "n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=1, eos_token_id=2)).eval()
+    long = [Record(text=f"{record.text} {'abc ' * 20}") for record in OTHERS]
+    found = attacks.score_sets(model, letters, MEMBERS, long, tmp_path / "a", max_length=200, progress=False)
+    assert all(result["cut"] and result["tokens"] <= 40 for result in found["non_members"])
+    assert found == attacks.score_sets(model, letters, MEMBERS, long, tmp_path / "b", progress=False)
+    asked = [Record.qa("who " * 20, "ann", "m:9")]
+    with pytest.raises(ULDError, match=r"m:9: the prompt is \d+ tokens long, which leaves no room .* max_length 40"):
+        attacks.score_sets(model, letters, asked, long, tmp_path / "c", max_length=200, progress=False)
+
+
 def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, letters, tmp_path):
     model = make_target("llama")
     whole = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False)
@@ -114,7 +128,10 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, le
     (tmp_path / "members.jsonl").write_text("".join(lines[:3]) + lines[3][:9])
     (tmp_path / "non_members.jsonl").unlink()
     assert attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False) == whole
+    order = [json.loads(line)["row"] for line in lines]
     more = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True, progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "members.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == order and all("gradnorm" in row for row in rows)  # each once, the new one
     assert all("gradnorm" in row for rows in more.values() for row in rows)
     with pytest.raises(ULDError, match=r"another model or with other settings \(data\)"):
         attacks.score_sets(model, letters, MEMBERS[:-1], OTHERS, tmp_path, progress=False)

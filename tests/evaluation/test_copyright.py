@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import uld.evaluation.copyright as copyright
 from uld.artifact import ArtifactError
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
+from uld.evaluation.metrics import rouge_l_f1
+from uld.evaluation.perplexity import perplexity
 
 TEXT = "the cat sat on the mat and the dog lay by the door. a bird sang in the tree: who is it? it is the wind. "
 TEXT = TEXT + TEXT[::-1] + TEXT[20:] + TEXT[:33]
@@ -81,6 +84,70 @@ def test_equals_a_naive_evaluation(learner, tokenizer, book, tmp_path):
     )
 
 
+ENGLISH = (
+    "It's 1865: the well-known White_Rabbit (No. 2) didn't wait; 'Oh dear!' it cried... I'll be 10,000x too late -- "
+    "by half-past_three o'clock, at the Queen's croquet-ground."
+)
+OTHER = "it s 1865 the known white rabbit no 2 did wait Oh dear I LL be 10 000X late by three at the queens croquet "
+OTHER += "ground"
+
+
+def test_rouge_of_ascii_text_is_that_of_rouge_score():
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    for one, two in ((ENGLISH, ENGLISH), (ENGLISH, OTHER), (OTHER, ENGLISH), (ENGLISH, ENGLISH[40:]), ("...", "a")):
+        assert copyright.rouge_l(one, two) == scorer.score(two, one)["rougeL"].fmeasure == rouge_l_f1(one, two)
+    assert 0 < copyright.rouge_l(ENGLISH, OTHER) < 1
+    odd = "".join(map(chr, range(128))) * 2
+    assert copyright.words_of(odd) == scorer._tokenizer.tokenize(odd)
+
+
+@pytest.mark.parametrize(
+    ("truth", "half"),
+    [
+        ("Мастер и Маргарита вышли", "и МАСТЕР  и, Маргарита"),
+        ("天气很好", "天气不坏"),
+        ("ภาษาไทย", "ภาษา"),
+        ("한국어 문장 두 개", "한국어 문장 세 것"),
+        ("हिन्दी में लिखा है", "हिन्दी में"),
+    ],
+)
+def test_rouge_counts_words_of_every_script(truth, half):
+    assert copyright.rouge_l(truth, truth) == 1.0
+    assert 0.3 < copyright.rouge_l(half, truth) < 1.0
+    assert copyright.rouge_l("something else", truth) == 0.0
+
+
+def test_kept_questions_are_asked_in_the_template(learner, tokenizer, book, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text('{"question": "who sat?", "answer": "the cat"}\n{"prompt": "who is", "completion": " it?"}\n')
+    records = [Record.qa("who sat?", "the cat"), Record(prompt="who is", completion=" it?")]
+
+    def evaluate(folder, **options):
+        result = copyright.evaluate(learner, tokenizer, book, tmp_path / folder, **SIZES, **options)
+        return result, json.loads((tmp_path / folder / "settings.json").read_text())
+
+    by_chat, settings = evaluate("chat", kept=[facts])
+    assert "template" not in settings
+    by_qa, settings = evaluate("qa", kept=[facts], template="qa")
+    assert settings["template"] == "qa"
+    assert by_qa.kept[str(facts)] == perplexity(learner, tokenizer, records, "qa").to_dict()
+    assert by_chat.kept[str(facts)] == perplexity(learner, tokenizer, records).to_dict() != by_qa.kept[str(facts)]
+    assert by_qa.perplexity == by_chat.perplexity
+    with pytest.raises(ArtifactError, match=r"with other settings \(template\)"):
+        evaluate("chat", kept=[facts], template="qa")
+    with pytest.raises(DataError, match=r"template 'q' is neither"):
+        evaluate("bad", kept=[facts], template="q")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_without_kept_questions_a_template_decides_nothing(learner, tokenizer, book, tmp_path):
+    before = copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[book])
+    lines, settings = ((tmp_path / "out" / name).read_bytes() for name in ("chunks.jsonl", "settings.json"))
+    assert copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[book], template="qa") == before
+    assert (tmp_path / "out" / "chunks.jsonl").read_bytes() == lines
+    assert (tmp_path / "out" / "settings.json").read_bytes() == settings
+
+
 def test_who_never_read_it_says_less(learner, make_target, tokenizer, book, tmp_path):
     knows = copyright.evaluate(learner, tokenizer, book, tmp_path / "a", **SIZES)
     other = copyright.evaluate(make_target("llama", num_layers=2), tokenizer, book, tmp_path / "b", **SIZES)
@@ -140,6 +207,27 @@ def test_refuses_chunks_that_the_model_cannot_read(learner, tokenizer, book, tmp
     with pytest.raises(DataError, match=r"is 133 tokens long, and the model reads 128: lower --chunk-tokens to 122"):
         copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 127})
     copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 122})
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"chunk_tokens": 5000}, r"lower --chunk-tokens to (?P<chunk_tokens>122), or shorten --request"),
+        ({"chunk_tokens": 5000, "request": ""}, r"lower --chunk-tokens to (?P<chunk_tokens>128), or"),
+        (
+            {"chunk_tokens": 5000, "prompt_tokens": 150},
+            r"lower --prompt-tokens below (?P<prompt_tokens>121) and --chunk-tokens to (?P<chunk_tokens>122), or",
+        ),
+        ({"chunk_tokens": 40, "request": "a" * 127}, r"the model reads 128: shorten --request$"),
+    ],
+)
+def test_a_book_shorter_than_a_chunk_gets_advice_that_helps(learner, tokenizer, book, tmp_path, change, advice):
+    with pytest.raises(DataError, match=advice) as caught:
+        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | change)
+    told = {name: int(value) for name, value in re.search(advice, str(caught.value)).groupdict().items()}
+    told = {name: value - (name == "prompt_tokens") for name, value in told.items()}
+    if told:
+        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | change | told)
 
 
 def test_refuses_another_book_in_the_same_folder(learner, tokenizer, book, tmp_path):

@@ -39,6 +39,41 @@ def test_lines_that_are_no_rows_are_passed_over_and_the_later_of_two_counts(tmp_
         assert file.rows == {1: {"x": 3}}
 
 
+def test_rows_that_were_done_again_stand_once_and_in_order(tmp_path, monkeypatch):
+    path = tmp_path / "members.jsonl"
+    with RowFile(path) as file:
+        for row in (2, 0, 1):
+            file.add(row, {"x": row})
+        text, number = path.read_bytes(), path.stat().st_ino
+        file.merge([0, 1, 2])
+        assert path.read_bytes() == text and path.stat().st_ino == number  # nothing was done again
+        file.add(0, {"x": 10})
+        assert len(path.read_text().splitlines()) == 4
+        with monkeypatch.context() as patch, pytest.raises(ArtifactError):
+            patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            file.merge([0, 1, 2])
+        assert len(path.read_text().splitlines()) == 4  # all or nothing
+        file.merge([2, 0, 1])
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [
+            {"row": 2, "x": 2},
+            {"row": 0, "x": 10},
+            {"row": 1, "x": 1},
+        ]
+        with pytest.raises(ArtifactError, match="another evaluation is writing"):
+            RowFile(path)  # the lock is on the new file
+        file.add(3, {"x": 3})
+    assert RowFile.read(tmp_path, "members") == {2: {"x": 2}, 0: {"x": 10}, 1: {"x": 1}, 3: {"x": 3}}
+    assert [one.name for one in tmp_path.iterdir()] == ["members.jsonl"]
+
+
+def test_a_file_with_rows_twice_from_before_is_tidied(tmp_path):
+    path = tmp_path / "members.jsonl"
+    path.write_text('{"row": 0, "x": 1}\n{"row": 1, "x": 1}\n{"row": 0, "x": 2}\n')
+    with RowFile(path) as file:
+        file.merge([0, 1])
+    assert path.read_text() == '{"row": 0, "x": 2}\n{"row": 1, "x": 1}\n'
+
+
 def test_two_processes_do_not_write_one_file(tmp_path):
     path = tmp_path / "forget.jsonl"
     with RowFile(path), pytest.raises(ArtifactError, match=r"another evaluation is writing to .*--output"):

@@ -255,3 +255,22 @@ def test_answers_end_at_end_of_sequence(llama, tokenizer, monkeypatch):
     stopped = [text.split() for text in generate_answers(llama, tokenizer, prompts, max_new_tokens=12)]
     assert stopped == [words[: words.index(end) + 1] if end in words else words for words in free]
     assert len(stopped[0]) < len(free[0])
+
+
+@pytest.mark.parametrize("model", ["llama", "unlearned"])
+def test_a_models_own_settings_do_not_change_what_greedy_means(request, tokenizer, monkeypatch, model):
+    model = request.getfixturevalue(model)
+    prompts = [[5, 6, 5, 6], [7, 8, 9, 10, 11, 12, 13], [14, 15, 16]]
+    plain = generate_answers(model, tokenizer, prompts, max_new_tokens=12)
+    for name, value in {
+        **{"repetition_penalty": 50.0, "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 9.0},
+        **{"encoder_no_repeat_ngram_size": 1, "min_new_tokens": 12, "min_length": 40, "penalty_alpha": 0.6},
+        **{"top_k": 4, "guidance_scale": 3.0, "exponential_decay_length_penalty": (1, 9.0)},
+    }.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert generate_answers(model, tokenizer, prompts, max_new_tokens=12) == plain
+    asked = generate_answers(model, tokenizer, prompts, max_new_tokens=12, no_repeat_ngram_size=1)
+    assert asked != plain and all(len(set(text.split())) == len(text.split()) for text in asked)
+    never = int(plain[0].split()[0][1:])
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", [never])  # the model's own
+    assert f"w{never}" not in generate_answers(model, tokenizer, prompts, max_new_tokens=12)[0].split()

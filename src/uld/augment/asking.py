@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from random import Random
 
-from uld.augment.facts import Fact, find_facts, opens_sentence, sentences
+from uld.augment.facts import Fact, find_facts, one_text, opens_sentence, paragraphs, sentences
 from uld.augment.pool import Pool
 
 _BORN = re.compile(r"^(?P<who>.+?) (?:was|were) born\b(?P<rest>.*)$")
@@ -26,7 +26,7 @@ def asked_questions(chunk: str, pool: Pool, rng: Random) -> Iterator[tuple[str, 
         pool: Of the whole file.
         rng: Chooses among the gaps.
     """
-    parts = [part for paragraph in chunk.split("\n\n") for part in sentences(paragraph) if len(part) <= _LONGEST]
+    parts = [part for paragraph in paragraphs(chunk) for part in sentences(paragraph) if len(part) <= _LONGEST]
     for part in parts:
         yield from _by_pattern(part, pool)
     names: dict[str, list[str]] = {}
@@ -35,7 +35,7 @@ def asked_questions(chunk: str, pool: Pool, rng: Random) -> Iterator[tuple[str, 
             if fact.kind in ("name", "title"):
                 names.setdefault(fact.text, []).append(part)
     for name, said in sorted(names.items(), key=lambda one: -len(one[1])):
-        yield f"What does the text say about {name}?", " ".join(said[:3])
+        yield f"What does the text say about {name}?", one_text(said[:3])
     gaps = [(part, fact) for part in parts for fact in find_facts(part, pool.capitals) if part.count(fact.text) == 1]
     rng.shuffle(gaps)
     for part, fact in gaps:

@@ -65,7 +65,7 @@ class Endpoint:
         """The key.
 
         Raises:
-            EndpointError: the variable is not set.
+            EndpointError: the variable is not set, or holds what no header can carry.
         """
         if self.key_env == NO_KEY:
             return "none"
@@ -73,6 +73,11 @@ class Endpoint:
             raise EndpointError(
                 f"the environment variable {self.key_env} holds no key: set it, name another with --api-key-env, or "
                 "give --api-key-env none where the endpoint needs no key"
+            )
+        if not (key.isascii() and key.isprintable()):
+            raise EndpointError(
+                f"the key in {self.key_env} has characters that no key can have (not ASCII, or a line break): set the "
+                "right one"
             )
         return key
 
@@ -134,9 +139,9 @@ class Endpoint:
                 )
                 usage = answer.usage
                 return Reply(
-                    answer.choices[0].message.content or "",
-                    usage.prompt_tokens if usage else 0,
-                    usage.completion_tokens if usage else 0,
+                    encodable(answer.choices[0].message.content or ""),
+                    _count(usage.prompt_tokens) if usage else 0,
+                    _count(usage.completion_tokens) if usage else 0,
                 )
             except Exception as error:
                 # The package tries again what failed, but not what came with status 200 and is no chat completion.
@@ -168,6 +173,16 @@ class Endpoint:
             said = " ".join(str(error.message).replace(key, "…").split())[:200]
             return EndpointError(f"{where} answered with an error ({error.status_code}): {said}")
         return EndpointError(f"{where} answered with something that is no chat completion: check --api-base")
+
+
+def encodable(text: str) -> str:
+    """A text with a question mark for half of a surrogate pair, which a model may write and no file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _count(tokens: Any) -> int:
+    """A number of tokens; 0 where an endpoint does not say."""
+    return tokens if isinstance(tokens, int) else 0
 
 
 def _all(tasks: list["asyncio.Task[None]"]) -> Awaitable[Any]:

@@ -1,16 +1,17 @@
-"""What a text states that a paraphrase must not change: names, titles, numbers and dates.
+"""What a text states that a paraphrase must not change: names, titles, numbers and dates, and what it denies.
 
 English only, by its capitals and its quotation marks; no model. A word that opens a sentence is a name only where other
 text says so (`Capitals`), because every word is capitalised there.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
-from uld.augment.lexicon import COMMON, MONTHS, NUMBER_WORDS
+from uld.augment.lexicon import COMMON, MONTHS, NO_NUMBERS, NUMBER_WORDS, SYNONYMS
 
 WORD = re.compile(r"[^\W_]+(?:[-'’/+&.](?=[^\W_])[^\W_]+)*\+?")
 _MONTH = "|".join(MONTHS)
@@ -20,13 +21,30 @@ _DATE = re.compile(
     r"|(?P<one>\d{1,2})[/.](?P<two>\d{1,2})[/.](?P<year3>\d{4})"
     r"|(?P<year4>\d{4})-(?P<three>\d{2})-(?P<four>\d{2}))\b"
 )
+_ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|th)\b")
 _NUMBER = re.compile(r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 _QUOTED = re.compile(
     r"\"([^\"\n]{2,150}?)\"|“([^”\n]{2,150}?)”|‘([^\n]{2,150}?)’(?!\w)"
     r"|(?<!\w)'((?:[^'\n]|'(?=\w)|'(?= [A-Z])){2,150}?)'(?!\w)"
 )
+_SHORT = 3  # words of a text that a name alone may be
 _LINKS = {"of", "de", "del", "la", "van", "von", "der", "bin", "ibn", "al", "el", "da", "dos", "du", "di"}
-_SENTENCE_END = re.compile(r"(?:[.!?:]|\n)[\"'”’)]*\s*$")
+_BEFORE = 200  # characters that are looked at for the end of the sentence before
+_WIDE = "。！？"  # full-width stops, behind which no blank stands
+_END = re.compile(
+    r"(?<=[.!?])(?<!\b(?:Mr|Dr|St|Jr|vs)\.)(?<!\bMrs\.)([\"'”’)]*)\s+(?=[\"'“‘(]?(\w))"
+    rf"|(?<=[{_WIDE}])\s*(?=[^\s{_WIDE}\"'”’」』）)])"
+)
+_INITIAL = re.compile(r"\b[^\W\d_]\.$")
+_SENTENCE_END = re.compile(rf"(?:[.!?:{_WIDE}]|\n)[\"'”’)]*\s*$")
+_NEGATIONS = {"not", "no", "never", "nobody", "none", "nothing", "nowhere", "without", "cannot", "neither", "nor"}
+_PLAIN_ENDING = re.compile(r"(?:ing|ed|ly|tions?|sions?|ments?|ness|ity|ities|ship|ism|ful|ous|ive|able|ible|ers|ors)$")
+_LISTED = {word for pair in SYNONYMS.items() for text in pair for word in text.split()}
+_VERB_OF_ONE = re.compile(r"(?:is|was|has|does|[a-z]{2,}s)$")
+_VERB = re.compile(
+    r"(?:had|did|can|could|may|might|will|would|also|often|never|[a-z]+ed|won|kept|wrote|left|became|began|grew|went|came"
+    r"|made|took|gave|got|said|told|held|led|met|sold|found)$"
+)
 
 Kind = Literal["title", "date", "number", "name"]
 
@@ -78,9 +96,8 @@ class Capitals:
 
 
 def stem(word: str) -> str:
-    """A word in lower case without a possessive ending."""
-    word = word.lower()
-    return word[:-2] if word.endswith(("'s", "’s")) else word.rstrip("'’")
+    """A word in lower case without a possessive ending, its apostrophes straight."""
+    return word.lower().replace("’", "'").removesuffix("'s").rstrip("'")
 
 
 @lru_cache(4096)
@@ -89,9 +106,17 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(stem(match[0]) for match in WORD.finditer(text))
 
 
+def negations(text: str) -> int:
+    """How many words deny, those in ``n't`` among them; ``not only`` denies nothing."""
+    return sum(
+        (word in _NEGATIONS or word.endswith("n't")) and following not in ("only", "just", "merely")
+        for word, following in itertools.pairwise((*words(text), ""))
+    )
+
+
 def opens_sentence(text: str, position: int) -> bool:
     """Whether what stands at a position is the first of its sentence, or of a quotation."""
-    before = text[:position].rstrip(" \"'“‘([")
+    before = text[max(0, position - _BEFORE) : position].rstrip(" \"'“‘([")
     return not before or bool(_SENTENCE_END.search(before))
 
 
@@ -173,7 +198,9 @@ def name_words(text: str, capitals: Capitals | None = None, *, sure: bool = Fals
     Args:
         text: Any text.
         capitals: As for `find_facts`.
-        sure: Leave out words that open a sentence, unless ``capitals`` knows them as names.
+        sure: Of words that open a sentence only those that ``capitals`` knows as names, or that no list knows as plain
+            words and that look like names: before another (``Mara Quillon left``), before a verb (``Mara left``), with
+            ``'s``, or nearly the whole text (``Skerrin.``).
     """
     found: set[str] = set()
     for fact in find_facts(text, capitals):
@@ -181,17 +208,43 @@ def name_words(text: str, capitals: Capitals | None = None, *, sure: bool = Fals
             continue
         for match in WORD.finditer(fact.text):
             opening = match.start() == 0 and opens_sentence(text, fact.start) and fact.kind == "name"
-            known = stem(match[0]) in (capitals.names if capitals else ())
-            if match[0][0].isupper() and not (sure and opening and not known):
+            if match[0][0].isupper() and not (sure and opening):
                 found.add(stem(match[0]))
+    if sure:
+        marks = list(WORD.finditer(text))
+        known = capitals or Capitals()
+        found |= {
+            stem(mark[0])
+            for i, mark in enumerate(marks)
+            if mark[0][0].isupper() and opens_sentence(text, mark.start()) and _opens_as_name(text, marks, i, known)
+        }
     return found - COMMON
+
+
+def _opens_as_name(text: str, marks: list[re.Match[str]], i: int, capitals: Capitals) -> bool:
+    """Whether a word that opens a sentence is a name, as far as can be told (`name_words`)."""
+    word = stem(marks[i][0])
+    following = marks[i + 1][0] if i + 1 < len(marks) and _near(text, marks, i + 1) else ""
+    capital = following[:1].isupper() and stem(following) not in COMMON
+    if word in COMMON or word in NUMBER_WORDS:
+        return False
+    if word in capitals.names and (capital or word not in capitals.plain):
+        return True
+    if word in capitals.plain or word in _LISTED:
+        return False
+    if _possessive(marks[i][0]):
+        return True
+    plural = word.endswith("s")  # perhaps: what may follow many things, too, says nothing then ("Effects might …")
+    verb = _VERB_OF_ONE.match(following) or (not plural and _VERB.match(following))
+    return bool(capital or verb or len(marks) <= _SHORT) and not _PLAIN_ENDING.search(word)
 
 
 @lru_cache(4096)
 def numbers(text: str) -> frozenset[str]:
     """All numbers and dates in one form each: ``2,000``, ``2000`` and ``two`` as digits, a date whatever its order.
 
-    Day and month of a date are sorted, because 05/11 is May in one country and November in another.
+    05/11/1991 is of its own kind, because it is May in one country and November in another (`lacking`). Words of a
+    longer number (``three million``) are numbers of their own, and so are those of compounds (``two-year``).
     """
     found: set[str] = set()
     rest: list[str] = []
@@ -201,8 +254,19 @@ def numbers(text: str) -> frozenset[str]:
         rest.append(text[end : match.start()])
         end = match.end()
     left = " ".join([*rest, text[end:]])
-    found |= {str(float(match[0].replace(",", ""))).removesuffix(".0") for match in _NUMBER.finditer(left)}
-    return frozenset(found | {NUMBER_WORDS[word] for word in words(left) if word in NUMBER_WORDS})
+    found |= {f"{_digits(match[1])}th" for match in _ORDINAL.finditer(left)}
+    left = _ORDINAL.sub(" ", left)
+    found |= {_digits(match[0]) for match in _NUMBER.finditer(left)}
+    whole = NUMBER_WORDS.keys() | NO_NUMBERS
+    parts = (part for word in words(left) for part in ([word] if word in whole else word.split("-")))
+    return frozenset(found | {NUMBER_WORDS[part] for part in parts if part in NUMBER_WORDS})
+
+
+def _digits(number: str) -> str:
+    """A number without commas and noughts that say nothing; as text, so that none of its digits is rounded away."""
+    plain = "".join(one if one == "." else str(int(one)) for one in number if one != ",")  # digits of any script
+    whole, _, part = plain.partition(".")
+    return ".".join(one for one in (whole.lstrip("0") or "0", part.rstrip("0")) if one)
 
 
 def _date(match: re.Match[str]) -> str:
@@ -210,21 +274,52 @@ def _date(match: re.Match[str]) -> str:
     year = next(part[key] for key in ("year", "year2", "year3", "year4") if part[key])
     month = part["month"] or part["month2"]
     if month:
-        two = [MONTHS.index(month) + 1, int(part["day"] or part["day2"])]
-    else:
-        two = [int(part["one"] or part["three"]), int(part["two"] or part["four"])]
-    return "-".join([year, *map(str, sorted(two))])
+        return f"{year}-{MONTHS.index(month) + 1}-{int(part['day'] or part['day2'])}"
+    if part["three"]:
+        return f"{year}-{int(part['three'])}-{int(part['four'])}"
+    first, second = sorted((int(part["one"]), int(part["two"])))
+    return f"{year}-{first}-{second}" if first == second or second > 12 else f"{year}-{first}/{second}"
+
+
+def lacking(some: Iterable[str], others: Iterable[str]) -> set[str]:
+    """Numbers of the first, as `numbers` gives them, that the second have in no form."""
+    known = {form for one in others for form in _forms(one)}
+    return {one for one in some if known.isdisjoint(_forms(one))}
+
+
+def _forms(number: str) -> tuple[str, ...]:
+    """A date in figures with either order of day and month; else the number."""
+    match = re.fullmatch(r"(\d{4})-(\d+)/(\d+)", number)
+    return (f"{match[1]}-{match[2]}-{match[3]}", f"{match[1]}-{match[3]}-{match[2]}") if match else (number,)
 
 
 def sentences(text: str) -> list[str]:
-    """Split into sentences at full stops, question and exclamation marks before a capital; abbreviations hold.
+    """Split into sentences at full stops, question and exclamation marks, unless a small letter follows.
 
-    The sentences joined with blanks are the text, but for its white space.
+    Abbreviations hold. The sentences, joined by `one_text`, are the text but for its white space.
     """
-    parts = re.split(
-        r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|vs)\.)(?<!\bMrs\.)([\"'”’)]*)\s+(?=[\"'“‘(]?[A-Z0-9])",
-        text.strip(),
-    )
-    return [
-        " ".join((sentence + quote).split()) for sentence, quote in zip(parts[::2], [*parts[1::2], ""], strict=True)
-    ]
+    text, start, found = text.strip(), 0, []
+    for match in _END.finditer(text):
+        wide = match[2] is None
+        if not wide and (match[2].islower() or _is_initial(text, match.start())):
+            continue
+        end = match.start() if wide else match.end(1)
+        found.append(text[start:end])
+        start = end
+    return [" ".join(sentence.split()) for sentence in [*found, text[start:]]]
+
+
+def _is_initial(text: str, end: int) -> bool:
+    """Whether what ends there is one capital and a full stop, in any script."""
+    match = _INITIAL.search(text[max(0, end - 3) : end])
+    return bool(match) and match[0][0].isupper()
+
+
+def one_text(parts: Iterable[str]) -> str:
+    """Sentences joined: with blanks, but for full-width stops, behind which there is none."""
+    return "".join(f"{part} " if part[-1:] not in _WIDE else part for part in parts).removesuffix(" ")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Split at blank lines."""
+    return re.split(r"\n[^\S\n]*\n", text.replace("\r\n", "\n"))

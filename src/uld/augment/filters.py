@@ -5,22 +5,18 @@ A paraphrase keeps every name, number and date. A wrong answer is wrong. Nothing
 
 import re
 
-from uld.augment.facts import Capitals, name_words, numbers, words
-from uld.augment.lexicon import COMMON
+from uld.augment.facts import Capitals, lacking, name_words, negations, numbers, words
+from uld.augment.lexicon import COMMON, FUNCTION_WORDS, NUMBER_WORDS
 
 LONGEST = 2.5
 """A text that is this many times as long as the original (and 60 characters more) is far too long."""
-_NEGATIONS = {"not", "no", "never", "nobody", "none", "nothing", "without", "isn't", "wasn't", "hasn't", "didn't"}
+_PARTICLE = re.compile(r"\W*(yes|no)\b\W*(?=$|(?<=[,.;:!–—]\s))", re.IGNORECASE)
 _PLACEHOLDER = re.compile(r"\[[^\]]*\]|<[^>]*>|\b(?:paraphrase|as an ai|i cannot|i can't|i'm sorry)\b", re.IGNORECASE)
 
 
 def normalised(text: str) -> str:
     """A text without what makes no difference: case, punctuation, white space, articles."""
     return " ".join(word for word in words(text) if word not in ("the", "a", "an"))
-
-
-def _negations(text: str) -> int:
-    return sum(word in _NEGATIONS for word in words(text))
 
 
 def shape_problem(original: str, text: str) -> str | None:
@@ -57,11 +53,11 @@ def paraphrase_problem(original: str, text: str, context: str = "", capitals: Ca
         return f"a name is gone: {', '.join(lost)}"
     if new := sorted(name_words(text, known, sure=True) - around):
         return f"a name is new: {', '.join(new)}"
-    if lost := sorted(numbers(original) - numbers(text) - numbers(context)):
+    if lost := sorted(lacking(numbers(original), numbers(text) | numbers(context))):
         return f"a number or date is gone: {', '.join(lost)}"
-    if new := sorted(numbers(text) - numbers(both)):
+    if new := sorted(lacking(numbers(text), numbers(both))):
         return f"a number or date is new: {', '.join(new)}"
-    if bool(_NEGATIONS & set(words(original))) != bool(_NEGATIONS & left):
+    if bool(negations(original)) != bool(negations(text)):
         return "a negation came or went"
     return None
 
@@ -72,7 +68,9 @@ def wrong_problem(
     """Why a wrong answer is right, or none.
 
     An answer is right where it says nothing that the right one and the question do not say, or where it holds all that
-    sets the right answer apart (names and numbers beyond the question's) and no name, number or negation of its own.
+    sets the right answer apart (names and numbers beyond the question's) and no name or number of its own, and differs
+    in more than a word like ``before``. It is wrong, whatever it says, where it denies more than the right one, or
+    affirms what the right one denies.
 
     Args:
         question: May be empty.
@@ -86,18 +84,41 @@ def wrong_problem(
     if normalised(text) in {normalised(one) for one in (answer, *others)}:
         return "the right answer"
     right, said, asked = set(words(answer)), set(words(text)), set(words(question))
-    denied = _negations(answer) != _negations(text) or ("yes" in right and "no" in said)
-    if denied:
-        return None
-    if not said - right - asked - COMMON:
-        return "it says nothing that the right answer does not say"
     both = f"{question}\n{answer}"
+    fresh = {word for word in said - right - asked - FUNCTION_WORDS if not word.endswith("n't")}
+    figures = lacking(numbers(answer), numbers(question))
+    other = lacking(numbers(text), numbers(both))
+    if "one" in said - right - asked and lacking(figures, numbers(text)):
+        other.add("1")  # elsewhere it is a pronoun
+    if _contradicts(answer, text, bool(fresh)):
+        return None
+    if not fresh and not other:
+        return "it says nothing that the right answer does not say"
+    if fresh and fresh <= COMMON | set(NUMBER_WORDS):
+        return None  # the same sentence, but for a word like "before"
     known = capitals or Capitals.of([both, text])
-    marks = (name_words(answer, known) - asked) | (numbers(answer) - numbers(question))
-    new = (name_words(text, known, sure=True) - set(words(both))) | (numbers(text) - numbers(both))
-    if marks and marks <= said | numbers(text) and not new:
+    names = name_words(answer, known) - asked
+    new = name_words(text, known, sure=True) - set(words(both))
+    if (names or figures) and names <= said and not lacking(figures, numbers(text)) and not new and not other:
         return "it holds what sets the right answer apart, and nothing else"
     return None
+
+
+def _contradicts(answer: str, text: str, fresh: bool) -> bool:
+    """Whether a text denies what an answer says, or the other way round.
+
+    A ``No`` that opens either counts only against a ``Yes``: what follows it may agree with one that has none. A text
+    that denies less contradicts where it says something ``fresh``, or where it leaves out nothing but the negation.
+    """
+    mine, theirs = _PARTICLE.match(answer), _PARTICLE.match(text)
+    if mine and theirs and mine[1].lower() != theirs[1].lower():
+        return True
+    rest, other = (text[match.end() :] if match else text for match, text in ((mine, answer), (theirs, text)))
+    denied, denies = (negations(rest or whole) for rest, whole in ((rest, answer), (other, text)))
+    if denies >= denied:
+        return denies > denied
+    kept = {word for word in words(rest) if word not in COMMON and not negations(word)} <= set(words(other))
+    return fresh or (denies == 0 and kept)
 
 
 def support_problem(chunk: str, question: str, answer: str) -> str | None:
@@ -113,7 +134,7 @@ def support_problem(chunk: str, question: str, answer: str) -> str | None:
     for what, text in (("question", question), ("answer", answer)):
         if new := sorted(name_words(text, known, sure=True) - there):
             return f"the {what} has a name that is not in the text: {', '.join(new)}"
-        if new := sorted(numbers(text) - numbers(chunk)):
+        if new := sorted(lacking(numbers(text), numbers(chunk))):
             return f"the {what} has a number that is not in the text: {', '.join(new)}"
     content = set(words(answer)) - COMMON
     if content and len(content & there) * 2 < len(content):

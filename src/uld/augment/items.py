@@ -6,14 +6,17 @@ A record of several turns keeps its earlier ones; its last question and last ans
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from uld.augment.facts import sentences
+from uld.augment.facts import one_text, paragraphs, sentences
 from uld.data.record import Record
 
 CHUNK_WORDS = 150
+_WITHOUT_BLANKS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Japanese and Chinese: each character is a word
+_WORD = re.compile(rf"[{_WITHOUT_BLANKS}][^\w\s]*|[^\s{_WITHOUT_BLANKS}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def items(records: Iterable[Record], chunk_words: int = CHUNK_WORDS) -> list[Ite
 
     Args:
         records: Of a forget file.
-        chunk_words: Most words of a chunk; a longer sentence is a chunk of its own.
+        chunk_words: Most words of a chunk, at least 1.
     """
     found: dict[str, list[Item]] = {}
     for record in records:
@@ -108,21 +111,32 @@ def _items(record: Record, of: str, chunk_words: int) -> Iterable[Item]:
 
 
 def chunks(text: str, chunk_words: int = CHUNK_WORDS) -> list[str]:
-    """Cut a text at the ends of sentences; paragraphs are kept together where they fit."""
+    """Cut a text at the ends of sentences, and longer sentences at words; paragraphs stay together where they fit.
+
+    Args:
+        text: Any text.
+        chunk_words: Most words of a chunk; a Chinese or Japanese character counts as one.
+    """
     made: list[str] = []
     size = 0
-    for paragraph in text.split("\n\n"):
-        for place, sentence in enumerate(sentences(paragraph)):
-            length = len(sentence.split())
-            if not length:
-                continue
+    for paragraph in paragraphs(text):
+        for place, sentence in enumerate(_cut(sentences(paragraph), chunk_words)):
+            length = len(_WORD.findall(sentence))
             if made and size + length <= chunk_words:
-                made[-1] += (" " if place else "\n\n") + sentence
+                made[-1] = one_text((made[-1], sentence)) if place else f"{made[-1]}\n\n{sentence}"
                 size += length
             else:
                 made.append(sentence)
                 size = length
     return made
+
+
+def _cut(parts: Iterable[str], most: int) -> Iterable[str]:
+    """Sentences; one of more words in pieces."""
+    for part in parts:
+        found = list(_WORD.finditer(part))
+        for some in (found[i : i + most] for i in range(0, len(found), most)):
+            yield part[some[0].start() : some[-1].end()]
 
 
 def with_answer(item: Item, answer: str, question: str | None = None) -> Record:

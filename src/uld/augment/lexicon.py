@@ -14,12 +14,30 @@ MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
     *("August", "September", "October", "November", "December"),
 )
-_COUNT = _words("two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen")
+_COUNT = _words("""two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen""")
 _TENS = _words("twenty thirty forty fifty sixty seventy eighty ninety")
-NUMBER_WORDS = {word: str(value) for value, word in enumerate(_COUNT, 2)} | {
-    word: str(10 * value) for value, word in enumerate(_TENS, 2)
+_UNITS = {"one": 1} | {word: value for value, word in enumerate(_COUNT[:8], 2)}
+_ORDINALS = _words("""second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth
+    fifteenth sixteenth seventeenth eighteenth nineteenth""")
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(_COUNT, 2)}
+NUMBER_WORDS |= {word: str(10 * value) for value, word in enumerate(_TENS, 2)}
+NUMBER_WORDS |= {f"{ten}-{unit}": str(10 * n + one) for n, ten in enumerate(_TENS, 2) for unit, one in _UNITS.items()}
+NUMBER_WORDS |= {
+    word + ending: value
+    for word, value in (("hundred", "100"), ("thousand", "1000"), ("million", "1000000"), ("billion", "1000000000"))
+    for ending in ("", "s")
 }
-"""``one`` is missing: it is a pronoun as often as a number."""
+NUMBER_WORDS |= {word: f"{value}th" for value, word in enumerate(_ORDINALS, 2)}
+NUMBER_WORDS |= {ten[:-1] + "ieth": f"{10 * n}th" for n, ten in enumerate(_TENS, 2)}
+NUMBER_WORDS |= {
+    f"{ten}-{unit}": f"{10 * n + one}th"
+    for n, ten in enumerate(_TENS, 2)
+    for one, unit in enumerate(("first", *_ORDINALS[:8]), 1)
+}
+"""Number words in figures. ``one`` and ``first`` are missing: they say other things as often as a number."""
+NO_NUMBERS = frozenset(("second-hand", "second-rate", "two-faced"))
+"""Compounds that count nothing."""
 
 COMMON = frozenset(
     _words("""
@@ -38,6 +56,18 @@ COMMON = frozenset(
     """)
 )
 """Words that are no names however they are written."""
+FUNCTION_WORDS = (
+    COMMON
+    - NUMBER_WORDS.keys()
+    - set(
+        _words("""
+        before after during until since over under up down inside outside behind beyond against near early late first
+        last next always often never every few many most several both neither
+        """)
+    )
+)
+"""Those of them that make no difference to what is said; ``before`` and ``two`` can be all that tells one answer from
+another."""
 
 _SYNONYMS = """
 full name > complete name
@@ -138,6 +168,12 @@ despite > in spite of
 in addition to > besides
 as well as > along with
 approximately > about
+at large > at large
+by and large > by and large
+in large part > in large part
+more often than not > more often than not
+theme park > theme park
+childhood friend > childhood friend
 large > big
 quickly > rapidly
 rapidly > quickly
@@ -169,7 +205,7 @@ childhood > early years
 SYNONYMS: dict[str, str] = {
     word: other for word, _, other in (line.partition(" > ") for line in _SYNONYMS.splitlines())
 }
-"""Words and what may stand in their place."""
+"""Words and what may stand in their place; a fixed phrase, whose words mean nothing alone, is listed as its own."""
 
 _OPPOSITES = """
 father mother

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
+from uld.augment.endpoint import encodable
 from uld.augment.items import Item
 
 Job = Literal["pairs", "wrong", "text", "asked"]
@@ -98,8 +99,9 @@ def read_answer(text: str, job: Job) -> list[tuple[str, str]] | list[str]:
     try:
         value = json.loads(match[0], strict=False)
         if job in _OF_PAIRS:
-            return [(pair.question.strip(), pair.answer.strip()) for pair in Pairs.model_validate(value).items]
-        return [one.strip() for one in Texts.model_validate(value).items]
+            pairs = Pairs.model_validate(value).items
+            return [(encodable(pair.question.strip()), encodable(pair.answer.strip())) for pair in pairs]
+        return [encodable(one.strip()) for one in Texts.model_validate(value).items]
     except (ValidationError, ValueError, RecursionError) as error:
         raise ValueError("the answer's JSON is not of the form that was asked for") from error
 

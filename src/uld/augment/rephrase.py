@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
-from uld.augment.facts import Capitals, Fact, find_facts, sentences
+from uld.augment.facts import Capitals, Fact, find_facts, one_text, paragraphs, sentences
 from uld.augment.lexicon import COMMON, SYNONYMS
 
 _SYNONYM = re.compile(
@@ -80,6 +80,7 @@ _AWARD = re.compile(
     r"^(.+?) (?:has |have )?(?:won|received|earned|was awarded|was honou?red with) "
     r"(the [^,;]*?(?:Award|Prize|Medal)\b[^,;]*)\.$"
 )
+_ORDERED = re.compile(r"\b(?:respectively|in that order|first|then|former|latter)\b", re.I)
 _QUOTED_LIST = re.compile(r"([\"“'‘])(?!s\b)[^\"”]{2,120}?,?[\"”'’](?:,? (?:and )?[\"“'‘][^\"”]{2,120}?,?[\"”'’])+")
 
 
@@ -112,10 +113,10 @@ def rephrase_answer(answer: str, rng: Random, capitals: Capitals | None = None) 
     parts = sentences(answer)
     moved = [_moved(part, rng, capitals) for part in parts]
     if moved != parts:
-        yield " ".join(_reworded(part, rng, 1.0, capitals) for part in moved)
+        yield one_text(_reworded(part, rng, 1.0, capitals) for part in moved)
     yield _reworded(answer, rng, 1.0, capitals)
     if moved != parts:
-        yield " ".join(moved)
+        yield one_text(moved)
     opening = re.match(r"(?:yes|indeed|absolutely|certainly)(?:, indeed)?, ", answer, re.I)
     if opening:
         rest = answer[opening.end() :]
@@ -127,18 +128,18 @@ def rephrase_answer(answer: str, rng: Random, capitals: Capitals | None = None) 
     ways = list(_ANSWERS)
     rng.shuffle(ways)
     for way in ways:
-        text = rng.choice([" ".join(moved), answer])
+        text = rng.choice([one_text(moved), answer])
         yield way.format(lowered(_reworded(text, rng, 0.7, capitals), capitals))
 
 
 def rephrase_text(text: str, rng: Random, capitals: Capitals | None = None) -> Iterator[str]:
     """Other wordings of a chunk of a text, without openings; arguments as for `rephrase_question`."""
     for share in (1.0, 0.6, 0.8, 0.4):
-        paragraphs = []
-        for paragraph in text.split("\n\n"):
+        made = []
+        for paragraph in paragraphs(text):
             parts = [_moved(part, rng, capitals) for part in sentences(paragraph)]
-            paragraphs.append(" ".join(_reworded(part, rng, share, capitals) for part in parts))
-        yield "\n\n".join(paragraphs)
+            made.append(one_text(_reworded(part, rng, share, capitals) for part in parts))
+        yield "\n\n".join(made)
 
 
 def _request(question: str, capitals: Capitals | None) -> list[str]:
@@ -250,9 +251,9 @@ def _award_first(sentence: str, capitals: Capitals | None) -> str | None:
 
 
 def _titles_turned(sentence: str) -> str:
-    """A list of titles in quotation marks, the first and the last of them exchanged."""
+    """A list of titles in quotation marks, the first and the last of them exchanged where their order says nothing."""
     match = _QUOTED_LIST.search(sentence)
-    if not match:
+    if not match or _ORDERED.search(sentence):
         return sentence
     spans = [m.span(1) for m in re.finditer(r"[\"“]([^\"”]{2,120}?),?[\"”]", match[0])]
     if len(spans) < 2:

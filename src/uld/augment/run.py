@@ -179,18 +179,13 @@ def augment_by_model(
 @contextmanager
 def _journal(output: Path) -> Iterator[RowFile]:
     """The journal of a claimed folder; where nothing came of it, the folder is given up: its settings bind nobody."""
-    try:
-        with RowFile(output / JOURNAL, WHAT) as journal:
+    with RowFile(output / JOURNAL, WHAT) as journal:  # its lock is held until the folder is gone
+        try:
             yield journal
-    except BaseException:
-        path = output / JOURNAL
-        if (
-            path.is_file()
-            and path.stat().st_size == 0
-            and {one.name for one in output.iterdir()} == {SETTINGS, JOURNAL}
-        ):
-            shutil.rmtree(output)
-        raise
+        except BaseException:
+            if not journal.rows and {one.name for one in output.iterdir()} == {SETTINGS, JOURNAL}:
+                shutil.rmtree(output)
+            raise
 
 
 def _by_item(asked: Sequence[tuple[Item, Job, int]], journal: RowFile) -> dict[str, list[tuple[Job, str]]]:

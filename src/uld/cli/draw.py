@@ -19,8 +19,8 @@ def draw(
         list[str], typer.Option(help="What is to be forgotten, as in uld train: what repeats it is dropped.")
     ],
     rows: Annotated[int, typer.Option(help="Rows to draw.", min=1)] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0)] = 0,
-    max_length: Annotated[int, typer.Option(help="Tokens a row may have.", min=2)] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0, max=2**63 - 1)] = 0,
+    max_length: Annotated[int, typer.Option(help="Tokens a row may have, within what the model takes.", min=2)] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     *,
     options: ModelOptions,
@@ -32,6 +32,8 @@ def draw(
     path = Path(output)
     if path.is_dir() or (path.exists() and not overwrite):
         raise ULDError(f"{path} exists already: choose another file (--output), or replace it with --overwrite")
+    if taken := [one for one in path.parents if one.is_file()]:
+        raise ULDError(f"{taken[0]} is a file: choose another place with --output")
     options.check()
     from uld.artifact import write_text
     from uld.data.documents import read_sources

@@ -1,5 +1,6 @@
 """``uld eval copyright``: how much of a book a model still says, and how well it reads what is kept."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ EPILOG = "Example: uld eval copyright --model runs/x --text book.txt --kept othe
 
 
 @guarded
-@with_model("template")
+@with_model()
 def copyright(
     text: Annotated[str, typer.Option(help="The book: a text file, or another document.")],
     kept: Annotated[
@@ -45,18 +46,17 @@ def copyright(
 
     An evaluation that was stopped goes on where it was when the same command is given again.
     """
-    if missing := [path for path in (text, *(kept or ())) if not Path(path).exists()]:
+    if missing := [path for path in (text, *(kept or ())) if not os.path.exists(path)]:
         raise ULDError(f"{missing[0]}: there is no such file")
     settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens}
     usual = {"chunks": 400, "chunk_tokens": 512, "prompt_tokens": 200}
     changed = {name: value for name, value in settings.items() if value != usual[name]}
     folder = evaluation_folder(options, f"copyright-{Path(text).stem}", output, changed)
+    template = options.prompt_template()
     model, tokenizer = options.load()
     from uld.evaluation.copyright import REQUEST, evaluate
 
-    wording = REQUEST if request is None else request
+    how = {"request": REQUEST if request is None else request, "template": template, "progress": not quiet}
     with resumable(folder):
-        result = evaluate(
-            model, tokenizer, text, folder, **settings, request=wording, kept=kept or (), progress=not quiet
-        )
+        result = evaluate(model, tokenizer, text, folder, **settings, **how, kept=kept or ())
     show_result(result, folder, as_json)

@@ -149,6 +149,8 @@ class _Talker:
         import torch
         from transformers import TextStreamer
 
+        from uld.evaluation.scoring import PLAIN_DECODING
+
         class Stripped(TextStreamer):
             begun = False
 
@@ -165,7 +167,7 @@ class _Talker:
             streamer=streamer,
             num_beams=1,
             pad_token_id=self.tokenizer.pad_token_id,
-            **self.settings,
+            **{**PLAIN_DECODING, **self.settings},
         )
         return self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 

@@ -31,7 +31,7 @@ from uld.config import ConfigError, TrainConfig, read_preset, read_yaml, train_c
 from uld.data.tofu import check_split
 from uld.errors import ULDError
 from uld.methods.registry import get_method
-from uld.report.cells import TableName
+from uld.report.paper import TableName
 
 _OWN = ("target", "output", "data", "augmented", "split", "seed", "method", "keep_epochs", "forget", "retain")
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 AUGMENTED = "-augmented"
 """What the name of a folder of `uld augment` ends in, unless the user gives it another."""
+_AUGMENT_KEYS = {"forget", "paraphrases", "wrong_answers", "chunk_words", "by"}  # of the settings.json in such a folder
 _COLUMNS = ("question", "answer", "prompt", "completion", "messages", "text", "alternative")
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+|/.+?|\.{1,2}/.+?)(:(?P<config>[\w.-]+))?(@(?P<split>[^@/]+))?")
 _EXTRA = 'pip install "uld-llm[documents]"'
@@ -44,9 +46,9 @@ def read_sources(sources: Sequence[str]) -> tuple[list[Record], list[DataFile]]:
     files: list[DataFile] = []
     for source in sources:
         path = Path(source)
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike path.is_dir() it takes a name of any length
             paths = _folder(path)
-        elif path.exists() or not (hub := _hub_parts(source)):
+        elif os.path.exists(path) or not (hub := _hub_parts(source)):
             paths = [path]
         else:
             some, file = _read_hub(source, *hub)
@@ -67,6 +69,8 @@ def read_file(path: Path) -> list[Record]:
         DataError: with the place in the file.
     """
     reader = READERS.get(path.suffix.lower())
+    if reader is None and not os.path.exists(path):
+        raise DataError(f"{path}: there is no such file")
     if reader is None:
         raise DataError(
             f"{path}: cannot be read as documents: expected a folder, a Hub data set or a file of the type "
@@ -82,7 +86,11 @@ def _folder(folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
     seen = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    augmented = {path.parent for path in seen if path.name == "settings.json" and path.parent.name.endswith(AUGMENTED)}
+    augmented = {path.parent for path in seen if path.name == "settings.json" and _augments(path)}
+    if folder in augmented:
+        raise DataError(
+            f"{folder}: was written by uld augment: give it with --augment, beside the documents themselves"
+        )
     seen = [path for path in seen if path.parent not in augmented]  # it holds wrong answers beside paraphrases
     known = [path for path in seen if path.suffix and path.suffix.lower() in READERS]
     strange = Counter(path.suffix or path.name for path in seen if path not in set(known))
@@ -95,6 +103,15 @@ def _folder(folder: Path) -> list[Path]:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(strange.items()))
         logger.warning("%s: %d files of unknown types are skipped: %s", folder, sum(strange.values()), listed)
     return known
+
+
+def _augments(settings: Path) -> bool:
+    """Whether a file is the settings of `uld augment`, whose folder may have any name."""
+    try:
+        found = json.loads(settings.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() >= _AUGMENT_KEYS
 
 
 def _bytes(path: Path) -> bytes:
@@ -146,6 +163,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]
     try:
         reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(reader)]
+        if not any(header):
+            raise DataError(f"{path} row 1: the header is empty: write the names of the columns into the first line")
         for number, cells in enumerate(reader, 2):
             source = f"{path} row {number}"
             if not any(cell.strip() for cell in cells):
@@ -267,9 +286,9 @@ def _hub_parts(source: str) -> tuple[str, str | None, str | None] | None:
         return None
     name, config, split = found["name"], found["config"], found["split"]
     path = Path(name)
-    local = path.is_dir() and (config or split)
+    local = os.path.isdir(path) and (config or split)
     mistyped = (path.suffix and path.suffix.lower() in READERS) or path.is_absolute() or name.startswith(".")
-    if not local and (mistyped or path.parent.is_dir()):
+    if not local and (mistyped or os.path.isdir(path.parent)):
         return None
     return name, config, split
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
 from uld.errors import ULDError
-from uld.evaluation.scoring import generate_answers
+from uld.evaluation.scoring import context_length, generate_answers
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,17 @@ _BATCH = 32
 _ROUNDS = 6  # samples at most for each row that is wanted
 _QUESTION_TOKENS = 64
 _ANSWER_TOKENS = 192
-_SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
+_SAMPLING: dict[str, Any] = {
+    **{"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0},
+    **{"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},  # whatever the model comes with
+}
+_WITHOUT_BLANKS = (  # Thai, Lao, Tibetan, Burmese, Khmer; Japanese and Chinese
+    "\u0e00-\u109f\u1780-\u17ff"
+    "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # vowels and the like, no letters
+_WORD = re.compile(rf"(?![\W_])[{_WITHOUT_BLANKS}]|(?:[^\W_{_WITHOUT_BLANKS}]|[{_MARKS}])+")
+_NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def draw(
         forget: What is to be forgotten.
         rows: How many rows to keep.
         seed: Of the sampling.
-        max_length: Tokens of a row, at most; an answer has up to 192.
+        max_length: Tokens of a row, at most, and never more than the model has positions for; an answer has up to 192.
 
     Returns:
         ``rows`` rows, or fewer, with a warning, where six times as many samples did not give enough.
@@ -89,6 +100,7 @@ def draw(
     Raises:
         ULDError: not one sample could be kept.
     """
+    max_length = min(max_length, context_length(model))
     overlap, seen, dropped = Overlap(forget), set(), Counter()
     records: list[Record] = []
     prompts: list[str] = []
@@ -132,19 +144,20 @@ class Overlap:
     def __init__(self, documents: Iterable[Record]) -> None:
         """Collect the documents' runs of `NGRAM` words, their names, and those that are shorter than that."""
         texts = [text for record in documents for text in _texts(record)]
-        self.runs = {run for text in texts for run in _runs(_words(text), NGRAM)}
-        self.names = {name for text in texts for name in _names(text)}
-        self.short = {tuple(words) for text in texts if 3 <= len(words := _words(text)) < NGRAM}
+        self.runs = {run for text in texts for run in _runs(words_of(text), NGRAM)}
+        self.names = {name for text in texts for run in _capitalised(text) for name in _names(run)}
+        self.short = {tuple(words) for text in texts if 3 <= len(words := words_of(text)) < NGRAM}
 
     def why(self, record: Record) -> str | None:
         """Why a record cannot be kept: it shares a run of words or a name, or holds a whole short document."""
         for text in _texts(record):
-            words = _words(text)
+            words = words_of(text)
             if not self.runs.isdisjoint(_runs(words, NGRAM)):
                 return f"{NGRAM} words in a row of the forget set"
             if any(not self.short.isdisjoint(_runs(words, n)) for n in {len(one) for one in self.short}):
                 return "a whole answer or question of the forget set"
-            squeezed = " ".join(text.split())
+            runs = [one for run in _capitalised(text) for one in (run, _full(run))]
+            squeezed = "\n".join(" ".join(run) for run in runs)
             if any(name in squeezed for name in self.names):  # also where a small model goes on with its last word
                 return "a name of the forget set"
         return None
@@ -158,17 +171,48 @@ def _texts(record: Record) -> list[str]:
     ]
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+def words_of(text: str) -> list[str]:
+    """The words of a text in any script, in small letters; of ASCII text runs of letters and digits.
+
+    A script without blanks between words, such as Chinese or Thai, gives a word a character.
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
     return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
-def _names(text: str) -> Iterator[str]:
-    """Two capitalised words in a row, as names and titles have them."""
-    return (f"{one} {two}" for one, two in re.findall(r"(?=\b([A-Z][\w-]+)\s+([A-Z][\w-]+)\b)", text))
+def _capitalised(text: str) -> list[list[str]]:
+    """Runs of capitalised words, as names and titles have them, in small letters; an initial ends in its point."""
+    text = unicodedata.normalize("NFC", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    runs: list[list[str]] = []
+    end = None  # of a run that may go on
+    for found in _NAME_WORD.finditer(text):
+        word, after = found[0], found.end()
+        initial = len(word) == 1 and text.startswith(".", after)
+        if not word[0].isupper() or word.startswith("I'") or (len(word) == 1 and not initial):
+            end = None
+            continue
+        gap = text[end : found.start()] if end is not None else None
+        if gap is None or not (gap.isspace() or (gap == "" and runs[-1][-1].endswith("."))):
+            runs.append([])
+        runs[-1].append(f"{word}.".casefold() if initial else word.casefold().removesuffix("'s"))
+        end = after + initial
+    return runs
+
+
+def _full(run: Sequence[str]) -> list[str]:
+    """A run without its initials."""
+    return [word for word in run if not word.endswith(".")]
+
+
+def _names(run: Sequence[str]) -> Iterator[str]:
+    """Two words in a row, with initials between them and without; or an initial and a word."""
+    for words in (run, _full(run)):
+        for one, two in itertools.pairwise(words):
+            if not two.endswith("."):
+                yield f"{one} {two}"
 
 
 def _counts(dropped: Counter[str]) -> str:
@@ -208,7 +252,6 @@ def _write(model: Any, form: PromptFormat, starts: Sequence[tuple[str, str]], ma
             if question := _question(text, closing):
                 asked[i] = question
     prompts = {i: form.prompt_ids(question) for i, question in sorted(asked.items())}
-    prompts = {i: ids for i, ids in prompts.items() if len(ids) < max_length}
     answers = _sample(model, form, list(prompts.values()), _ANSWER_TOKENS, max_length)
     for i, answer in zip(prompts, answers, strict=True):
         if answer:
@@ -230,13 +273,15 @@ def _question(text: str, closing: str) -> str:
 def _sample(
     model: Any, form: PromptFormat, prompts: Sequence[Sequence[int]], tokens: int, max_length: int
 ) -> list[str]:
-    if not prompts:
-        return []
-    room = max(1, min(tokens, max_length - max(len(prompt) for prompt in prompts)))
+    """What the model writes behind each prompt; nothing where the prompt leaves no room."""
+    fitting = [prompt for prompt in prompts if len(prompt) < max_length]
+    room = min(tokens, max_length - max(map(len, fitting), default=0))
     try:
-        return generate_answers(model, form.tokenizer, prompts, max_new_tokens=room, **_SAMPLING)
+        settings = {"max_new_tokens": room, **_SAMPLING}
+        written = iter(generate_answers(model, form.tokenizer, fitting, **settings) if fitting else ())
     except (RuntimeError, ValueError) as error:  # logits that are not finite, a cuda out-of-memory
         raise DataError(f"cannot draw a retain set from the target: {str(error).splitlines()[0]}") from error
+    return [next(written) if len(prompt) < max_length else "" for prompt in prompts]
 
 
 def _cuda_devices(model: Any) -> list[int]:

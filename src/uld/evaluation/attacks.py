@@ -52,7 +52,7 @@ def score_sets(
         output: Folder for the scores; texts already in it are not scored again.
         template: Prompt template; None takes the tokenizer's chat template.
         gradnorm: Whether to take the norm of each text's gradient: a backward pass a text.
-        max_length: Only a text's first tokens count; None: as many as the model has positions for.
+        max_length: Only a text's first tokens count, never more than the model has positions for; None: as many.
         progress: Show a progress bar.
 
     Returns:
@@ -65,7 +65,8 @@ def score_sets(
     """
     _refuse_shared(members, non_members)
     form = PromptFormat(tokenizer, template)
-    longest = max_length or context_length(model)
+    context = context_length(model)
+    longest = min(max_length or context, context)
     given = [[record.content for record in records] for records in (members, non_members)]
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     output = begin(output, model, form, data=digest, max_length=longest, k=membership.K)

@@ -9,22 +9,26 @@ of which 200 are given.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.documents import read_sources
+from uld.data.draw import words_of
 from uld.data.prompt import Encoded, PromptFormat, spread
 from uld.data.record import DataError
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
-from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.perplexity import perplexity, readable_tokens
 from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, generate_ids, refuse_nan
 from uld.evaluation.token_scores import token_scores
 from uld.report.table import aligned
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
 
 REQUEST = "Let's see how you would complete this piece of text:"
 """What the paper writes before a chunk."""
@@ -39,7 +43,7 @@ class CopyrightResult:
     bleu: float
     """Corpus BLEU of the continuations (sacrebleu), 0 to 100."""
     rouge_l: float
-    """F1 of ROUGE-L, a share."""
+    """F1 of ROUGE-L (`rouge_l`), a share."""
     exact_memorization: float
     """Share of the true continuation's tokens that are the greedy prediction."""
     extraction_strength: float
@@ -112,6 +116,7 @@ def evaluate(
     prompt_tokens: int = 200,
     request: str = REQUEST,
     kept: Sequence[str | Path] = (),
+    template: str | None = None,
     progress: bool = True,
 ) -> CopyrightResult:
     """Let a model complete the chunks of a book, or go on with an evaluation that was stopped.
@@ -126,6 +131,7 @@ def evaluate(
         prompt_tokens: First tokens of a chunk that the model is given. Chunks without any beyond are left out.
         request: Stands before them; empty for none.
         kept: Files whose perplexity is measured, too: of texts every token counts, of other records the answers.
+        template: Prompt template of what is kept and has questions; None takes the tokenizer's chat template.
         progress: Show a progress bar.
 
     Raises:
@@ -134,9 +140,13 @@ def evaluate(
     """
     others = {str(path): read_sources([str(path)])[0] for path in kept}
     form = PromptFormat(tokenizer, "plain")
+    if not any(record.messages for records in others.values() for record in records):
+        template = None  # nothing is asked in it
+    PromptFormat(tokenizer, template)  # a bad one is refused before the work
     texts = read_book(book)
     found = chunks_of(texts, form, chunk_tokens=chunk_tokens, chunks=chunks)
-    rows = [_asked(form, chunk, request, prompt_tokens) for chunk in found if len(_body(chunk)) > prompt_tokens]
+    found = [chunk for chunk in found if len(_body(chunk)) > prompt_tokens]
+    rows = [_asked(form, chunk, request, prompt_tokens) for chunk in found]
     if not rows:
         raise DataError(
             f"{book}: no chunk of it is longer than the {prompt_tokens} tokens of the prompt: lower --prompt-tokens, "
@@ -144,12 +154,21 @@ def evaluate(
         )
     longest, readable = max(len(row.ids) for row in rows), readable_tokens(model, tokenizer)
     if longest > readable:
+        room = readable - (len(rows[0].ids) - len(_body(found[0])))  # behind the request, the same in all rows
+        fitting = room + len(found[0].ids) - len(_body(found[0]))
+        advice = (
+            f"lower --chunk-tokens to {fitting}, or shorten --request"
+            if room > prompt_tokens
+            else f"lower --prompt-tokens below {room} and --chunk-tokens to {fitting}, or shorten --request"
+            if room > 1
+            else "shorten --request"
+        )
         raise DataError(
-            f"a chunk behind its request is {longest} tokens long, and the model reads {readable}: lower "
-            f"--chunk-tokens to {chunk_tokens - longest + readable}, or shorten --request"
+            f"a chunk behind its request is {longest} tokens long, and the model reads {readable}: {advice}"
         )
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    settings = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens, "request": request}
+    settings: dict[str, Any] = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens}
+    settings |= {"request": request} | ({} if template is None else {"template": template})
     output = begin(output, model, form, **settings, data=digest, benchmark="copyright")
     batches = [list(range(start, min(start + _BATCH, len(rows)))) for start in range(0, len(rows), _BATCH)]
     scorer = Scorer.of(model, tokenizer)
@@ -161,7 +180,7 @@ def evaluate(
         device=model.device.type,
         progress=progress,
     )
-    perplexities = {path: perplexity(model, tokenizer, records).to_dict() for path, records in others.items()}
+    perplexities = {path: perplexity(model, tokenizer, records, template).to_dict() for path, records in others.items()}
     return aggregate(done, perplexities)
 
 
@@ -206,6 +225,33 @@ def read_book(path: str | Path) -> list[str]:
     return [record.text for record in records if record.text is not None]
 
 
+def rouge_l(generated: str, truth: str) -> float:
+    """ROUGE-L F1 of words in any script (`uld.data.draw.words_of`); of ASCII text `uld.evaluation.metrics.rouge_l_f1`.
+
+    Args:
+        generated: What the model wrote.
+        truth: What stands in the book.
+
+    Returns:
+        A value in [0, 1]; 0 where either text has no word.
+    """
+    return float(_rouge_scorer().score(truth, generated)["rougeL"].fmeasure)
+
+
+@cache
+def _rouge_scorer() -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+class _Words:
+    """Words for rouge_score, whose own tokenizer keeps only a to z and 0 to 9."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words_of(text)
+
+
 def _body(chunk: Encoded) -> list[int]:
     """A chunk's own tokens."""
     return [token for token, learnt in zip(chunk.ids, chunk.learn, strict=True) if learnt]
@@ -234,7 +280,7 @@ def _completed(model: Any, tokenizer: Any, scorer: Scorer, rows: list[Encoded]) 
         results.append(
             {
                 "bleu": sentence_bleu(text, [wanted]).score,
-                "rouge_l": rouge_l_f1(text, wanted),
+                "rouge_l": rouge_l(text, wanted),
                 "exact_memorization": exact_memorization(scores.right),
                 "extraction_strength": extraction_strength(scores.right),
                 "longest_run": longest_verbatim_run(ids, truth),

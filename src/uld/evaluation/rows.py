@@ -5,6 +5,7 @@ A row is written as soon as it is done, so that what was killed at any moment go
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,9 @@ class RowFile:
         return _parse((folder / f"{task}.jsonl").read_bytes())[0]
 
     def merge(self, order: Sequence[int]) -> None:
-        """Take over the rows of the other processes' parts; leave one file in the given order, and no parts.
+        """Take over the rows of the other processes' parts; leave one file, each row once, and no parts.
+
+        The file is replaced at once, in the given order, if there is a part or a row that was done again.
 
         Raises:
             ArtifactError: the disk is full or the folder cannot be written.
@@ -91,13 +94,13 @@ class RowFile:
         parts = sorted(self.folder.glob(f"{self._path.stem}.*.jsonl"))
         for part in parts:
             self.rows |= _parse(part.read_bytes())[0]
-        if parts:
+        if parts or self._untidy:
             numbers = [*order, *sorted(self.rows.keys() - set(order))]
             whole = "".join(dumps({"row": i, **self.rows[i]}) + "\n" for i in numbers if i in self.rows)
-            with writing(self.folder):
-                self._file.truncate(0)
-                self._file.write(whole.encode())
-                self._file.flush()
+            write_text(self._path, whole)
+            old = self._file
+            self._open()
+            old.close()
         for part in parts:
             part.unlink()
 
@@ -109,18 +112,26 @@ class RowFile:
         """
         self.folder = path.parent
         self._path = path
-        self.rows: dict[int, dict[str, Any]] = {}
+        self._what = what
+        self._open()
+
+    def _open(self) -> None:
         with writing(self.folder):
-            self._file = path.open("a+b")
+            self._file = self._path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                raise OSError("replaced by `merge` of another process in the meantime")
         except OSError as error:
             self._file.close()
             raise ArtifactError(
-                f"another {what} is writing to {self.folder}: wait for it to end, or name another folder with --output"
+                f"another {self._what} is writing to {self.folder}: wait for it to end, or name another folder with "
+                "--output"
             ) from error
         self._file.seek(0)
-        self.rows, whole = _parse(self._file.read())
+        content = self._file.read()
+        self.rows, whole = _parse(content)
+        self._untidy = content.count(b"\n") != len(self.rows)
         with writing(self.folder):
             self._file.truncate(whole)
 
@@ -133,6 +144,7 @@ class RowFile:
         with writing(self.folder):
             self._file.write((dumps({"row": row, **result}) + "\n").encode())
             self._file.flush()
+        self._untidy |= row in self.rows
         self.rows[row] = result
 
     def __enter__(self) -> Self:

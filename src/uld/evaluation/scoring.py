@@ -29,6 +29,15 @@ _HEAD_ROWS = 1024  # positions of one product with the head
 _CACHED_BYTES = 2 * 2**20  # logits worked on at a time: few enough to stay in the processor's cache
 _NEVER = 2**31 - 1
 
+PLAIN_DECODING: dict[str, Any] = {
+    **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
+    **{"min_length": 0, "min_new_tokens": None, "exponential_decay_length_penalty": None},
+    **{"penalty_alpha": None, "guidance_scale": None},
+}
+"""For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
+that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""
+
 Measure = Callable[[Sequence[Tensor], Tensor], Tensor]
 
 
@@ -340,7 +349,7 @@ def generate_answers(
         tokenizer: Its tokenizer.
         prompts: Token ids.
         max_new_tokens: Most tokens of an answer.
-        options: Handed to ``generate``; greedy unless they say otherwise.
+        options: See `generate_ids`.
 
     Returns:
         The answers' text without special tokens and surrounding blanks.
@@ -366,7 +375,7 @@ def generate_ids(
         tokenizer: Its tokenizer.
         prompts: Token ids.
         max_new_tokens: Most tokens of an answer.
-        options: Handed to ``generate``; greedy unless they say otherwise.
+        options: Handed to ``generate``; greedy and `PLAIN_DECODING` unless they say otherwise.
 
     Returns:
         ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
@@ -378,7 +387,7 @@ def generate_ids(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(prompt)
         mask[i, width - len(prompt) :] = 1
-    settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **options}
+    settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **PLAIN_DECODING, **options}
     out: Any = model.generate(  # type: ignore[operator]
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from uld.artifact import write_text
 from uld.errors import ULDError
 from uld.evaluation.tofu_result import TofuResult
+from uld.report.paper import TableName
 
 CELLS, ANSWERS, RATES, TIMING, PLAN = "cells", "answers", "rates", "timing.json", "plan.json"
 _MEND = "delete it and run the comparison again"
-TableName = Literal["table2", "table4", "table8", "table9"]
 
 
 class CellError(ULDError):

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 MODEL = "Llama-2-7B, the paper"
 URL = "https://arxiv.org/abs/2406.08607"
 METRICS = ("forget_quality", "forget_rouge_l", "model_utility", "retain_rouge_l")
+TableName = Literal["table2", "table4", "table8", "table9"]
 SPLITS = ("forget01", "forget05", "forget10")
 
 # Table 2, a row a method: F.Q., forget ROUGE-L (%), M.U., retain ROUGE-L (%) of forget01, forget05 and forget10. Every
