@@ -49,6 +49,15 @@ def refused(done) -> str:
     return done.stderr
 
 
+def test_a_streamed_answer_is_the_whole_one_whatever_the_models_own_settings(micro, capsys):
+    talker = cli._Talker(cli.ModelOptions(model=str(micro.run)), 8, 0.0, 0)
+    ids = talker.form.prompt_ids(QUESTIONS[0])
+    plain = talker.answer(talker.model, ids)
+    talker.model.generation_config.repetition_penalty = 50.0
+    assert talker.stream(ids) == talker.answer(talker.model, ids) == plain
+    assert capsys.readouterr().out.strip() == plain
+
+
 def test_answers_to_arguments_and_to_lines_of_standard_input(micro, unlearned):
     expected = lines(*(answer(unlearned, question) for question in QUESTIONS))
     asked = uld("generate", "-m", micro.run, *SHORT, *QUESTIONS)

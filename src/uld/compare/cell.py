@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,7 +187,7 @@ def trained(workspace: Workspace, spec: Spec) -> None:
     settings = workspace.settings(spec)
     run = Path(settings.output)
     with workspace.locked(f"run-{run.name}"):
-        if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir()):
+        if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or _epochs_file(workspace, spec).exists()):
             return
         started = not is_run(run) and (run / SETTINGS).exists()
         train(settings, resume=started, overwrite=is_run(run), progress=False)
@@ -210,8 +211,7 @@ def _retain_only_log(workspace: Workspace, split: str) -> TofuLog:
 
 def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
     """Every epoch of a run: F.Q., M.U. without ROUGE, and the losses of Figure 3; nothing is generated."""
-    run, name = workspace.run_folder(spec), f"{spec.name}-{workspace.digest(spec)[:8]}"
-    path = workspace.folder / WORK / "eval" / name / _EPOCHS
+    run, path = workspace.run_folder(spec), _epochs_file(workspace, spec)
     if path.exists():
         return json.loads(path.read_text())
     rows = []
@@ -220,7 +220,7 @@ def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict
             workspace,
             str(folder),
             spec.split,
-            f"{name}-epoch{folder.name}",
+            f"{path.parent.name}-epoch{folder.name}",
             generate=False,
         )
         found = aggregate(log, retain_only)
@@ -236,7 +236,13 @@ def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict
             }
         )
     write_text(path, json.dumps(rows, indent=1) + "\n")
+    shutil.rmtree(run / EPOCHS)
     return rows
+
+
+def _epochs_file(workspace: Workspace, spec: Spec) -> Path:
+    """Where the measures of a cell's epochs are kept, beside its log: forget quality hangs on the retain-only model."""
+    return workspace.folder / WORK / "eval" / f"{spec.name}-{workspace.digest(spec)[:8]}" / _EPOCHS
 
 
 def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
