@@ -12,9 +12,9 @@ Source: Ji et al. 2024, arXiv 2406.08607, Section 3.2.
 
 import copy
 import json
+import logging
 import math
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +22,17 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from uld.errors import ULDError
+from uld.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -90,7 +94,10 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         assistant = type(target)._from_config(
             config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
         )
-    shared = dict(target.named_modules())
+    shared = {  # of a model with LoRA, the modules below it
+        name.replace(".base_layer", ""): module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        for name, module in target.named_modules()
+    }
     for name, module in list(assistant.named_modules()):
         tensors = list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False))
         if not tensors:
@@ -198,14 +205,6 @@ def quiet_transformers() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Leave out a warning that PEFT causes by asking transformers for an attribute of an older name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
-
-
 def load_config(target: str | Path, **hub: Any) -> PreTrainedConfig:
     """`AutoConfig.from_pretrained` with one clear sentence when the model cannot be found.
 
@@ -291,27 +290,45 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: str | list[str] = "all-linear",
 ) -> PeftModel:
-    """Put trainable LoRA on the assistant's linears (all of the K layers, never the head), by PEFT.
+    """Put trainable LoRA on the assistant's linears and experts (all of the K layers, never the head), by PEFT.
 
     Args:
         assistant: From `build_assistant` or `load_sliced`.
-        rank: r, number of rows of each LoRA pair.
+        rank: r, number of rows of each LoRA pair; the experts of a layer that are one parameter share it out.
         alpha: LoRA scale; the update is ``alpha / rank · B A x``.
-        dropout: Dropout on the LoRA input.
-        target_modules: PEFT's ``target_modules``.
+        dropout: Dropout on the LoRA input. With it, experts that are one parameter get no LoRA.
+        target_modules: PEFT's ``target_modules``; ``all-linear``: what `uld.lora` finds.
 
     Returns:
         A `PeftModel` whose only trainable parameters are LoRA's, in fp32.
+
+    Raises:
+        ULDError: the model cannot take LoRA.
     """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules,
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
-    )
-    with quiet_peft():
-        return get_peft_model(assistant, config)  # type: ignore[return-value]
+    layers, settings = decoder_layers(assistant)[0], {"rank": rank, "alpha": alpha, "dropout": dropout}
+    try:
+        if target_modules != "all-linear":
+            return put_lora(assistant, target_modules, {}, **settings)
+        linears = acting_linears(assistant, layers)
+        stacks = {} if dropout else expert_stacks(assistant, layers)
+        model = put_lora(assistant, linears, stacks, **settings)
+        # PEFT takes some linears, by their names, for experts of an older layout, and leaves them out.
+        taken = [name for name in linears if f"{name}.weight" not in adapted(model)]
+        if taken and not dropout:
+            linears = [name for name in linears if name not in taken]
+            model = put_lora(model.unload(), linears, stacks | {f"{one}.weight": 1 for one in taken}, **settings)  # type: ignore
+    except Exception as error:  # whatever a family's forward or PEFT comes upon
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise ULDError(f"{type(assistant).__name__} cannot be trained with LoRA: {first}") from error
+    if (sentence := left_out(model, layers)) is not None:
+        logger.warning("%s", sentence)
+    return model
+
+
+def text_decoder(model: Any) -> Any:
+    """The part of a causal LM from embedding to final norm, without the head."""
+    found = model.get_decoder()
+    return found if isinstance(found, PreTrainedModel) else model.base_model  # a head may be called "decoder"
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -344,7 +361,7 @@ def check_head(model: PreTrainedModel) -> None:
         ULDError: the family does something else between hidden states and logits.
     """
     ids = torch.tensor([[0, 1]], device=model.device)
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     expected = model(input_ids=ids, use_cache=False).logits
     if not torch.allclose(head_logits(model, hidden), expected, rtol=1e-2, atol=1e-2):
         raise ULDError(
