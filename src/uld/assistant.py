@@ -326,9 +326,9 @@ def add_lora(
 
 
 def text_decoder(model: Any) -> Any:
-    """The part of a causal LM from embedding to final norm, without the head."""
-    found = model.get_decoder()
-    return found if isinstance(found, PreTrainedModel) else model.base_model  # a head may be called "decoder"
+    """The part of a causal LM from embedding to final norm, without the head: its child that holds the layers."""
+    child, _, inner = decoder_layers(model)[0].partition(".")
+    return model.get_submodule(child) if inner else model.get_decoder()
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

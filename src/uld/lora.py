@@ -85,7 +85,7 @@ def expert_stacks(model: PreTrainedModel, within: str) -> dict[str, int]:
         for name, module in model.named_modules()
         if name.startswith(within + ".") and not type(module).__module__.startswith("torch.nn")  # convolutions
         for own, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 3 and parameter.is_floating_point()
+        if parameter.dim() == 3 and min(parameter.shape) > 1 and parameter.is_floating_point()
     }
 
 
