@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from transformers.utils.hub import cached_file
 
 from uld.errors import ULDError
 from uld.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
+from uld.slicing import settle
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ def slice_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrained
         if per_layer and not name.endswith(("token_id", "token_ids")):  # there may be as many end tokens as layers
             setattr(sliced, name, value[:keep])
     sliced.num_hidden_layers = keep
+    if shared := getattr(text, "num_kv_shared_layers", 0):  # the last so many layers use the keys of earlier ones
+        sliced.num_kv_shared_layers = max(0, keep - (total - shared))
     return sliced
 
 
@@ -98,6 +101,7 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         name.replace(".base_layer", ""): module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         for name, module in target.named_modules()
     }
+    _settle(shared, assistant)
     for name, module in list(assistant.named_modules()):
         tensors = list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False))
         if not tensors:
@@ -117,6 +121,12 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         raise ULDError(f"some tensors of the target's {type(target).__name__} could not be shared with an assistant")
     assistant.eval()
     return assistant
+
+
+def _settle(whole: Mapping[str, nn.Module], part: PreTrainedModel) -> None:
+    """`uld.slicing.settle`, with a sentence where it cannot."""
+    if (odd := settle(whole, part, decoder_layers(part)[0])) is not None:
+        raise ULDError(f"{type(part).__name__} cannot be cut behind a layer: {odd} depends on the number of layers")
 
 
 def _share_own_tensors(module: nn.Module, source: nn.Module) -> None:
@@ -158,16 +168,22 @@ def load_sliced(
     files = {"revision": revision} | {name: kwargs[name] for name in _HUB if name in kwargs}
     config = load_config(target, trust_remote_code=trust_remote_code, **files)
     sliced = slice_config(config, num_layers)
+    with torch.device("meta"), quiet_transformers():
+        whole, skeleton = (
+            AutoModelForCausalLM.from_config(one, trust_remote_code=trust_remote_code) for one in (config, sliced)
+        )
+    modules = dict(whole.named_modules())
+    _settle(modules, skeleton)
     index_file = _file(target, WEIGHTS_INDEX, **files)
     if index_file is None:
         _file(target, WEIGHTS, **files)  # downloaded here, where its progress is shown
         with quiet_transformers():
-            return _from_pretrained(
+            model = _from_pretrained(
                 target, sliced, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
             )
+        _settle(modules, model)
+        return model
     index = json.loads(index_file.read_text())
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(sliced, trust_remote_code=trust_remote_code)
     deeper = _deeper_layer_prefixes(skeleton, sliced.num_hidden_layers, config)
     index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith(deeper)}
     with tempfile.TemporaryDirectory(prefix="uld-slice-") as folder:
@@ -180,6 +196,7 @@ def load_sliced(
         config.save_pretrained(folder)
         with quiet_transformers():
             model = _from_pretrained(folder, sliced, name=str(target), dtype=dtype, **kwargs)
+    _settle(modules, model)
     model.name_or_path = model.config.name_or_path = str(target)
     return model
 

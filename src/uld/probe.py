@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from uld.assistant import build_assistant, decoder_layers
 from uld.errors import ULDError
@@ -115,6 +116,10 @@ def _answers(learner: Learner) -> str | None:
         if "lora_B" in name:  # 0 before training, when it would hide everything
             one.data.normal_(0, 0.05)
     base = learner.base
+    try:
+        DynamicCache(config=base.config).get_seq_length()
+    except ValueError:
+        return "its first layers keep no keys, which would count the tokens so far: choose more with --num-layers"
     plain = build_assistant(base, base.config.get_text_config(decoder=True).num_hidden_layers)
     model = ULDForCausalLM.join(plain, learner.model, Combination())
     ids, mask = _rows(base, left=True)
@@ -143,7 +148,7 @@ def _blame(what: str, fused: bool, padded: bool) -> str:
 
 
 def _cached(model: ULDForCausalLM, ids: Tensor, mask: Tensor, steps: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Logits of target and assistant ``(batch, tokens, vocab)`` from a prompt and single steps, as ``generate`` does."""
+    """Logits of target and assistant ``(batch, tokens, vocab)`` from a prompt and steps, as ``generate`` does."""
     cache: Any = model.new_cache()
     found = []
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
