@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint
-from uld.assistant import build_assistant, load_sliced, load_target, quiet_peft
+from uld.assistant import build_assistant, load_sliced, load_target
+from uld.lora import quiet_peft
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

@@ -12,23 +12,28 @@ Source: Ji et al. 2024, arXiv 2406.08607, Section 3.2.
 
 import copy
 import json
+import logging
 import math
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from uld.errors import ULDError
+from uld.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
+from uld.slicing import settle
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -67,6 +72,8 @@ def slice_config(config: PreTrainedConfig, num_layers: int | None) -> PreTrained
         if per_layer and not name.endswith(("token_id", "token_ids")):  # there may be as many end tokens as layers
             setattr(sliced, name, value[:keep])
     sliced.num_hidden_layers = keep
+    if shared := getattr(text, "num_kv_shared_layers", 0):  # the last so many layers use the keys of earlier ones
+        sliced.num_kv_shared_layers = max(0, keep - (total - shared))
     return sliced
 
 
@@ -90,7 +97,11 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         assistant = type(target)._from_config(
             config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
         )
-    shared = dict(target.named_modules())
+    shared = {  # of a model with LoRA, the modules below it
+        name.replace(".base_layer", ""): module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        for name, module in target.named_modules()
+    }
+    _settle(shared, assistant)
     for name, module in list(assistant.named_modules()):
         tensors = list(module.named_parameters(recurse=False)) + list(module.named_buffers(recurse=False))
         if not tensors:
@@ -110,6 +121,12 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         raise ULDError(f"some tensors of the target's {type(target).__name__} could not be shared with an assistant")
     assistant.eval()
     return assistant
+
+
+def _settle(whole: Mapping[str, nn.Module], part: PreTrainedModel) -> None:
+    """`uld.slicing.settle`, with a sentence where it cannot."""
+    if (odd := settle(whole, part, decoder_layers(part)[0])) is not None:
+        raise ULDError(f"{type(part).__name__} cannot be cut behind a layer: {odd} depends on the number of layers")
 
 
 def _share_own_tensors(module: nn.Module, source: nn.Module) -> None:
@@ -151,16 +168,22 @@ def load_sliced(
     files = {"revision": revision} | {name: kwargs[name] for name in _HUB if name in kwargs}
     config = load_config(target, trust_remote_code=trust_remote_code, **files)
     sliced = slice_config(config, num_layers)
+    with torch.device("meta"), quiet_transformers():
+        whole, skeleton = (
+            AutoModelForCausalLM.from_config(one, trust_remote_code=trust_remote_code) for one in (config, sliced)
+        )
+    modules = dict(whole.named_modules())
+    _settle(modules, skeleton)
     index_file = _file(target, WEIGHTS_INDEX, **files)
     if index_file is None:
         _file(target, WEIGHTS, **files)  # downloaded here, where its progress is shown
         with quiet_transformers():
-            return _from_pretrained(
+            model = _from_pretrained(
                 target, sliced, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
             )
+        _settle(modules, model)
+        return model
     index = json.loads(index_file.read_text())
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(sliced, trust_remote_code=trust_remote_code)
     deeper = _deeper_layer_prefixes(skeleton, sliced.num_hidden_layers, config)
     index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith(deeper)}
     with tempfile.TemporaryDirectory(prefix="uld-slice-") as folder:
@@ -173,6 +196,7 @@ def load_sliced(
         config.save_pretrained(folder)
         with quiet_transformers():
             model = _from_pretrained(folder, sliced, name=str(target), dtype=dtype, **kwargs)
+    _settle(modules, model)
     model.name_or_path = model.config.name_or_path = str(target)
     return model
 
@@ -196,14 +220,6 @@ def quiet_transformers() -> Iterator[None]:
         log.set_verbosity(verbosity)
         if bar:
             log.enable_progress_bar()
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Leave out a warning that PEFT causes by asking transformers for an attribute of an older name."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        yield
 
 
 def load_config(target: str | Path, **hub: Any) -> PreTrainedConfig:
@@ -291,27 +307,45 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: str | list[str] = "all-linear",
 ) -> PeftModel:
-    """Put trainable LoRA on the assistant's linears (all of the K layers, never the head), by PEFT.
+    """Put trainable LoRA on the assistant's linears and experts (all of the K layers, never the head), by PEFT.
 
     Args:
         assistant: From `build_assistant` or `load_sliced`.
-        rank: r, number of rows of each LoRA pair.
+        rank: r, number of rows of each LoRA pair; the experts of a layer that are one parameter share it out.
         alpha: LoRA scale; the update is ``alpha / rank · B A x``.
-        dropout: Dropout on the LoRA input.
-        target_modules: PEFT's ``target_modules``.
+        dropout: Dropout on the LoRA input. With it, experts that are one parameter get no LoRA.
+        target_modules: PEFT's ``target_modules``; ``all-linear``: what `uld.lora` finds.
 
     Returns:
         A `PeftModel` whose only trainable parameters are LoRA's, in fp32.
+
+    Raises:
+        ULDError: the model cannot take LoRA.
     """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=target_modules,
-        task_type="CAUSAL_LM",  # type: ignore[arg-type]
-    )
-    with quiet_peft():
-        return get_peft_model(assistant, config)  # type: ignore[return-value]
+    layers, settings = decoder_layers(assistant)[0], {"rank": rank, "alpha": alpha, "dropout": dropout}
+    try:
+        if target_modules != "all-linear":
+            return put_lora(assistant, target_modules, {}, **settings)
+        linears = acting_linears(assistant, layers)
+        stacks = {} if dropout else expert_stacks(assistant, layers)
+        model = put_lora(assistant, linears, stacks, **settings)
+        # PEFT takes some linears, by their names, for experts of an older layout, and leaves them out.
+        taken = [name for name in linears if f"{name}.weight" not in adapted(model)]
+        if taken and not dropout:
+            linears = [name for name in linears if name not in taken]
+            model = put_lora(model.unload(), linears, stacks | {f"{one}.weight": 1 for one in taken}, **settings)  # type: ignore
+    except Exception as error:  # whatever a family's forward or PEFT comes upon
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        raise ULDError(f"{type(assistant).__name__} cannot be trained with LoRA: {first}") from error
+    if (sentence := left_out(model, layers)) is not None:
+        logger.warning("%s", sentence)
+    return model
+
+
+def text_decoder(model: Any) -> Any:
+    """The part of a causal LM from embedding to final norm, without the head: its child that holds the layers."""
+    child, _, inner = decoder_layers(model)[0].partition(".")
+    return model.get_submodule(child) if inner else model.get_decoder()
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -344,7 +378,7 @@ def check_head(model: PreTrainedModel) -> None:
         ULDError: the family does something else between hidden states and logits.
     """
     ids = torch.tensor([[0, 1]], device=model.device)
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     expected = model(input_ids=ids, use_cache=False).logits
     if not torch.allclose(head_logits(model, hidden), expected, rtol=1e-2, atol=1e-2):
         raise ULDError(

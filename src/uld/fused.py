@@ -10,27 +10,39 @@ modules are the target's own (`uld.assistant.build_assistant` with every layer),
 part and meet.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from uld.assistant import base_model, build_assistant, decoder_layers
+from uld.assistant import base_model, build_assistant, decoder_layers, text_decoder
 from uld.caches import FusedCache
 from uld.errors import ULDError
+from uld.lora import some_tokens
+
+_OF_ROWS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
+"""Inputs of a causal LM that have a row for each row of the batch, or one for all."""
+
+
+_EXACT, _ROUNDED = 0.01, 0.3  # of the logits' size: TF32 and other orders of sums; half precision
 
 
 class NotFusable(ULDError):
     """Target and assistants cannot share a pass; says why."""
 
 
-class _RowLoRA(nn.Module):
-    """A shared linear: the base product for every row, each assistant's LoRA update for its own rows."""
+class _Learnt(Exception):
+    """Ends a pass that was made to see a layer's inputs."""
+
+
+class _OfRows(nn.Module):
+    """A module of the target where assistants have LoRA."""
 
     def __init__(self, layers: Sequence[LoraLayer | None], base: nn.Module) -> None:
         """Take the assistants' LoRA layers (None where one has no LoRA here) in the order of their rows."""
@@ -39,6 +51,28 @@ class _RowLoRA(nn.Module):
         self.layers: tuple[Any, ...] = tuple(
             layers
         )  # a tuple, so that their parameters stay registered in the assistant alone
+
+    def __getattr__(self, name: str) -> Any:
+        """What other modules read of the target's own module (a weight's dtype, a bias)."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+class _RowExperts(_OfRows):
+    """Stacked experts, whose weights LoRA changes: the target's own for its rows, each assistant's for its own."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run each model's share of the tokens, which lie one model behind the other."""
+        models = 1 + len(self.layers)
+        shares = [_share(args, kwargs, models, number) for number in range(models)]
+        runs = [self.base, *(self.base if layer is None else layer for layer in self.layers)]
+        return torch.cat([run(*own, **named) for run, (own, named) in zip(runs, shares, strict=True)])
+
+
+class _RowLoRA(_OfRows):
+    """A shared linear: the base product for every row, each assistant's LoRA update for its own rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``base(x)`` with the updates added: ``((1 + n)·B, ..., in)`` to ``((1 + n)·B, ..., out)``."""
@@ -77,8 +111,8 @@ class FusedModel:
             assistants: Of the same target (every base weight shared), in any order of depth.
 
         Raises:
-            NotFusable: an assistant's adapter is more than plain LoRA on the linears of its layers, or the target
-                is spread over several devices.
+            NotFusable: an assistant's adapter is more than plain LoRA on the linears and experts of its layers, the
+                target is spread over several devices, or the one pass does not find what separate passes find.
         """
         if len(set(getattr(target, "hf_device_map", {"": 0}).values())) > 1:
             raise NotFusable("the target is spread over several devices")
@@ -90,11 +124,24 @@ class FusedModel:
         self.skeleton = build_assistant(target, total)
         name, layers = decoder_layers(self.skeleton)
         self.groups = [1 + sum(depth > index for depth in depths) for index in range(total)]
-        self._refuse_buffers(layers)
+        self._buffers = self._held_buffers(target)
         self._share_linears([bases[i] for i in self.order], name)
         self.parted: list[Tensor] = []
+        self._per_row: dict[Any, int] = {}
+        try:
+            self._learn(layers)
+            self._hook(layers)
+            self._check([target, *bases])
+        except NotFusable:
+            raise
+        except Exception as error:  # whatever a family's forward comes upon with rows that it did not expect
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise NotFusable(f"{type(target).__name__} fails in one pass: {first}") from error
+
+    def _hook(self, layers: nn.ModuleList) -> None:
+        """Let rows part and meet where they do."""
         for index, layer in enumerate(layers):
-            after = self.groups[index + 1] if index + 1 < total else self.groups[index]
+            after = self.groups[index + 1] if index + 1 < len(layers) else self.groups[index]
             if self.groups[index] < self.groups[0]:
                 layer.register_forward_pre_hook(self._cut_inputs(self.groups[index]), with_kwargs=True)
             if after < self.groups[index]:
@@ -102,27 +149,81 @@ class FusedModel:
         if self.groups[-1] < self.groups[0]:
             layers[-1].register_forward_hook(self._meet)
 
-    @staticmethod
-    def _refuse_buffers(layers: nn.ModuleList) -> None:
-        """Buffers that containers hold directly would not follow the target to another device."""
-        for module in layers.modules():
-            if any(True for _ in module.children()) and any(True for _ in module.buffers(recurse=False)):
-                raise NotFusable(f"{type(module).__name__} holds buffers of its own")
+    def _held_buffers(self, target: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Modules of the skeleton's own that hold buffers, each with the target's: those follow it to other devices."""
+        theirs = dict(target.named_modules())
+        return [
+            (module, theirs[name])
+            for name, module in self.skeleton.named_modules()
+            if name in theirs and theirs[name] is not module and module._buffers
+        ]
+
+    @torch.no_grad()
+    def _learn(self, layers: nn.ModuleList) -> None:
+        """Find out which inputs of a layer have rows, from passes over two and over three rows.
+
+        Stores how many entries of the first dimension each of them has for a row: 1 for a mask, the number of heads
+        for some biases.
+        """
+        first = next((index for index, groups in enumerate(self.groups) if groups < self.groups[0]), None)
+        if first is None:
+            return
+        sizes: list[dict[Any, int]] = []
+
+        def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            sizes.append({place: tensor.shape[0] for place, tensor in _tensors((args, kwargs))})
+            raise _Learnt
+
+        hook = layers[first].register_forward_pre_hook(look, with_kwargs=True)
+        for rows in (2, 3):
+            try:
+                self.logits(**_padded(self.skeleton, rows, 3), use_cache=False)
+            except _Learnt:
+                continue
+            finally:
+                self.parted.clear()
+        hook.remove()
+        two, three = sizes
+        models = self.groups[0]
+        for place, size in two.items():
+            entries, rest = divmod(size, 2 * models)
+            if entries and not rest and three.get(place) == entries * 3 * models:
+                self._per_row[place] = entries
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def _check(self, models: Sequence[Any]) -> None:
+        """Compare a cached pass over padded rows with separate passes."""
+        inputs = _padded(self.skeleton, 3, 5)
+        last = self.skeleton.config.get_text_config(decoder=True)
+        cache = self.cache(DynamicCache(config=last))
+        steps = []
+        for start, end in ((0, 4), (4, 5)):
+            step = {name: value if name == "attention_mask" else value[:, start:end] for name, value in inputs.items()}
+            step["attention_mask"] = step["attention_mask"][:, :end]
+            steps.append(self.logits(cache, **step, use_cache=True))
+        for number, model in enumerate(models):
+            found = torch.cat([step[number] for step in steps], 1)
+            if (
+                what := difference(found, model(**inputs, use_cache=False).logits, inputs["attention_mask"])
+            ) is not None:
+                raise NotFusable(f"{type(models[0]).__name__} finds something else in one pass: {what}")
 
     def _share_linears(self, bases: Sequence[Any], name: str) -> None:
         """Put `_RowLoRA` where an assistant has LoRA."""
         found: dict[str, dict[int, LoraLayer]] = {}
         for number, base in enumerate(bases):
             for path, module in base.named_modules():
-                if isinstance(module, LoraLayer):
+                if isinstance(module, LoraLayer) and ".base_layer" not in path:  # of wrappers, the outermost
                     self._check_lora(path, module, name)
                     found.setdefault(path, {})[number] = module
         for path, layers in found.items():
             index = int(path.removeprefix(name + ".").split(".", 1)[0])
             parent, _, leaf = path.rpartition(".")
             alive = self.groups[index] - 1
-            linear = _RowLoRA([layers.get(i) for i in range(alive)], self.skeleton.get_submodule(path))
-            setattr(self.skeleton.get_submodule(parent), leaf, linear)
+            kind = _RowExperts if any(isinstance(one, ParamWrapper) for one in layers.values()) else _RowLoRA
+            shared = kind([layers.get(i) for i in range(alive)], self.skeleton.get_submodule(path))
+            setattr(self.skeleton.get_submodule(parent), leaf, shared)
 
     @staticmethod
     def _check_lora(path: str, layer: LoraLayer, name: str) -> None:
@@ -131,7 +232,7 @@ class FusedModel:
             raise NotFusable(f"the adapter changes {path}, outside the decoder layers")
         if len(active) != 1 or active[0] not in layer.lora_A or layer.merged:
             raise NotFusable(f"{path} has not exactly one active LoRA")
-        if isinstance(layer, ParamWrapper) or active[0] in layer.lora_variant or layer.lora_bias.get(active[0], False):
+        if active[0] in layer.lora_variant or layer.lora_bias.get(active[0], False):
             raise NotFusable(f"{path} has more than plain LoRA")
 
     def _cut_inputs(self, groups: int) -> Any:
@@ -140,8 +241,12 @@ class FusedModel:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
             rows = args[0].shape[0]
             whole = rows // groups * self.groups[0]
-            args, kwargs = _map_rows((args, kwargs), lambda t: t[:rows] if t.shape[0] == whole else t)
-            return args, kwargs
+
+            def cut(place: Any, tensor: Tensor) -> Tensor:
+                entries = self._per_row.get(place, 0)
+                return tensor[: entries * rows] if tensor.shape[0] == entries * whole else tensor
+
+            return _map_tensors((args, kwargs), cut)
 
         return hook
 
@@ -172,7 +277,17 @@ class FusedModel:
         first: Any = inputs.get("input_ids")
         batch = (first if first is not None else inputs["inputs_embeds"]).shape[0]
         times = self.groups[0]
-        return _map_rows(inputs, lambda t: t.repeat(times, *(1 for _ in t.shape[1:])) if t.shape[0] == batch else t)
+
+        def repeat(place: Any, tensor: Tensor) -> Tensor:
+            return tensor.repeat(times, *(1 for _ in tensor.shape[1:])) if tensor.shape[0] == batch else tensor
+
+        return inputs | {name: _map_tensors(inputs[name], repeat) for name in _OF_ROWS if name in inputs}
+
+    def _start(self) -> None:
+        """Make ready for a pass."""
+        self.parted.clear()  # a pass that was interrupted may have left rows
+        for module, source in self._buffers:
+            module._buffers.update(source._buffers)
 
     def logits(self, cache: FusedCache | None = None, **inputs: Any) -> list[Tensor]:
         """Logits of the target and of each assistant.
@@ -184,7 +299,7 @@ class FusedModel:
         Returns:
             1 + n tensors ``(batch, tokens, vocab)``; the assistants' in the order in which they were given.
         """
-        self.parted.clear()  # a pass that was interrupted may have left rows
+        self._start()
         out = self.skeleton(past_key_values=cache, **self._repeat(inputs)).logits
         return self._in_order(out)
 
@@ -194,8 +309,8 @@ class FusedModel:
         Returns:
             1 + n tensors ``(batch, tokens, hidden)``.
         """
-        self.parted.clear()
-        decoder = self.skeleton.get_decoder()
+        self._start()
+        decoder = text_decoder(self.skeleton)
         return self._in_order(decoder(past_key_values=cache, **self._repeat(inputs)).last_hidden_state)
 
     def _in_order(self, out: Tensor) -> list[Tensor]:
@@ -206,12 +321,67 @@ class FusedModel:
         return [target, *given]
 
 
-def _map_rows(value: Any, change: Any) -> Any:
-    """Apply a change to every tensor of at least two dimensions in nested tuples, lists and dictionaries."""
+def _map_tensors(value: Any, change: Callable[[Any, Tensor], Tensor], place: tuple[Any, ...] = ()) -> Any:
+    """Change tensors of at least two dimensions in nested tuples, lists and dictionaries; what stays, stays itself."""
     if isinstance(value, Tensor):
-        return change(value) if value.dim() >= 2 else value
+        return change(place, value) if value.dim() >= 2 else value
     if type(value) in (tuple, list):
-        return type(value)(_map_rows(item, change) for item in value)
+        new = [_map_tensors(item, change, (*place, number)) for number, item in enumerate(value)]
+        return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
     if type(value) is dict:
-        return {key: _map_rows(item, change) for key, item in value.items()}
+        named = {key: _map_tensors(item, change, (*place, key)) for key, item in value.items()}
+        return value if all(named[key] is value[key] for key in value) else named
     return value
+
+
+def _tensors(value: Any) -> list[tuple[Any, Tensor]]:
+    """Every tensor of at least two dimensions, and its place."""
+    found: list[tuple[Any, Tensor]] = []
+
+    def keep(place: Any, tensor: Tensor) -> Tensor:
+        found.append((place, tensor))
+        return tensor
+
+    _map_tensors(value, keep)
+    return found
+
+
+def _share(args: tuple[Any, ...], kwargs: dict[str, Any], models: int, number: int) -> tuple[Any, Any]:
+    """One model's part of inputs whose first dimension is the tokens of all models."""
+    tokens = args[0].shape[0]
+
+    def part(place: Any, tensor: Tensor) -> Tensor:
+        return tensor.chunk(models)[number] if tensor.shape[0] == tokens else tensor
+
+    return _map_tensors((args, kwargs), part)
+
+
+def _padded(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Tensor]:
+    """Inputs for a small pass, as ``generate`` makes them: the first row is padded on the left."""
+    mask = torch.ones(rows, tokens, dtype=torch.long, device=model.device)
+    mask[0, : tokens // 2] = 0
+    inputs = {"input_ids": some_tokens(model, rows, tokens), "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return inputs
+
+
+def difference(found: Tensor, wanted: Tensor, mask: Tensor) -> str | None:
+    """How much logits differ beyond what rounding may do; None where they do not.
+
+    In full precision every position counts. In half precision the median of a row's positions: there rounding alone
+    sends a token to other experts now and then.
+
+    Args:
+        found: ``(batch, tokens, vocab)``.
+        wanted: The same.
+        mask: ``(batch, tokens)``, 0 where padded.
+    """
+    exact = wanted.dtype == torch.float32
+    wanted, found = wanted.float(), found.float()
+    size = (wanted - wanted.mean(-1, keepdim=True)).norm(dim=-1)
+    errors = (found - wanted).norm(dim=-1) / size.clamp_min(1e-6)
+    rows = [own[keep] for own, keep in zip(errors, mask.bool(), strict=True)]
+    values = [float(row.max() if exact else row.median()) for row in rows]
+    bad = [value for value in values if not value <= (_EXACT if exact else _ROUNDED)]  # so NaN is one, too
+    return f"logits differ by {bad[0]:.0%}" if bad else None

@@ -26,6 +26,7 @@ from uld.assistant import (
     head_logits,
     load_sliced,
     load_target,
+    text_decoder,
 )
 from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
@@ -117,7 +118,7 @@ class Learner(nn.Module):
 
     def _pass(self, model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         self._tapped.clear()
-        out = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        out = text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return out.flatten(0, 1), self._tapped.pop().flatten(0, 1) if self._tapped else None
 
     def states(self, ids: Tensor, mask: Tensor) -> States:

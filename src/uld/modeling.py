@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
 from uld.artifact import ADAPTER, Manifest, new_folder, save_adapter, writing
-from uld.assistant import base_model, build_assistant, load_target
+from uld.assistant import base_model, build_assistant, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.errors import ULDError
@@ -194,7 +194,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if (one_pass := self._pass_for(cache)) is not None:
             return one_pass.hidden(cache, **inputs)  # type: ignore[arg-type]
         return [
-            model.get_decoder()(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
+            text_decoder(model)(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
         ]
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:

@@ -47,6 +47,7 @@ from uld.logits import Combination
 from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig
 from uld.objective import Objective, frozen_log_likelihoods
+from uld.probe import probe
 from uld.run_folder import (
     Started,
     drop_incomplete,
@@ -136,6 +137,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
     learner = make_learner(config, method, options, dtype)
+    probe(learner, answers=method.trains != "target")
     if first and method.trains != "assistant":
         logger.warning("%s", _memory_note(learner, method))
     manifest = _manifest(config, method, learner, combination, inputs)

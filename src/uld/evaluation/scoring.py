@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.assistant import base_model, check_head, head_logits
+from uld.assistant import base_model, check_head, head_logits, text_decoder
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.logits import Combination, combine_all, label_losses
@@ -232,7 +232,7 @@ class Scorer:
         """Final hidden states of the model, or of target and assistants: ``(batch, tokens, hidden)`` each."""
         if isinstance(self.model, ULDForCausalLM):
             return self.model.all_hidden(use_cache=False, **inputs)
-        return [self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state]
+        return [text_decoder(self.model)(use_cache=False, **inputs).last_hidden_state]
 
     def _logits(self, inputs: dict[str, Any]) -> list[Tensor]:
         if isinstance(self.model, ULDForCausalLM):
@@ -272,7 +272,7 @@ def _longest_in_a_tree(model: Any) -> int:
     depths = torch.tensor([[0, 1, 1]], device=model.device)
     inputs = {"input_ids": ids, "position_ids": depths, "attention_mask": _tree_mask(ends, model.dtype)}
     try:
-        hidden = model.get_decoder()(use_cache=False, **inputs).last_hidden_state[0]
+        hidden = text_decoder(model)(use_cache=False, **inputs).last_hidden_state[0]
     except Exception:  # a family that takes another kind of mask refuses in its own way
         return 0
     if not torch.allclose(hidden[1], hidden[2], rtol=1e-2, atol=1e-2):
