@@ -7,15 +7,17 @@ models. On disk the model is a run folder (see `uld.artifact`): the target's wei
 Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
+import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, QuantizedCache, StaticCache
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
@@ -101,8 +103,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def one_pass(self) -> FusedModel | None:
         """The model that runs all rows as one pass; None where ``fused`` is off or it cannot be had."""
-        if not self.fused:
-            return None
+        return self._fused_model() if self.fused else None
+
+    def _fused_model(self) -> FusedModel | None:
         if self._one_pass is None:
             try:
                 self._one_pass = FusedModel(self.target, list(self.assistants))  # type: ignore[arg-type]
@@ -150,7 +153,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 )
         use_cache = use_cache if use_cache is not None else (past_key_values is not None or not self.training)
         if use_cache and past_key_values is None:
-            past_key_values = self.new_cache()
+            use_cache = self.takes_cache
+            past_key_values = self.new_cache() if use_cache else None
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -199,43 +203,101 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:
         """The one pass, unless the cache belongs to separate ones."""
-        if isinstance(cache, PairedCache):
+        if cache is None:
+            return self.one_pass
+        if isinstance(cache, PairedCache) and len(cache.split()) == 1 + len(self.assistants):
             return None
-        if cache is not None and not isinstance(cache, FusedCache):
-            raise ULDError(
-                f"past_key_values is a {type(cache).__name__}, which holds the keys of one model: "
-                "pass model.new_cache() instead"
-            )
-        return self.one_pass
+        if isinstance(cache, FusedCache) and (one_pass := self._fused_model()) and one_pass.groups == cache.groups:
+            return one_pass
+        raise ULDError(
+            f"past_key_values is a {type(cache).__name__} that was not made for this model: "
+            "pass model.new_cache() instead"
+        )
 
     def _each(self, cache: PairedCache | Cache | None) -> Iterator[tuple[Any, Cache | None]]:
         """Each model with its own part of the cache."""
         models: list[Any] = [self.target, *map(base_model, self.assistants)]
         return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
 
+    @property
+    def takes_cache(self) -> bool:
+        """Whether the target reads the caches that transformers makes; some families have none, or one of their own."""
+        reads = "past_key_values" in inspect.signature(self.target.forward).parameters
+        return reads and self.target._supports_default_dynamic_cache()
+
     def new_cache(self) -> PairedCache | FusedCache:
-        """An empty cache for all models."""
-        if self.one_pass is not None:
-            return self.one_pass.cache(DynamicCache(config=self.target.config))
-        return PairedCache(*(DynamicCache(config=model.config) for model, _ in self._each(None)))
+        """An empty cache for all models.
+
+        Raises:
+            ULDError: the target's family has no cache that transformers makes.
+        """
+        if not self.takes_cache:
+            raise ULDError(
+                f"{type(self.target).__name__} has no cache that transformers makes: use_cache must be False"
+            )
+        return self._joined(lambda model: DynamicCache(config=model.config))
+
+    def _joined(self, made: Callable[[Any], Cache]) -> PairedCache | FusedCache:
+        """One cache for all models, from what makes that of each."""
+        (target, _), *assistants = self._each(None)
+        cache = made(target)
+        if self.one_pass is not None and FusedCache.can_hold(cache):
+            return self.one_pass.cache(cache)
+        return PairedCache(cache, *(made(model) for model, _ in assistants))
 
     def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **kwargs: Any
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        *rest: Any,
+        **kwargs: Any,
     ) -> None:
-        """Make the kind of cache that the user asked for, for all models."""
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **kwargs)  # type: ignore
-            return
+        """Make the kind of cache that the user asked for, for all models; without one where the target has none."""
 
         def made(model: Any) -> Cache:
             own = dict(model_kwargs)
-            model._prepare_cache_for_generation(generation_config, own, *rest, **kwargs)
-            return own["past_key_values"]
+            try:
+                model._prepare_cache_for_generation(generation_config, own, generation_mode, *rest, **kwargs)
+            except (ImportError, ValueError, RuntimeError, TypeError) as error:
+                raise ULDError(_no_cache(generation_config, str(error))) from error
+            cache = own["past_key_values"]
+            if cache.offloading and self.device.type == "cpu":
+                raise ULDError(_no_cache(generation_config, "there is no GPU to take keys and values from"))
+            return cache
 
-        if self.one_pass is not None:
-            model_kwargs["past_key_values"] = self.one_pass.cache(made(self.target))
-        else:
-            model_kwargs["past_key_values"] = PairedCache(*(made(model) for model, _ in self._each(None)))
+        if model_kwargs.get("past_key_values") is not None:
+            super()._prepare_cache_for_generation(
+                generation_config,
+                model_kwargs,
+                generation_mode,
+                *rest,
+                **kwargs,  # type: ignore
+            )
+        elif not self.takes_cache:
+            generation_config.use_cache = False
+        elif generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = self._joined(made)
+        cache = model_kwargs.get("past_key_values")
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache | QuantizedCache):
+            raise ULDError(
+                "assisted decoding and prompt lookup take tokens back, which only a growing cache can do: leave out "
+                f"cache_implementation={generation_config.cache_implementation}"
+            )
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """The mask as it is: `generate` would make one for a static cache, and our config knows no windows."""
+        return attention_mask
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
+        """A static cache alone does not have the step compiled, as it does for an ordinary model: ask for it."""
+        asked = generation_config.compile_config is not None
+        return asked and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse transformers' paged cache, which holds the keys of one model."""
+        raise ULDError("an unlearned model has no paged cache: call generate with a batch, or serve it with vLLM")
 
     def get_input_embeddings(self) -> Any:
         """The target's embedding, which the assistant shares."""
@@ -353,6 +415,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
         updated = self.manifest.model_dump() | {"combination": settings}
         Manifest.model_validate(updated).write(folder)
+
+
+def _no_cache(generation_config: Any, why: str) -> str:
+    """A cache that cannot be had, as a sentence."""
+    kind = generation_config.cache_implementation
+    why = why.strip().splitlines()[0].rstrip(".")
+    return f"cannot make a cache of the kind {kind}: {why}; leave out cache_implementation, or set it to dynamic"
 
 
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)
