@@ -51,8 +51,8 @@ def check_positions(models: Iterable[Any], tokens: int, what: str) -> None:
         limit = context_length(model)
         if tokens > limit and _breaks_behind(model, limit):
             raise ULDError(
-                f"{what} takes {tokens} positions, and {type(model).__name__} has {limit} "
-                f"({model.config.name_or_path or 'this model'}): shorten it"
+                f"{what} takes {tokens} positions, and {type(model).__name__} has no more than {limit}: "
+                "use shorter texts, or ask for fewer new tokens"
             )
 
 

@@ -2,22 +2,20 @@
 
 ``forward`` returns the unlearned logits, so scoring, ``generate``, ``pipeline``, lm-eval and serving need to know
 nothing of unlearning. There is no decoding loop here: `GenerationMixin` decodes, over a cache that answers for all
-models. On disk the model is a run folder (see `uld.artifact`): the target's weights are never copied.
+models (`uld.decoding`). On disk the model is a run folder (see `uld.artifact`): the target's weights are never copied.
 
 Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, QuantizedCache, StaticCache
-from transformers.generation import GenerationMode
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
@@ -25,7 +23,9 @@ from uld.artifact import ADAPTER, Manifest, new_folder, save_adapter, writing
 from uld.assistant import base_model, build_assistant, load_target
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
+from uld.decoding import JointGeneration
 from uld.errors import ULDError
+from uld.fields import field
 from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination, combine_all
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
 
 
-class ULDForCausalLM(PreTrainedModel, GenerationMixin):
+class ULDForCausalLM(JointGeneration, PreTrainedModel):
     """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
 
     Target and assistants run as one pass (`uld.fused`) where that is possible, and one after the other where not.
@@ -67,6 +67,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Join a target and its assistants (whose weights are the target's own), in evaluation mode."""
         super().__init__(config)
+        self.config._attn_implementation = target.config._attn_implementation  # `generate` asks ours
         self.target = target
         self.assistants = nn.ModuleList([assistants] if isinstance(assistants, nn.Module) else assistants)
         settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
@@ -219,86 +220,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         models: list[Any] = [self.target, *map(base_model, self.assistants)]
         return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
 
-    @property
-    def takes_cache(self) -> bool:
-        """Whether the target reads the caches that transformers makes; some families have none, or one of their own."""
-        reads = "past_key_values" in inspect.signature(self.target.forward).parameters
-        return reads and self.target._supports_default_dynamic_cache()
-
-    def new_cache(self) -> PairedCache | FusedCache:
-        """An empty cache for all models.
-
-        Raises:
-            ULDError: the target's family has no cache that transformers makes.
-        """
-        if not self.takes_cache:
-            raise ULDError(
-                f"{type(self.target).__name__} has no cache that transformers makes: use_cache must be False"
-            )
-        return self._joined(lambda model: DynamicCache(config=model.config))
-
-    def _joined(self, made: Callable[[Any], Cache]) -> PairedCache | FusedCache:
-        """One cache for all models, from what makes that of each."""
-        (target, _), *assistants = self._each(None)
-        cache = made(target)
-        if self.one_pass is not None and FusedCache.can_hold(cache):
-            return self.one_pass.cache(cache)
-        return PairedCache(cache, *(made(model) for model, _ in assistants))
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self,
-        generation_config: Any,
-        model_kwargs: dict[str, Any],
-        generation_mode: GenerationMode,
-        *rest: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Make the kind of cache that the user asked for, for all models; without one where the target has none."""
-
-        def made(model: Any) -> Cache:
-            own = dict(model_kwargs)
-            try:
-                model._prepare_cache_for_generation(generation_config, own, generation_mode, *rest, **kwargs)
-            except (ImportError, ValueError, RuntimeError, TypeError) as error:
-                raise ULDError(_no_cache(generation_config, str(error))) from error
-            cache = own["past_key_values"]
-            if cache.offloading and self.device.type == "cpu":
-                raise ULDError(_no_cache(generation_config, "there is no GPU to take keys and values from"))
-            return cache
-
-        if model_kwargs.get("past_key_values") is not None:
-            super()._prepare_cache_for_generation(
-                generation_config,
-                model_kwargs,
-                generation_mode,
-                *rest,
-                **kwargs,  # type: ignore
-            )
-        elif not self.takes_cache:
-            generation_config.use_cache = False
-        elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = self._joined(made)
-        cache = model_kwargs.get("past_key_values")
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache | QuantizedCache):
-            raise ULDError(
-                "assisted decoding and prompt lookup take tokens back, which only a growing cache can do: leave out "
-                f"cache_implementation={generation_config.cache_implementation}"
-            )
-
-    @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-        """The mask as it is: `generate` would make one for a static cache, and our config knows no windows."""
-        return attention_mask
-
-    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """A static cache alone does not have the step compiled, as it does for an ordinary model: ask for it."""
-        asked = generation_config.compile_config is not None
-        return asked and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse transformers' paged cache, which holds the keys of one model."""
-        raise ULDError("an unlearned model has no paged cache: call generate with a batch, or serve it with vLLM")
-
     def get_input_embeddings(self) -> Any:
         """The target's embedding, which the assistant shares."""
         return self.target.get_input_embeddings()
@@ -381,11 +302,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> "ULDForCausalLM":
         """Make the model from its loaded parts."""
         sliced = base_model(assistants if isinstance(assistants, nn.Module) else assistants[0])
-        config = ULDConfig(
-            target=str(target.config.name_or_path),
-            target_config=target.config.get_text_config(decoder=True).to_dict(),
-            num_layers=sliced.config.num_hidden_layers,
-        )
+        config = ULDConfig.of(target.config, field(sliced.config, "num_hidden_layers"))
         config.name_or_path = name
         return cls(config, target, assistants, combinations, manifests, fused=fused)
 
@@ -415,13 +332,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
         updated = self.manifest.model_dump() | {"combination": settings}
         Manifest.model_validate(updated).write(folder)
-
-
-def _no_cache(generation_config: Any, why: str) -> str:
-    """A cache that cannot be had, as a sentence."""
-    kind = generation_config.cache_implementation
-    why = why.strip().splitlines()[0].rstrip(".")
-    return f"cannot make a cache of the kind {kind}: {why}; leave out cache_implementation, or set it to dynamic"
 
 
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)

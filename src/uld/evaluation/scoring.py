@@ -329,6 +329,10 @@ def generate_ids(
 
     Returns:
         ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
+
+    Raises:
+        ULDError: a prompt and its new tokens are more than the model has positions for, or its generation config asks
+            for a package that is missing.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(len(prompt) for prompt in prompts)
@@ -337,13 +341,20 @@ def generate_ids(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(prompt)
         mask[i, width - len(prompt) :] = 1
+    if not isinstance(model, ULDForCausalLM):  # which looks after that itself
+        check_positions(
+            [model], width + max_new_tokens - 1, f"a prompt of {width} tokens with {max_new_tokens} new ones"
+        )
     settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **PLAIN_DECODING, **options}
-    out: Any = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        **settings,
-    )
+    try:
+        out: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            **settings,
+        )
+    except ImportError as error:  # a generation config may ask for a quantized cache, and that for a package
+        raise ULDError(f"{model.name_or_path} cannot generate here: {str(error).strip().splitlines()[0]}") from error
     return out[:, width:]
 
 
