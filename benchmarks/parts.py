@@ -94,7 +94,7 @@ def trees(options: object) -> tuple[list[list[str]], dict[str, float]]:
     rows = [form.encode(Record.qa(q["question"], answer), 2**31) for q in questions for answer in answers_of(q)]
     scorer = scoring.Scorer(model, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
     alone = scoring.Scorer(model, int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
-    alone.longest = 0  # as for a model that follows no mask of ours: every row a chain of its own
+    alone.trust.longest = 0  # as for a model that follows no mask of ours: every row a chain of its own
     answers = [rows[i : i + len(rows) // QUESTIONS] for i in range(0, len(rows), len(rows) // QUESTIONS)]
     prompts = [next(i for i, learnt in enumerate(one[0].learn) if learnt) - 1 for one in answers]
 

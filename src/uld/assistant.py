@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.utils.hub import cached_file
 
 from uld.errors import ULDError
+from uld.fields import number
 from uld.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
 from uld.slicing import settle
 
@@ -358,14 +359,13 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     Returns:
         ``(..., vocab)``.
     """
-    config = model.config.get_text_config(decoder=True)
     head: Any = model.get_output_embeddings()
     logits = head(hidden)
-    if (scale := getattr(config, "logit_scale", None)) is not None:
+    if (scale := number(model.config, "logit_scale")) is not None:
         logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+    if (divisor := number(model.config, "logits_scaling")) is not None:
         logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+    if (cap := number(model.config, "final_logit_softcapping")) is not None:
         logits = torch.tanh(logits / cap) * cap
     return logits
 

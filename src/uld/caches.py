@@ -1,12 +1,23 @@
 """Caches that hold the keys and values of a target and its assistants, and look like one model's to `generate`."""
 
-import copy
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    STATIC_LAYER_TYPE_MAPPING,
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    StaticCache,
+)
+
+from uld.errors import ULDError
 
 _ROOM = 64  # tokens
 
@@ -53,35 +64,67 @@ class RoomyLayer(DynamicLayer):
         return made[0], made[1]
 
 
-class PairedCache(Cache):
-    """Keys and values for separate passes: the target's layers, then each assistant's.
+def _changes(kind: type[Cache]) -> list[str]:
+    """Names of the methods that change a whole cache; those that concern one layer take its ``layer_idx``."""
+    found = []
+    for name, member in inspect.getmembers(kind, inspect.isfunction):
+        asks = name.startswith(("_", "get_", "is_", "has_"))
+        if not asks and "layer_idx" not in inspect.signature(member).parameters:
+            found.append(name)
+    return found
 
-    Being one list of layers, it is reordered, cropped, repeated and reset as one; its length and mask sizes are those
-    of the target's first layer.
+
+@functools.cache
+def _joint(form: "type[_JointCache]", kind: type[Cache]) -> type[Cache]:
+    """The class of caches of a kind that hold several models."""
+    own = {name: form._change(kind, name) for name in _changes(kind) if name not in vars(form)}
+    return type(form.__name__, (form, kind), {"__doc__": form.__doc__, "__module__": __name__, **own})
+
+
+class _JointCache(Cache):
+    """What an ordinary cache of the target becomes when it holds other models as well.
+
+    Its class derives from the given cache's own, so whatever `generate`, masks and models ask is answered as the
+    target's cache answers it. What changes a whole cache is each form's to pass on: `_change` makes such a method.
+    """
+
+    def __new__(cls, *parts: Any) -> Any:
+        """Made from the target's cache; `copy` calls it without."""
+        return object.__new__(_joint(cls, type(parts[0])) if parts else cls)
+
+    @staticmethod
+    def _change(kind: type[Cache], name: str) -> Callable[..., None]:
+        raise NotImplementedError
+
+
+class PairedCache(_JointCache):
+    """Keys and values for separate passes: the target's cache, and beside it the assistants'.
+
+    Whatever changes it (beams, cropping, reset) changes all of them.
     """
 
     def __init__(self, *parts: Cache) -> None:
-        """Join the target's cache and the assistants', which already have all their layers."""
-        super().__init__(layers=[layer for part in parts for layer in part.layers])
-        self.parts = parts
+        """Take over the target's cache, and hold one of each assistant."""
+        vars(self).update(vars(parts[0]))
+        self.others = list(parts[1:])
 
-    @property
-    def is_compileable(self) -> bool:
-        """False: `generate` would make one mask for all models, from a config that knows none of their windows."""
-        return False
+    @staticmethod
+    def _change(kind: type[Cache], name: str) -> Callable[..., None]:
+        def change(self: "PairedCache", *args: Any, **kwargs: Any) -> None:
+            getattr(kind, name)(self, *args, **kwargs)
+            for other in self.others:  # which has fewer layers, where a list names something of each
+                cut = [arg[: len(other)] if isinstance(arg, list) else arg for arg in args]
+                rest = {key: arg[: len(other)] if isinstance(arg, list) else arg for key, arg in kwargs.items()}
+                getattr(other, name)(*cut, **rest)
+
+        return change
 
     def split(self) -> list[Cache]:
-        """One cache a model, each a view on its own layers."""
-        views, start = [], 0
-        for part in self.parts:
-            view = copy.copy(part)
-            view.layers = self.layers[start : start + len(part.layers)]
-            views.append(view)
-            start += len(part.layers)
-        return views
+        """One cache a model; the target's is this one itself."""
+        return [self, *self.others]
 
 
-class FusedCache(Cache):
+class FusedCache(_JointCache):
     """Keys and values of target and assistants: (1 + n)·B rows in the shared layers, fewer where rows have parted.
 
     Made from an ordinary cache of the target. To `generate` it is a cache of B rows.
@@ -89,25 +132,44 @@ class FusedCache(Cache):
 
     def __init__(self, cache: Cache, groups: Sequence[int]) -> None:
         """Take over an empty cache's layers; ``groups`` is the number of models whose rows each layer holds."""
-        super().__init__(layers=[RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers])
+        vars(self).update(vars(cache))
         self.groups = list(groups)
-        held: Any = self.layers
+        held: Any = cache.layers
+        if not cache.offloading:  # the larger tensors of a layer with room would stay on the device
+            held = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in held]
         for layer in held:
-            layer.is_initialized = False  # a static layer may have made room for B rows; the first update makes it anew
+            if isinstance(layer, CacheLayerMixin):
+                layer.is_initialized = False  # it may have made room for B rows; the first update makes it anew
+        self.layers = held
+
+    @staticmethod
+    def can_hold(cache: Cache) -> bool:
+        """Whether rows of several models can share a cache's layers: it must keep each row apart, as it came."""
+        kinds = {*DYNAMIC_LAYER_TYPE_MAPPING.values(), *STATIC_LAYER_TYPE_MAPPING.values()}
+        return type(cache) in (DynamicCache, StaticCache) and all(type(layer) in kinds for layer in cache.layers)
+
+    @staticmethod
+    def _change(kind: type[Cache], name: str) -> Callable[..., None]:
+        if name in _SAME_FOR_EVERY_ROW:
+            return getattr(kind, name)
+
+        def refuse(self: "FusedCache", *args: Any, **kwargs: Any) -> None:
+            raise ULDError(
+                f"this version of transformers changes caches by {name}, which uld does not know: "
+                "generate with use_cache=False, or set model.fused = False"
+            )
+
+        return refuse
 
     def _rows(self, indices: Tensor, groups: int, batch: int) -> Tensor:
         """The same choice of rows for every model in a layer."""
         return torch.cat([indices + group * batch for group in range(groups)])
 
     @property
-    def is_compileable(self) -> bool:
-        """False: `generate` would make the masks itself, from a config that does not know the target's windows."""
-        return False
-
-    @property
     def batch_size(self) -> int:
         """B, or −1 while the cache is empty."""
-        return _batch(self.layers[0]) // self.groups[0]
+        sizes = (_batch(layer) // groups for layer, groups in zip(self.layers, self.groups, strict=False))
+        return next((size for size in sizes if size > 0), -1)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
         """Put rows into the order of ``beam_idx`` ``(batch,)``."""
@@ -116,9 +178,26 @@ class FusedCache(Cache):
             layer.reorder_cache(self._rows(beam_idx, groups, len(beam_idx)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows named by ``indices``."""
+        """Keep the rows named by ``indices``: their numbers, or a truth value for each."""
+        named = indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices
         for layer, groups in zip(self.layers, self.groups, strict=True):
-            layer.batch_select_indices(self._rows(indices, groups, _batch(layer) // groups))  # type: ignore[attr-defined]
+            layer.batch_select_indices(self._rows(named, groups, _batch(layer) // groups))  # type: ignore[attr-defined]
+
+    def early_initialization(
+        self,
+        batch_size: int,
+        num_heads: int | list[int],
+        head_dim: int | list[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Make room ahead of time, for B = ``batch_size`` rows; heads and their dimension of all layers or of each."""
+        heads, dims = ([one] * len(self) if isinstance(one, int) else one for one in (num_heads, head_dim))
+        for layer, groups, *shape in zip(self.layers, self.groups, heads, dims, strict=True):
+            Cache(layers=[layer]).early_initialization(batch_size * groups, *shape, dtype, device)
+
+
+_SAME_FOR_EVERY_ROW = {"crop", "reset", "batch_repeat_interleave", "activate_past_recording"}
 
 
 def _batch(layer: Any) -> int:

@@ -10,6 +10,14 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
+from uld.fields import field
+
+_ANSWERED = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "vocab_size", "max_position_embeddings"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+)
+"""What generation, lm-eval and others ask of a config by the common names, whatever the target's family calls it."""
+
 
 class ULDConfig(PreTrainedConfig):
     """Names the target and holds its config; the rule, α and τ live in ``uld.json`` and on the model.
@@ -30,12 +38,22 @@ class ULDConfig(PreTrainedConfig):
         self.target = target
         self.target_config = target_config or {}
         self.num_layers = num_layers
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            kwargs.setdefault(name, self.target_config.get(name))
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
-            if name in self.target_config:
-                kwargs.setdefault(name, self.target_config[name])
+        for name in _ANSWERED:
+            if (value := field(self.target_config, name)) is not None:
+                kwargs.setdefault(name, value)
         super().__init__(**kwargs)
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig, num_layers: int) -> "ULDConfig":
+        """The config of an unlearned model.
+
+        Args:
+            config: The target's, of a family that transformers may not know.
+            num_layers: K.
+        """
+        known = {name: value for name in _ANSWERED if (value := field(config, name)) is not None}
+        text = config.get_text_config(decoder=True).to_dict()
+        return cls(target=str(config.name_or_path), target_config=text, num_layers=num_layers, **known)
 
 
 AutoConfig.register(ULDConfig.model_type, ULDConfig)

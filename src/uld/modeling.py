@@ -2,7 +2,7 @@
 
 ``forward`` returns the unlearned logits, so scoring, ``generate``, ``pipeline``, lm-eval and serving need to know
 nothing of unlearning. There is no decoding loop here: `GenerationMixin` decodes, over a cache that answers for all
-models. On disk the model is a run folder (see `uld.artifact`): the target's weights are never copied.
+models (`uld.decoding`). On disk the model is a run folder (see `uld.artifact`): the target's weights are never copied.
 
 Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -23,7 +23,9 @@ from uld.artifact import ADAPTER, Manifest, new_folder, save_adapter, writing
 from uld.assistant import base_model, build_assistant, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
+from uld.decoding import JointGeneration
 from uld.errors import ULDError
+from uld.fields import field
 from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination, combine_all
 
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
 
 
-class ULDForCausalLM(PreTrainedModel, GenerationMixin):
+class ULDForCausalLM(JointGeneration, PreTrainedModel):
     """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
 
     Target and assistants run as one pass (`uld.fused`) where that is possible, and one after the other where not.
@@ -65,6 +67,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Join a target and its assistants (whose weights are the target's own), in evaluation mode."""
         super().__init__(config)
+        self.config._attn_implementation = target.config._attn_implementation  # `generate` asks ours
         self.target = target
         self.assistants = nn.ModuleList([assistants] if isinstance(assistants, nn.Module) else assistants)
         settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
@@ -101,8 +104,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     @property
     def one_pass(self) -> FusedModel | None:
         """The model that runs all rows as one pass; None where ``fused`` is off or it cannot be had."""
-        if not self.fused:
-            return None
+        return self._fused_model() if self.fused else None
+
+    def _fused_model(self) -> FusedModel | None:
         if self._one_pass is None:
             try:
                 self._one_pass = FusedModel(self.target, list(self.assistants))  # type: ignore[arg-type]
@@ -150,7 +154,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 )
         use_cache = use_cache if use_cache is not None else (past_key_values is not None or not self.training)
         if use_cache and past_key_values is None:
-            past_key_values = self.new_cache()
+            use_cache = self.takes_cache
+            past_key_values = self.new_cache() if use_cache else None
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -199,43 +204,21 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:
         """The one pass, unless the cache belongs to separate ones."""
-        if isinstance(cache, PairedCache):
+        if cache is None:
+            return self.one_pass
+        if isinstance(cache, PairedCache) and len(cache.split()) == 1 + len(self.assistants):
             return None
-        if cache is not None and not isinstance(cache, FusedCache):
-            raise ULDError(
-                f"past_key_values is a {type(cache).__name__}, which holds the keys of one model: "
-                "pass model.new_cache() instead"
-            )
-        return self.one_pass
+        if isinstance(cache, FusedCache) and (one_pass := self._fused_model()) and one_pass.groups == cache.groups:
+            return one_pass
+        raise ULDError(
+            f"past_key_values is a {type(cache).__name__} that was not made for this model: "
+            "pass model.new_cache() instead"
+        )
 
     def _each(self, cache: PairedCache | Cache | None) -> Iterator[tuple[Any, Cache | None]]:
         """Each model with its own part of the cache."""
         models: list[Any] = [self.target, *map(base_model, self.assistants)]
         return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
-
-    def new_cache(self) -> PairedCache | FusedCache:
-        """An empty cache for all models."""
-        if self.one_pass is not None:
-            return self.one_pass.cache(DynamicCache(config=self.target.config))
-        return PairedCache(*(DynamicCache(config=model.config) for model, _ in self._each(None)))
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *rest: Any, **kwargs: Any
-    ) -> None:
-        """Make the kind of cache that the user asked for, for all models."""
-        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest, **kwargs)  # type: ignore
-            return
-
-        def made(model: Any) -> Cache:
-            own = dict(model_kwargs)
-            model._prepare_cache_for_generation(generation_config, own, *rest, **kwargs)
-            return own["past_key_values"]
-
-        if self.one_pass is not None:
-            model_kwargs["past_key_values"] = self.one_pass.cache(made(self.target))
-        else:
-            model_kwargs["past_key_values"] = PairedCache(*(made(model) for model, _ in self._each(None)))
 
     def get_input_embeddings(self) -> Any:
         """The target's embedding, which the assistant shares."""
@@ -319,11 +302,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> "ULDForCausalLM":
         """Make the model from its loaded parts."""
         sliced = base_model(assistants if isinstance(assistants, nn.Module) else assistants[0])
-        config = ULDConfig(
-            target=str(target.config.name_or_path),
-            target_config=target.config.get_text_config(decoder=True).to_dict(),
-            num_layers=sliced.config.num_hidden_layers,
-        )
+        config = ULDConfig.of(target.config, field(sliced.config, "num_hidden_layers"))
         config.name_or_path = name
         return cls(config, target, assistants, combinations, manifests, fused=fused)
 

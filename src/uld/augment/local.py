@@ -3,6 +3,7 @@
 from typing import Any
 
 from uld.augment.endpoint import Reply
+from uld.context import context_length
 from uld.data.prompt import PromptFormat
 from uld.errors import ULDError
 from uld.evaluation.scoring import generate_answers
@@ -22,7 +23,7 @@ def ask(model: Any, tokenizer: Any, template: str | None, prompt: str, max_token
         ULDError: the prompt leaves no room in the model's context.
     """
     ids = PromptFormat(tokenizer, template).prompt_ids(prompt)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or len(ids) + max_tokens
+    longest = context_length(model)
     room = min(max_tokens, longest - len(ids))
     if room < 1:
         raise ULDError(

@@ -134,8 +134,9 @@ class _Talker:
 
     def check_length(self, ids: list[int]) -> None:
         """Refuse what is longer than the model's context."""
-        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and len(ids) >= longest:
+        from uld.context import context_length
+
+        if len(ids) >= (longest := context_length(self.model)):
             raise ULDError(f"the prompt has {len(ids)} tokens, the model takes fewer than {longest}")
 
     def answer(self, model: Any, ids: list[int], **options: Any) -> str:
@@ -146,10 +147,9 @@ class _Talker:
 
     def stream(self, ids: list[int]) -> str:
         """Print an answer as it comes and return it."""
-        import torch
         from transformers import TextStreamer
 
-        from uld.evaluation.scoring import PLAIN_DECODING
+        from uld.evaluation.scoring import generate_ids
 
         class Stripped(TextStreamer):
             begun = False
@@ -160,16 +160,8 @@ class _Talker:
                 super().on_finalized_text(text, stream_end)
 
         streamer = Stripped(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        inputs = torch.tensor([ids], device=self.model.device)
-        out = self.model.generate(
-            inputs,
-            attention_mask=torch.ones_like(inputs),
-            streamer=streamer,
-            num_beams=1,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **{**PLAIN_DECODING, **self.settings},
-        )
-        return self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+        out = generate_ids(self.model, self.tokenizer, [ids], streamer=streamer, **self.settings)
+        return self.tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
     def command(self, said: str) -> str:
         """Carry out a line that begins with a slash; return what to say about it."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uld.context import readable_tokens
 from uld.errors import ULDError
 from uld.loading import load
 from uld.modeling import ULDForCausalLM
@@ -90,6 +91,11 @@ class ULDLM(_HFLM):
         super().__init__(
             pretrained=pretrained, tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, **options
         )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the model reads at once: those given, or as many as it can."""
+        return self._max_length or readable_tokens(self._model, self.tokenizer)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside the results; of an unlearned model also rule, α and τ."""

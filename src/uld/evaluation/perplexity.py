@@ -12,14 +12,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uld.context import readable_tokens
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer, refuse_nan
 
-_UNKNOWN = 10**18  # a tokenizer that does not know its length says 10³⁰
 _OVERFLOW = 709.0  # above, exp is no float
-_LONGEST = 2048  # where neither model nor tokenizer says what it can read, and lm-eval's default
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +115,6 @@ def perplexity(
         rows, _ = PromptFormat(tokenizer, template).encode_all(asked, readable_tokens(model, tokenizer))
         parts.append(_scored(model, tokenizer, rows))
     return sum(parts[1:], parts[0])
-
-
-def readable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that a model can read at once, by its config or its tokenizer."""
-    config: Any = model.config.get_text_config(decoder=True)
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if getattr(config, name, None) is not None:
-            return int(getattr(config, name))
-    longest = int(tokenizer.model_max_length)
-    return longest if longest < _UNKNOWN else _LONGEST
 
 
 def _windows(ids: list[int], length: int, context: int) -> list[Encoded]:

@@ -7,8 +7,8 @@ target and assistant logits do not depend on them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +16,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.assistant import base_model, check_head, head_logits, text_decoder
+from uld.context import check_positions, context_length
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
+from uld.evaluation.trees import NEVER, Tree, Trust, alike, batch_inputs, grow, tree_mask
 from uld.logits import Combination, combine_all, label_losses
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 
 _LENGTH_MULTIPLE = 16
 _BATCH_TOKENS = 1024
-_TREE_TOKENS = 1024  # a token attends to a whole tree, so its cost grows with the tree
+_TREE_TOKENS = 1024
 _HEAD_ROWS = 1024  # positions of one product with the head
 _CACHED_BYTES = 2 * 2**20  # logits worked on at a time: few enough to stay in the processor's cache
-_NEVER = 2**31 - 1
 
 PLAIN_DECODING: dict[str, Any] = {
     **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
@@ -57,53 +58,6 @@ class Score:
     def avg_loss(self) -> float:
         """Mean loss a token, nats."""
         return self.loss / self.tokens
-
-
-@dataclass(slots=True)
-class _Tree:
-    """Rows as one sequence of nodes, each a token behind its parent, depth first.
-
-    So the nodes below node i are those from i up to ``ends[i]``, and its ancestors are the nodes before it that have
-    not ended. A row's last token is no node, as nothing follows from it.
-
-    Attributes:
-        ids: Token of each node.
-        depths: Its position in its rows.
-        ends: First node after those below it.
-        labels: Each scored token once, as the node that predicts it and the token itself; and its number.
-        uses: Row and number of each scored token of the rows.
-        path: Nodes of the row that was added last.
-    """
-
-    ids: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    labels: dict[tuple[int, int], int] = field(default_factory=dict)
-    uses: list[tuple[int, int]] = field(default_factory=list)
-    path: list[int] = field(default_factory=list)
-
-    def known(self, row: Encoded) -> int:
-        """How many of a row's first tokens are those of the row that was added last."""
-        count = 0
-        for node, token in zip(self.path, row.ids[:-1], strict=False):
-            if self.ids[node] != token:
-                break
-            count += 1
-        return count
-
-    def add(self, number: int, row: Encoded) -> None:
-        """Add a row; of all rows, the one before must be the one that it shares most tokens with."""
-        known, size = self.known(row), len(self.ids)
-        for node in self.path[known:]:
-            self.ends[node] = size
-        new = row.ids[known:-1]
-        self.path[known:] = range(size, size + len(new))
-        self.ids += new
-        self.depths += range(known, known + len(new))
-        self.ends += [_NEVER] * len(new)
-        for node, label, learnt in zip(self.path, row.ids[1:], row.learn[1:], strict=True):
-            if learnt:
-                self.uses.append((number, self.labels.setdefault((node, label), len(self.labels))))
 
 
 class Scorer:
@@ -137,7 +91,7 @@ class Scorer:
             self.plain_head = True
         except ULDError:
             self.plain_head = False  # an unusual head: its own forward makes the logits, at every position
-        self.longest = min(_longest_in_a_tree(part) for part in self.parts)
+        self.trust = Trust(self.parts)
 
     @classmethod
     def of(
@@ -179,9 +133,25 @@ class Scorer:
             For each batch the row of every learnt token ``(tokens,)``, and its values ``(values, tokens)``. A row is
             whole within a batch, and its tokens are in order.
         """
-        trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
-        for batch in length_batches([len(tree.ids) for tree in trees]):
-            yield self._batch([trees[i] for i in batch], piece)
+        longest = max((len(row.ids) for row in rows), default=0)
+        check_positions(self.parts, longest - 1, f"a row of {longest} tokens")
+        waiting = {number: row for number, row in enumerate(rows) if True in row.learn[1:]}
+        while waiting:
+            for trees in self._batches(waiting):
+                found = self._measured(trees, piece)
+                if found is None:  # trees are to be smaller from now on
+                    break
+                yield found
+                for number, _, _ in (row for tree in trees for row in tree.rows):
+                    del waiting[number]
+
+    def _batches(self, rows: Mapping[int, Encoded]) -> Iterator[list[Tree]]:
+        """Rows in trees in batches; what is too long for a tree apart, so that it is read without a mask of ours."""
+        trees = grow(rows, self.trust.longest, self.trust.largest, _TREE_TOKENS)
+        bare = [tree for tree in trees if len(tree.rows[0][1].ids) > self.trust.longest]
+        for part in (bare, [tree for tree in trees if len(tree.rows[0][1].ids) <= self.trust.longest]):
+            for batch in length_batches([len(tree.ids) for tree in part]):
+                yield [part[i] for i in batch]
 
     def mean_loss(self, row: Encoded) -> Tensor:
         """Mean loss of a row's learnt tokens as something to take gradients of, under the first combination.
@@ -194,7 +164,8 @@ class Scorer:
         Returns:
             A scalar, nats a token.
         """
-        return self._batch(_trees([row], shared=False), self._label_losses)[1][0].mean()
+        trees = grow({0: row}, 0, 0, 0)
+        return self._pieced(trees, self._states(self._inputs(trees)), self._label_losses)[1][0].mean()
 
     @property
     def settings(self) -> list[list[Combination]]:
@@ -206,21 +177,50 @@ class Scorer:
         assistants = len(self.model.assistants)
         return [how.parts * (assistants // len(how.parts)) for how in self.combinations]
 
-    def _batch(self, trees: Sequence[_Tree], piece: Measure) -> tuple[Tensor, Tensor]:
-        """Measure the learnt tokens of some trees."""
-        device = self.model.device
-        inputs: dict[str, Any] = {"input_ids": _padded([tree.ids for tree in trees], self.pad_token_id).to(device)}
-        if any(min(tree.ends) < _NEVER for tree in trees):
-            inputs["position_ids"] = _padded([tree.depths for tree in trees], 0).to(device)
-            inputs["attention_mask"] = _tree_mask(
-                _padded([tree.ends for tree in trees], _NEVER).to(device), self.parts[0].dtype
-            )
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row that may share a tree, as far as is known; 0 where the model takes no trees."""
+        return self.trust.longest
+
+    def _measured(self, trees: Sequence[Tree], piece: Measure) -> tuple[Tensor, Tensor] | None:
+        """Measure the learnt tokens of some trees; None where they are not as their rows are alone."""
+        try:
+            states = self._states(self._inputs(trees))
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError, ValueError):  # a family may have a table for masks of a certain size
+            if not any(tree.branches for tree in trees):
+                raise
+            self.trust.lower(None, max(len(tree.ids) for tree in trees if tree.branches))
+            return None
+        for tree, place, row, last in self.trust.doubtful(trees):
+            alone = self._alone(row, masked=False)
+            if not alike([one[place, tree.nodes_of(last)] for one in states], alone):
+                under_mask = tree.branches and alike(self._alone(row, masked=True), alone)
+                self.trust.lower(None if under_mask else len(row.ids), len(tree.ids))
+                return None
+        self.trust.prove(trees)
+        return self._pieced(trees, states, piece)
+
+    def _inputs(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
+        most = min(context_length(part) for part in self.parts)
+        return batch_inputs(trees, self.pad_token_id, self.parts[0].dtype, self.model.device, _LENGTH_MULTIPLE, most)
+
+    def _alone(self, row: Encoded, masked: bool) -> list[Tensor]:
+        """States of one row as it stands ``(tokens, width)``, of each model; perhaps with a mask that says no more."""
+        ids = torch.tensor([row.ids[:-1]], device=self.model.device)
+        inputs = {"input_ids": ids}
+        if masked:
+            inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None]
+            inputs["attention_mask"] = tree_mask(torch.full_like(ids, NEVER), self.parts[0].dtype)
+        return [one[0] for one in _states_of(self.model, inputs, self.plain_head)]
+
+    def _pieced(self, trees: Sequence[Tree], states: Sequence[Tensor], piece: Measure) -> tuple[Tensor, Tensor]:
+        """Measure what the states of some trees say of their learnt tokens."""
         scored = [(i, node, label) for i, tree in enumerate(trees) for node, label in tree.labels]
-        row, node, labels = torch.tensor(scored, device=device).unbind(1)
-        if self.plain_head:
-            found = self._pieces([one[row, node] for one in self._hidden(inputs)], labels, piece)
-        else:
-            found = piece([one[row, node] for one in self._logits(inputs)], labels)
+        row, node, labels = torch.tensor(scored, device=self.model.device).unbind(1)
+        chosen = [one[row, node] for one in states]
+        found = self._pieces(chosen, labels, piece) if self.plain_head else piece(chosen, labels)
         uses, start = [], 0
         for tree in trees:
             uses += [(number, start + label) for number, label in tree.uses]
@@ -228,16 +228,13 @@ class Scorer:
         number, place = torch.tensor(uses).unbind(1)
         return number, found.cpu()[:, place]
 
+    def _states(self, inputs: dict[str, Any]) -> list[Tensor]:
+        """What the head makes logits of or, where it is unusual, logits: ``(batch, tokens, …)`` of each model."""
+        return self._hidden(inputs) if self.plain_head else _states_of(self.model, inputs, plain_head=False)
+
     def _hidden(self, inputs: dict[str, Any]) -> list[Tensor]:
         """Final hidden states of the model, or of target and assistants: ``(batch, tokens, hidden)`` each."""
-        if isinstance(self.model, ULDForCausalLM):
-            return self.model.all_hidden(use_cache=False, **inputs)
-        return [text_decoder(self.model)(use_cache=False, **inputs).last_hidden_state]
-
-    def _logits(self, inputs: dict[str, Any]) -> list[Tensor]:
-        if isinstance(self.model, ULDForCausalLM):
-            return self.model.all_logits(use_cache=False, **inputs)
-        return [self.model(use_cache=False, **inputs).logits]
+        return _states_of(self.model, inputs, plain_head=True)
 
     def _pieces(self, hidden: Sequence[Tensor], labels: Tensor, measure: Measure) -> Tensor:
         """Values at each position ``(values, positions)``, head and measure in pieces."""
@@ -259,60 +256,13 @@ class Scorer:
         return torch.stack([cross_entropy(combine_all(target, assistants, one), labels) for one in self.settings])
 
 
-@torch.inference_mode()
-def _longest_in_a_tree(model: Any) -> int:
-    """Tokens of the longest row that may be part of a tree; 0 where the model does not follow a mask of our own.
-
-    Twins, two nodes of one token behind one parent, tell: they must find the same.
-    """
-    config = model.config.get_text_config(decoder=True)
-    if config._attn_implementation not in ("sdpa", "eager"):
-        return 0
-    ids, ends = torch.tensor([[[0, 1, 1]], [[_NEVER, 2, _NEVER]]], device=model.device)
-    depths = torch.tensor([[0, 1, 1]], device=model.device)
-    inputs = {"input_ids": ids, "position_ids": depths, "attention_mask": _tree_mask(ends, model.dtype)}
-    try:
-        hidden = text_decoder(model)(use_cache=False, **inputs).last_hidden_state[0]
-    except Exception:  # a family that takes another kind of mask refuses in its own way
-        return 0
-    if not torch.allclose(hidden[1], hidden[2], rtol=1e-2, atol=1e-2):
-        return 0
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((window for window in windows if window), default=_NEVER)
-
-
-def _trees(rows: Sequence[Encoded], shared: bool) -> list[_Tree]:
-    """Rows as trees; a row joins a tree where it shares its prompt, or half of itself, and enough to be worth it."""
-    trees: list[_Tree] = []
-    for number in sorted(range(len(rows)), key=lambda i: rows[i].ids):
-        row = rows[number]
-        if True not in row.learn[1:]:
-            continue
-        size = len(row.ids)
-        known = trees[-1].known(row) if trees and shared else 0
-        enough = max(1, size / 8, min(row.learn.index(True), size / 2))
-        if known < enough or len(trees[-1].ids) + size - known > max(_TREE_TOKENS, 2 * size):
-            trees.append(_Tree())
-        trees[-1].add(number, row)
-    return trees
-
-
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Rows as one tensor ``(rows, tokens)``, padded on the right to a multiple so that few shapes occur."""
-    width = -(-max(len(row) for row in rows) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
-
-
-def _tree_mask(ends: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to attention scores so that a node sees its ancestors and itself: ``(batch, 1, nodes, nodes)``."""
-    place = torch.arange(ends.shape[1], device=ends.device)
-    visible = (place <= place[:, None]) & (place[:, None] < ends[:, None, None])
-    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Tokens that a model has positions for; a very large number where its config does not say."""
-    return int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _NEVER)
+def _states_of(model: Any, inputs: dict[str, Any], plain_head: bool) -> list[Tensor]:
+    """Final hidden states, or logits, of a model or of target and assistants: ``(batch, tokens, …)`` each."""
+    if isinstance(model, ULDForCausalLM):
+        return (model.all_hidden if plain_head else model.all_logits)(use_cache=False, **inputs)
+    if plain_head:
+        return [text_decoder(model)(use_cache=False, **inputs).last_hidden_state]
+    return [model(use_cache=False, **inputs).logits]
 
 
 def length_batches(
@@ -379,6 +329,10 @@ def generate_ids(
 
     Returns:
         ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
+
+    Raises:
+        ULDError: a prompt and its new tokens are more than the model has positions for, or its generation config asks
+            for a package that is missing.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     width = max(len(prompt) for prompt in prompts)
@@ -387,13 +341,20 @@ def generate_ids(
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.tensor(prompt)
         mask[i, width - len(prompt) :] = 1
+    if not isinstance(model, ULDForCausalLM):  # which looks after that itself
+        check_positions(
+            [model], width + max_new_tokens - 1, f"a prompt of {width} tokens with {max_new_tokens} new ones"
+        )
     settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **PLAIN_DECODING, **options}
-    out: Any = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        **settings,
-    )
+    try:
+        out: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            **settings,
+        )
+    except ImportError as error:  # a generation config may ask for a quantized cache, and that for a package
+        raise ULDError(f"{model.name_or_path} cannot generate here: {str(error).strip().splitlines()[0]}") from error
     return out[:, width:]
 
 
