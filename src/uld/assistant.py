@@ -13,6 +13,7 @@ Source: Ji et al. 2024, arXiv 2406.08607, Section 3.2.
 import copy
 import json
 import math
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from uld.errors import ULDError
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+_LEAST_MOST_RANK = 64  # tiny models are also trained with the usual ranks
 _HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
@@ -302,7 +304,13 @@ def add_lora(
 
     Returns:
         A `PeftModel` whose only trainable parameters are LoRA's, in fp32.
+
+    Raises:
+        ULDError: a rank that no matrix of the layers has room for, or modules that the model does not have.
     """
+    sizes = [size for one in decoder_layers(assistant)[1].parameters() if one.dim() == 2 for size in one.shape]
+    if rank > (most := max([*sizes, _LEAST_MOST_RANK])):
+        raise ULDError(f"--lora-rank {rank} is more than the model's matrices have room for: give at most {most}")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -310,8 +318,12 @@ def add_lora(
         target_modules=target_modules,
         task_type="CAUSAL_LM",  # type: ignore[arg-type]
     )
-    with quiet_peft():
-        return get_peft_model(assistant, config)  # type: ignore[return-value]
+    try:
+        with quiet_peft():
+            return get_peft_model(assistant, config)  # type: ignore[return-value]
+    except (ValueError, re.error) as error:
+        reason = str(error).splitlines()[0]
+        raise ULDError(f"LoRA cannot be put on {target_modules!r} of {type(assistant).__name__}: {reason}") from error
 
 
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

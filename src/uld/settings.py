@@ -101,10 +101,10 @@ class RunConfig:
     MOST: ClassVar[dict[str, float]] = {  # far above what anybody wants, and below what overflows
         "seed": 2**32 - 1,  # numpy's
         "lora_rank": 2**16,
-        **dict.fromkeys(("lora_alpha", "epochs", "warmup"), 10**6),
+        **dict.fromkeys(("epochs", "warmup"), 10**6),
         **dict.fromkeys(("max_length", "batch_size", "micro_batch_size", "batch_tokens", "save_steps"), 10**9),
-        "weight_decay": 100,
-        "max_grad_norm": 1e12,
+        **dict.fromkeys(("lora_alpha", "weight_decay"), 10**38),  # more overflows in fp32
+        "max_grad_norm": 10**12,
     }
     SHARES: ClassVar[tuple[str, ...]] = ()
     BELOW_ONE: ClassVar[tuple[str, ...]] = ("lora_dropout", "beta1", "beta2")
