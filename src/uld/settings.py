@@ -192,6 +192,17 @@ class FileSettings(dict[str, Any]):
         super().__init__(values)
         self.lines = lines
 
+    def part(self, *keys: str | int) -> "FileSettings":
+        """The settings that stand in a mapping of the file, with their lines; none where there is no such mapping."""
+        found: Any = self
+        for key in keys:
+            known = key in found if isinstance(found, dict) else isinstance(found, list)
+            found = found[key] if known else {}
+        size = len(keys)
+        return FileSettings(
+            found or {}, {path[size:]: line for path, line in self.lines.items() if path[:size] == keys}
+        )
+
 
 def read_yaml(path: str | Path) -> FileSettings:
     """Settings of a YAML file.
@@ -328,17 +339,24 @@ def _coerce(value: Any, kind: Any, name: str, source: str) -> Any:
 
 def _text(text: Any, name: str, source: str) -> str:
     """A text that says something and that a file's name can hold."""
+    if (fault := text_fault(text)) is not None:
+        raise ConfigError(f"{source}: {name} {fault}")
+    return text
+
+
+def text_fault(text: object) -> str | None:
+    """Why a text can be no place, name or template; None where it can."""
     if not isinstance(text, str):  # a path of bytes
-        raise ConfigError(f"{source}: {name} must be a text, not {shown(text)}")
+        return f"must be a text, not {shown(text)}"
     if not text.strip():
-        raise ConfigError(f"{source}: {name} is empty: say what it is, or leave it out (a variable that is not set?)")
+        return "is empty: say what it is, or leave it out (is it a variable that is not set?)"
+    if "\0" in text:
+        return f"has a character in it that no text has (NUL): {shown(text)}"
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise ConfigError(f"{source}: {name} is no text that can be written: {shown(text)}") from None
-    if "\0" in text:
-        raise ConfigError(f"{source}: {name} has a character of no text in it (NUL): {shown(text)}")
-    return text
+        return f"cannot be written as text: {shown(text)}"
+    return None
 
 
 def setting_fields(kind: type[RunConfig]) -> list[dataclasses.Field[Any]]:
