@@ -24,7 +24,7 @@ from uld.run_folder import last_checkpoint, stored_finetuning
 from uld.training import train
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2, "intermediate_size": 48, "vocab_size": 300}
-SCRATCH = {"scratch": True, **SIZES, "max_length": 64, "batch_size": 8, "warmup": 3}
+SCRATCH = {"scratch": True, **SIZES, "max_length": 64, "batch_size": 8, "warmup": 1}
 
 
 def run(output: Path, **changes: Any) -> FinetuneResult:

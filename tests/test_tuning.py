@@ -13,7 +13,7 @@ from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.loading import load
+from uld.loading import load, load_tokenizer
 from uld.logits import Combination
 from uld.tuning import Point, Probe, choose, file_probes, measure, tune
 
@@ -169,7 +169,8 @@ def test_the_template_and_the_chunks_are_those_of_the_run(run, rows, tmp_path, g
     told = json.loads((run / "tune.json").read_text())
     assert told["retain"] == 2
     assert [Point(**one) for one in told["points"]] == expected
-    others = measure(model, PromptFormat(tokenizer), 0, *file_probes(files[1], files[3]), how, max_length=24)
+    chat = PromptFormat(load_tokenizer(run))
+    others = measure(model, chat, 0, *file_probes(files[1], files[3]), how, max_length=24)
     assert others[1].advantage != pytest.approx(expected[1].advantage, rel=1e-3)
 
 

@@ -14,6 +14,7 @@ import copy
 import json
 import logging
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+_LEAST_MOST_RANK = 64  # tiny models are also trained with the usual ranks
 _HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
@@ -321,9 +323,13 @@ def add_lora(
         A `PeftModel` whose only trainable parameters are LoRA's, in fp32.
 
     Raises:
-        ULDError: the model cannot take LoRA.
+        ULDError: a rank that no matrix of the layers has room for, or a model that cannot take LoRA.
     """
-    layers, settings = decoder_layers(assistant)[0], {"rank": rank, "alpha": alpha, "dropout": dropout}
+    layers, modules = decoder_layers(assistant)
+    settings = {"rank": rank, "alpha": alpha, "dropout": dropout}
+    sizes = [size for one in modules.parameters() if one.dim() == 2 for size in one.shape]
+    if rank > (most := max([*sizes, _LEAST_MOST_RANK])):
+        raise ULDError(f"--lora-rank {rank} is more than the model's matrices have room for: give at most {most}")
     try:
         if target_modules != "all-linear":
             return put_lora(assistant, target_modules, {}, **settings)

@@ -12,11 +12,13 @@ from uld.settings import (
     preset_names,
     read_preset,
     read_yaml,
+    resolving,
     setting,
     setting_fields,
 )
 
 
+@resolving
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """Everything that decides a training run. Defaults are the paper's (arXiv 2406.08607, Appendix) unless said."""
@@ -87,23 +89,44 @@ class TrainConfig(RunConfig):
     keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
 
     FILE: ClassVar[str] = "train.yaml"
-    LEAST: ClassVar[dict[str, int]] = {
+    LEAST: ClassVar[dict[str, float]] = {
         **RunConfig.LEAST,
-        **dict.fromkeys(("num_layers", "draw_retain"), 1),
+        **dict.fromkeys(("num_layers", "draw_retain", "chunks"), 1),
         **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "retain_weight"), 0),
+    }
+    MOST: ClassVar[dict[str, float]] = {
+        **RunConfig.MOST,
+        **dict.fromkeys(("paraphrases", "wrong_answers", "num_layers"), 10**4),
+        **dict.fromkeys(("draw_retain", "weight", "retain_weight"), 10**6),
+        **dict.fromkeys(("retain_rows", "chunks"), 10**9),
     }
     SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens")
 
     @classmethod
+    def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The method's own defaults.
+
+        Raises:
+            ULDError: there is no such method.
+        """
+        method = given.get("method", "uld")
+        if method == "uld":  # which has the class's; asking for it would import torch
+            return cls.__name__, {}
+        from uld.methods.registry import get_method
+
+        return f"method {method}", get_method(method).defaults
+
+    @classmethod
     def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":
-        """Settings over the defaults of a method.
+        """Settings over the defaults of a method: the same as the class itself gives.
 
         Raises:
             ConfigError: an unknown setting or a value of the wrong type.
         """
-        return train_config([("settings", {"method": method, **settings})])
+        return cls(method=method, **settings)
 
 
+@resolving
 @dataclass(frozen=True)
 class FinetuneConfig(RunConfig):
     """Everything that decides a finetuning.
@@ -165,16 +188,26 @@ class FinetuneConfig(RunConfig):
     FILE: ClassVar[str] = "finetune.yaml"
     SHARES: ClassVar[tuple[str, ...]] = ("floor",)
     SIZES: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size")
-    LEAST: ClassVar[dict[str, int]] = {**RunConfig.LEAST, **dict.fromkeys(SIZES, 1)}
+    LEAST: ClassVar[dict[str, float]] = {**RunConfig.LEAST, **dict.fromkeys(SIZES, 1)}
+    MOST: ClassVar[dict[str, float]] = {
+        **RunConfig.MOST,
+        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 2**20),
+        **dict.fromkeys(("num_layers", "num_heads"), 10**4),
+    }
+
+    @classmethod
+    def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """`SCRATCH` for a model from scratch."""
+        return "from scratch", SCRATCH if given.get("scratch") else {}
 
     @classmethod
     def of(cls, **settings: Any) -> "FinetuneConfig":
-        """Settings over the defaults, which are others from scratch.
+        """Settings over the defaults, which are others from scratch: the same as the class itself gives.
 
         Raises:
             ConfigError: an unknown setting or a value of the wrong type.
         """
-        return finetune_config([("settings", settings)])
+        return cls(**settings)
 
     @property
     def splits(self) -> list[str]:
@@ -207,10 +240,6 @@ def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig
             raise ConfigError(
                 f"{source} has settings for the method {other}: leave it out, or leave out --method {method}"
             )
-    if method != "uld":
-        from uld.methods.registry import get_method
-
-        layers = [(f"method {method}", get_method(method).defaults), *layers]
     return layered(TrainConfig, layers)
 
 
@@ -223,8 +252,7 @@ def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Finetune
     Raises:
         ConfigError: an unknown setting or a value of the wrong type, with its layer.
     """
-    given = [layer["scratch"] for _, layer in layers if layer.get("scratch") is not None]
-    return layered(FinetuneConfig, [("from scratch", SCRATCH), *layers] if given and given[-1] is True else layers)
+    return layered(FinetuneConfig, layers)
 
 
 __all__ = [

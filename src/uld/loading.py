@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from uld.adapters import load_trained_target
 from uld.artifact import ADAPTER, CHECKPOINTS, ArtifactError, Manifest, is_run
 from uld.assistant import load_target
+from uld.data.prompt import remember_template
 from uld.errors import ULDError
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
@@ -31,9 +32,10 @@ def load(
         ULDError: neither a run nor a model, or a model without a tokenizer.
     """
     model: PreTrainedModel
+    manifest = None
     if not isinstance(path, str | Path):
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
-        path = path[0]
+        path, manifest = path[0], model.manifest
     elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
     else:
@@ -44,7 +46,10 @@ def load(
             raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
         kwargs.pop("fused", None)
         model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
-    return model, load_tokenizer(tokenizer or path)
+    chosen = load_tokenizer(tokenizer or path)
+    if manifest is not None:
+        remember_template(chosen, manifest.template)
+    return model, chosen
 
 
 def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:

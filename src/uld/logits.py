@@ -23,6 +23,8 @@ from uld.errors import ULDError
 Rule = Literal["suppress", "subtract", "reference", "offset"]
 Outside = Literal["keep", "mask"]
 
+MOST_WEIGHT = 10**6
+"""Largest α: far above what anybody wants, and below what overflows in fp32."""
 _GROUP = 16  # tokens
 
 
@@ -66,6 +68,8 @@ class Combination:
                 raise ULDError(f"{name} must be a number, not {value!r}")
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ULDError(f"weight (α) must be a number ≥ 0, not {self.weight}")
+        if self.weight > MOST_WEIGHT:
+            raise ULDError(f"weight (α) must be at most {MOST_WEIGHT:,}, not {self.weight}: it would overflow")
         for name in ("filter", "min_tokens"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

@@ -6,9 +6,10 @@ command line reads it without importing torch.
 
 import dataclasses
 import difflib
+import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +19,19 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 import yaml
 
 from uld.errors import ULDError
+from uld.yaml_text import Lines, YamlError, parse
 
 
 class ConfigError(ULDError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+class _RangeError(ConfigError):
+    """A setting is out of range: what of it, and how; `layered` says where it stands."""
+
+    def __init__(self, name: str, wanted: str) -> None:
+        super().__init__(f"{flag(name)} {wanted}")
+        self.name, self.wanted = name, wanted
 
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -82,14 +92,27 @@ class RunConfig:
     report_to: str = setting("none", "Experiment tracker of transformers' Trainer: tensorboard, wandb, trackio, none.")
 
     FILE: ClassVar[str]  # where a run folder keeps its settings
-    LEAST: ClassVar[dict[str, int]] = {
+    LEAST: ClassVar[dict[str, float]] = {
         "max_length": 2,
         **dict.fromkeys(("lora_rank", "lora_alpha", "epochs", "save_steps"), 1),
         **dict.fromkeys(("batch_size", "micro_batch_size", "batch_tokens"), 1),
         **dict.fromkeys(("warmup", "weight_decay", "max_grad_norm", "seed"), 0),
     }
+    MOST: ClassVar[dict[str, float]] = {  # far above what anybody wants, and below what overflows
+        "seed": 2**32 - 1,  # numpy's
+        "lora_rank": 2**16,
+        **dict.fromkeys(("epochs", "warmup"), 10**6),
+        **dict.fromkeys(("max_length", "batch_size", "micro_batch_size", "batch_tokens", "save_steps"), 10**9),
+        **dict.fromkeys(("lora_alpha", "weight_decay"), 10**38),  # more overflows in fp32
+        "max_grad_norm": 10**12,
+    }
     SHARES: ClassVar[tuple[str, ...]] = ()
     BELOW_ONE: ClassVar[tuple[str, ...]] = ("lora_dropout", "beta1", "beta2")
+
+    @classmethod
+    def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """Defaults that follow from what is given, and what to call them in messages."""
+        return cls.__name__, {}
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -99,24 +122,28 @@ class RunConfig:
         """
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{flag(name)} must be a finite number, not {value}")
+                raise _RangeError(name, f"must be a finite number, not {value}")
         for name, low in self.LEAST.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ConfigError(f"{flag(name)} must be at least {low}, not {value}")
+                raise _RangeError(name, f"must be at least {low}, not {shown(value)}")
+        for name, high in self.MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > high:
+                raise _RangeError(name, f"must be at most {high:,}, not {shown(value)}")
         for name in self.SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{flag(name)} must lie between 0 and 1, not {value}")
+                raise _RangeError(name, f"must lie between 0 and 1, not {value}")
         if self.batch_tokens is not None and self.micro_batch_size is not None:
             raise ConfigError("--batch-tokens and --micro-batch-size do not go together: give one of them")
         for name in self.BELOW_ONE:
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{flag(name)} must be at least 0 and less than 1, not {getattr(self, name)}")
+                raise _RangeError(name, f"must be at least 0 and less than 1, not {getattr(self, name)}")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
-            raise ConfigError(f"--warmup must be a share below 1, or a whole number of steps, not {self.warmup}")
+            raise _RangeError("warmup", f"must be a share below 1, or a whole number of steps, not {self.warmup}")
         if not 0 < self.learning_rate < 1:
-            raise ConfigError(f"--learning-rate must lie between 0 and 1, not {self.learning_rate}")
+            raise _RangeError("learning_rate", f"must lie between 0 and 1, not {self.learning_rate}")
 
     def to_yaml(self) -> str:
         """Every setting, as a file that ``--config`` reads back."""
@@ -150,70 +177,186 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise ConfigError(f"there is no preset {name!r}: choose one of {', '.join(preset_names())} (--preset)")
-    return yaml.safe_load((files("uld.presets") / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    return parse((files("uld.presets") / f"{name}.yaml").read_text(encoding="utf-8"))[0] or {}
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+class FileSettings(dict[str, Any]):
+    """Settings of a file, and the line of each.
+
+    Attributes:
+        lines: The line of every value, counted from 1, by the keys that lead to it.
+    """
+
+    def __init__(self, values: Mapping[str, Any], lines: Lines) -> None:
+        """Take the settings and their lines."""
+        super().__init__(values)
+        self.lines = lines
+
+    def part(self, *keys: str | int) -> "FileSettings":
+        """The settings that stand in a mapping of the file, with their lines; none where there is no such mapping."""
+        found: Any = self
+        for key in keys:
+            known = key in found if isinstance(found, dict) else isinstance(found, list)
+            found = found[key] if known else {}
+        size = len(keys)
+        return FileSettings(
+            found or {}, {path[size:]: line for path, line in self.lines.items() if path[:size] == keys}
+        )
+
+
+def read_yaml(path: str | Path) -> FileSettings:
     """Settings of a YAML file.
 
     Raises:
         ConfigError: missing, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values, lines = parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file (--config)") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error} (--config)") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        where = f"{path}:{line + 1}" if line is not None else str(path)
-        raise ConfigError(f"{where}: not a YAML file: {getattr(error, 'problem', None) or error}") from error
+    except YamlError as error:
+        where = f"{path}:{error.line}" if error.line is not None else str(path)
+        raise ConfigError(f"{where}: not a YAML file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a YAML file: it is not UTF-8") from error
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'setting: value' lines")
-    return values or {}
+    return FileSettings(values or {}, lines)
 
 
 C = TypeVar("C", bound=RunConfig)
 
 
+def resolving(kind: type[C]) -> type[C]:
+    """Have a config's constructor check what it is given, and fill in what follows from it (`RunConfig.under`).
+
+    So Python, flags and files come to the same settings. None stands for what is not given.
+    """
+    plain: Any = kind.__init__
+    names = [one.name for one in fields(kind)]
+
+    @functools.wraps(plain)
+    def make(self: Any, *args: Any, **given: Any) -> None:
+        if len(args) > len(names):
+            raise TypeError(f"{kind.__name__} has {len(names)} settings, and {len(args)} were given")
+        asked = _checked(kind, kind.__name__, dict(zip(names, args, strict=False)) | given)
+        source, defaults = kind.under(asked)
+        plain(self, **_checked(kind, source, defaults) | asked)
+
+    kind.__init__ = make
+    return kind
+
+
 def layered(kind: type[C], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> C:
-    """Settings of a kind, each value checked against its type."""
-    types = get_type_hints(kind)
-    known = [field.name for field in fields(kind)]
+    """Settings of a kind, later layers winning.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value of the wrong type or out of range, with its layer.
+    """
     values: dict[str, Any] = {}
+    places: dict[str, str | None] = {}
     for source, layer in layers:
-        for name, value in layer.items():
-            if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f": did you mean {close[0]!r}?" if close else ""
-                raise ConfigError(f"{source}: there is no setting {name!r}{hint}")
-            if value is not None:
-                values[name] = _coerce(value, types[name], name, source)
-    return kind(**values)
+        found = _checked(kind, source, layer)
+        values |= found
+        places |= {name: place(source, layer, name) if isinstance(layer, FileSettings) else None for name in found}
+    try:
+        return kind(**values)
+    except _RangeError as error:
+        if (where := places.get(error.name)) is None:
+            raise
+        raise ConfigError(f"{where}: {error.name} {error.wanted}") from error
+
+
+def place(source: str, layer: Mapping[str, Any], *keys: str | int) -> str:
+    """A layer's name, with the line of a setting where the layer is a file."""
+    line = layer.lines.get(keys) if isinstance(layer, FileSettings) else None
+    return source if line is None else f"{source}:{line}"
+
+
+def guess(name: object, known: Iterable[str]) -> str:
+    """What was probably meant by an unknown name, as the end of a message: ``: did you mean 'x'?``, or nothing."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value for a message: its beginning, if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no numbers of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _checked(kind: type[RunConfig], source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that are given, each brought to its type."""
+    known = {one.name: one for one in fields(kind)}
+    types = _types(kind)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        where = place(source, given, name)
+        if name not in known:
+            raise ConfigError(f"{where}: there is no setting {shown(name)}{guess(name, known)}")
+        if value is not None:
+            usual = known[name].default
+            values[name] = value if value is usual or value == usual == "" else _coerce(value, types[name], name, where)
+    return values
+
+
+@functools.cache
+def _types(kind: type) -> dict[str, Any]:
+    """The types of a config's fields."""
+    return get_type_hints(kind)
 
 
 def _coerce(value: Any, kind: Any, name: str, source: str) -> Any:
-    """Check a YAML or flag value against a field's type; ints may stand for floats, one string for a list of one."""
+    """Bring a value to a field's type; ints may stand for floats, one text for a list of one, a path for a text."""
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for option in options:
-        if get_origin(option) is Literal and value in get_args(option):
+        if get_origin(option) is Literal and isinstance(value, str) and value in get_args(option):
             return value
         if get_origin(option) is tuple:
-            items = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else None
-            if items is not None and all(isinstance(item, str) for item in items):
-                return tuple(items)
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option is float and isinstance(value, str):  # YAML reads 1e-3 as a string
-            try:
+            items = list(value) if isinstance(value, list | tuple) else [value]
+            texts = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in items]
+            if all(isinstance(text, str) for text in texts):
+                return tuple(_text(text, name, source) for text in texts)
+        if option is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:  # YAML reads 1e-3 as a text
                 return float(value)
+            except OverflowError:
+                raise ConfigError(f"{source}: {name} must be a finite number, not {shown(value)}") from None
             except ValueError:
                 continue
-        if option in (int, str, bool) and type(value) is option:
+        if option is str and isinstance(value, str | os.PathLike):
+            return _text(os.fspath(value), name, source)
+        if option in (int, bool) and type(value) is option:
             return value
     wanted = [", ".join(get_args(o)) if get_origin(o) is Literal else _KINDS[get_origin(o) or o] for o in options]
-    raise ConfigError(f"{source}: {name} must be {' or '.join(w for w in wanted if w)}, not {value!r}")
+    raise ConfigError(f"{source}: {name} must be {' or '.join(w for w in wanted if w)}, not {shown(value)}")
+
+
+def _text(text: Any, name: str, source: str) -> str:
+    """A text that says something and that a file's name can hold."""
+    if (fault := text_fault(text)) is not None:
+        raise ConfigError(f"{source}: {name} {fault}")
+    return text
+
+
+def text_fault(text: object) -> str | None:
+    """Why a text can be no place, name or template; None where it can."""
+    if not isinstance(text, str):  # a path of bytes
+        return f"must be a text, not {shown(text)}"
+    if not text.strip():
+        return "is empty: say what it is, or leave it out (is it a variable that is not set?)"
+    if "\0" in text:
+        return f"has a character in it that no text has (NUL): {shown(text)}"
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return f"cannot be written as text: {shown(text)}"
+    return None
 
 
 def setting_fields(kind: type[RunConfig]) -> list[dataclasses.Field[Any]]:

@@ -5,6 +5,7 @@ processes and accumulation steps does not change them.
 """
 
 import functools
+import logging
 import math
 import os
 import shutil
@@ -24,6 +25,8 @@ from uld.learners import load_weights, save_weights
 from uld.methods.registry import Method, own_options
 from uld.objective import Objective
 from uld.run_folder import seal
+
+logger = logging.getLogger(__name__)
 
 LossNames = tuple[str, str | None]
 """What the forget loss and the retain loss are called in logs; None: there is no retain loss."""
@@ -109,6 +112,7 @@ class UnlearningTrainer(Trainer):
             total = num_training_steps
             # A share of a single step is rounded up to all of it, and it would change nothing at a rate of 0.
             warmup = self.args.get_warmup_steps(total) if total > 1 else 0
+            refuse_long_warmup(self.config, total)
             share = functools.partial(rate_share, warmup=warmup, total=total, **self.fall)
             chosen: Any = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, share)
@@ -235,6 +239,22 @@ def rate_share(step: int, warmup: int, total: int, schedule: str = "linear", flo
     if schedule == "cosine":
         left = (1 - math.cos(math.pi * left)) / 2
     return floor + (1 - floor) * left
+
+
+def refuse_long_warmup(config: RunConfig, total: int) -> None:
+    """Refuse a warm-up of more steps than the training has: its learning rate would never come near its peak.
+
+    A default that is too long for a small training is only told of.
+
+    Raises:
+        ConfigError: says how many steps there are.
+    """
+    if config.warmup < max(1, total) or total == 1:
+        return
+    said = f"--warmup {config.warmup:.0f} takes at least as many steps as the whole training has ({total})"
+    if config.warmup != config.under(vars(config))[1].get("warmup"):
+        raise ConfigError(f"{said}: give fewer steps, or a share below 1")
+    logger.warning("%s: the learning rate does not reach its peak", said)
 
 
 def trainer_arguments(config: RunConfig, dtype: str) -> TrainingArguments:

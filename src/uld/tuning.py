@@ -242,7 +242,7 @@ def tune(
         filters: τ to try; none keeps the run's.
         budget: See `choose`.
         aim: See `choose`.
-        template: Prompt template, as in training.
+        template: Prompt template; default: the one of the training.
 
     Returns:
         The choice.
@@ -266,7 +266,7 @@ def tune(
     ]
     pad: Any = tokenizer.pad_token_id
     length = stored_settings(folder).max_length if (folder / SETTINGS).is_file() else 512
-    form = PromptFormat(tokenizer, template)
+    form = PromptFormat(tokenizer, manifest.template if template is None else template)
     points = measure(model, form, int(pad or 0), probes, retain, settings, max_length=length)
     point, reason = choose(points, budget, aim)
     choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)

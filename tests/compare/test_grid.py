@@ -77,7 +77,7 @@ def test_grids_that_ship_are_whole(name):
 
 def test_wrong_grids_are_refused_in_one_sentence(tmp_path):
     assert "no grid 'nope'" in refused("nope")
-    assert "cell_: extra inputs" in refused(write(tmp_path, cell_=[]))
+    assert "there is no key 'cell_': did you mean 'cells'?" in refused(write(tmp_path, cell_=[]))
     assert "cells: " in refused(write(tmp_path, cells=[]))
     one = {"tables": ["table2"], "methods": ["uld"], "splits": ["forget10"], "seeds": [0]}
     assert "did you mean 'npo+kl'" in refused(write(tmp_path, cells=[one | {"methods": ["npo+lk"]}]))

@@ -71,6 +71,8 @@ class Result:
     progress: Progress | None = field(default=None)
 
 
+CHUNK_WORDS = 150
+"""Most words of a text's chunk, by default."""
 AskAll = Callable[[Sequence[tuple[int, str]], Callable[[int, Reply], bool]], None]
 
 
@@ -89,19 +91,22 @@ def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> tuple[li
     return found, [file.sha256 for file in files]
 
 
-def augment_by_rules(forget: str | Path, output: Path, wanted: Wanted, *, seed: int, chunk_words: int) -> Result:
+def augment_by_rules(
+    forget: str | Path, output: Path, wanted: Wanted | None = None, *, seed: int = 0, chunk_words: int = CHUNK_WORDS
+) -> Result:
     """Augment a forget file by rule.
 
     Args:
         forget: A file, a folder or a Hub data set (`uld.data.documents`).
         output: Folder, made if it is missing.
-        wanted: How much of each item.
+        wanted: How much of each item; default: `Wanted`'s own.
         seed: Of the rules.
         chunk_words: Most words of a text's chunk.
 
     Raises:
         ULDError: the file cannot be read, or the folder holds something else.
     """
+    wanted = wanted or Wanted()
     found, digests = read_items(forget, wanted, chunk_words)
     claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
     return _finish(output, found, by_rules(found, wanted, seed), None)
@@ -114,7 +119,7 @@ def augment_by_model(
     ask_all: AskAll,
     *,
     by: dict[str, Any],
-    chunk_words: int,
+    chunk_words: int = CHUNK_WORDS,
     tries: int = 3,
     tell: Callable[[Progress], None] | None = None,
 ) -> Result:

@@ -31,22 +31,24 @@ def augment(
     local: Annotated[str | None, _option("By a local model: run folder, model folder or Hub id.", panel=HOW)] = None,
     api_base: Annotated[str | None, _option("By an OpenAI-compatible endpoint: its URL up to /v1.", panel=HOW)] = None,
     model: Annotated[str | None, _option("The endpoint's name for the model.", "--model", "-m", panel=HOW)] = None,
-    paraphrases: Annotated[int, _option("Paraphrases of each item.", panel=MUCH, min=0)] = 2,
-    wrong_answers: Annotated[int, _option("Wrong answers to each question.", panel=MUCH, min=0)] = 2,
+    paraphrases: Annotated[int, _option("Paraphrases of each item.", panel=MUCH, min=0, max=10**4)] = 2,
+    wrong_answers: Annotated[int, _option("Wrong answers to each question.", panel=MUCH, min=0, max=10**4)] = 2,
     ask: Annotated[bool, _option("Ask questions about texts, too.", "--ask", panel=MUCH)] = False,
-    questions: Annotated[int, _option("Questions about each chunk (--ask).", panel=MUCH, min=1)] = 4,
-    chunk_words: Annotated[int, _option("Most words of a text's chunk.", panel=MUCH, min=20)] = 150,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the rules, or of the model's sampling.")] = 0,
+    questions: Annotated[int, _option("Questions about each chunk (--ask).", panel=MUCH, min=1, max=10**4)] = 4,
+    chunk_words: Annotated[int, _option("Most words of a text's chunk.", panel=MUCH, min=20, max=10**9)] = 150,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the rules, or of the model's sampling.")] = 0,
     api_key_env: Annotated[
         str, _option("Environment variable with the key; none: the endpoint needs no key.", panel=API)
     ] = "OPENAI_API_KEY",
     concurrency: Annotated[int, _option("Requests at a time.", panel=API, min=1, max=256)] = 4,
-    retries: Annotated[int, _option("Most repetitions of a failed request.", panel=API, min=0)] = 5,
-    timeout: Annotated[float, _option("Seconds that a request may take.", panel=API, min=0.1)] = 120.0,
-    temperature: Annotated[float, _option("Of sampling.", panel=API, min=0.0)] = 0.7,
-    price_in: Annotated[float, _option("Price of a million prompt tokens, for the sum.", panel=API, min=0.0)] = 0.0,
-    price_out: Annotated[float, _option("Price of a million answer tokens.", panel=API, min=0.0)] = 0.0,
-    max_tokens: Annotated[int, _option("Most tokens of a model's answer.", panel=API, min=16)] = 2048,
+    retries: Annotated[int, _option("Most repetitions of a failed request.", panel=API, min=0, max=1000)] = 5,
+    timeout: Annotated[float, _option("Seconds that a request may take.", panel=API, min=0.1, max=10**6)] = 120.0,
+    temperature: Annotated[float, _option("Of sampling.", panel=API, min=0.0, max=100.0)] = 0.7,
+    price_in: Annotated[
+        float, _option("Price of a million prompt tokens, for the sum.", panel=API, min=0.0, max=10**9)
+    ] = 0.0,
+    price_out: Annotated[float, _option("Price of a million answer tokens.", panel=API, min=0.0, max=10**9)] = 0.0,
+    max_tokens: Annotated[int, _option("Most tokens of a model's answer.", panel=API, min=16, max=10**6)] = 2048,
     template: Annotated[
         str | None, _option("Prompt template of --local; default: its chat template.", panel=HOW)
     ] = None,

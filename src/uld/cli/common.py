@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import os
 import re
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.models import ArgumentInfo, OptionInfo
 
 from uld.errors import ULDError
-from uld.settings import DTYPES, is_first_process
+from uld.settings import DTYPES, flag, is_first_process
 
 
 def _option(text: str, *names: str) -> Any:
@@ -152,7 +154,8 @@ def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a user's error as one sentence and end with exit code 2."""
+    """Print a user's error as one sentence and end with exit code 2; refuse values that no option can have."""
+    signature = inspect.signature(command)
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -161,6 +164,7 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         if not sys.warnoptions:  # what libraries have to say to programmers is of no use to a user
             warnings.simplefilter("ignore")
         try:
+            _refuse_unusable(signature, kwargs)
             return command(*args, **kwargs)
         except ULDError as error:
             print(f"uld: {error}", file=sys.stderr)
@@ -169,8 +173,41 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
             print("uld: interrupted", file=sys.stderr)
             raise typer.Exit(2) from None
 
-    run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
+    run.__signature__ = signature  # type: ignore[attr-defined]
     return run
+
+
+MAY_BE_EMPTY = ("request", "prompts")
+"""Parameters that hold words for a model; every other text is a place, a name or a list of them."""
+
+
+def _refuse_unusable(signature: inspect.Signature, given: Mapping[str, Any]) -> None:
+    """Refuse texts that say nothing and numbers that are none, whatever the option.
+
+    A shell gives an empty text for a variable that is not set, and an empty place is the folder that one works in.
+
+    Raises:
+        ULDError: names the flag.
+    """
+    for name, value in given.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, str) and not one.strip() and name not in MAY_BE_EMPTY:
+                raise ULDError(
+                    f"{_typed(signature, name)} is empty: give it a value, or leave it out (is it a variable that is "
+                    "not set?)"
+                )
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ULDError(f"{_typed(signature, name)} must be a finite number, not {one}")
+
+
+def _typed(signature: inspect.Signature, name: str) -> str:
+    """What a user types for a parameter: its flag, or an argument's name as ``--help`` has it."""
+    for info in getattr(signature.parameters[name].annotation, "__metadata__", ()):
+        if isinstance(info, ArgumentInfo):
+            return name.upper()
+        if isinstance(info, OptionInfo) and info.param_decls:
+            return info.param_decls[0].partition("/")[0]
+    return flag(name)
 
 
 def evaluation_folder(

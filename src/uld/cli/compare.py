@@ -28,7 +28,9 @@ def compare(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Folder of TOFU; without it the Hub's locuslab/TOFU.")] = None,
     augmented: Annotated[str | None, typer.Option(help="Folder with TOFU's paraphrases and wrong answers.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes side by side; each takes its share of the cores.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes side by side; each takes its share of the cores.")
+    ] = 1,
     replace: Annotated[bool, typer.Option("--replace", help="Replace results of other settings or inputs.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what is left; compute nothing.")
@@ -40,8 +42,6 @@ def compare(
     Every cell is kept under the digest of its inputs: a second call computes what is missing, after a kill, too.
     Several calls on one folder, on several machines, share the work.
     """
-    if jobs < 1:
-        raise ULDError(f"--jobs must be at least 1, not {jobs}")
     changes = {"target": target, "data": data, "augmented": augmented, "retain_only": _pairs(retain_only)}
     from uld.compare.grid import read_grid
 

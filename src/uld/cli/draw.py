@@ -18,9 +18,11 @@ def draw(
     forget: Annotated[
         list[str], typer.Option(help="What is to be forgotten, as in uld train: what repeats it is dropped.")
     ],
-    rows: Annotated[int, typer.Option(help="Rows to draw.", min=1)] = 256,
+    rows: Annotated[int, typer.Option(help="Rows to draw.", min=1, max=10**6)] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0, max=2**63 - 1)] = 0,
-    max_length: Annotated[int, typer.Option(help="Tokens a row may have, within what the model takes.", min=2)] = 512,
+    max_length: Annotated[
+        int, typer.Option(help="Tokens a row may have, within what the model takes.", min=2, max=10**9)
+    ] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     *,
     options: ModelOptions,

@@ -35,9 +35,10 @@ def attacks(
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for PrivLeak.")] = None,
     gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Run GradNorm too: a backward pass a text.")] = False,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens that count of a text; default: as many as the model takes.")
+        int | None,
+        typer.Option(min=2, max=10**9, help="Tokens that count of a text; default: as many as the model takes."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First texts of each set only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="First texts of each set only.")] = None,
     output: Output = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -30,9 +30,15 @@ def copyright(
         list[str] | None,
         typer.Option(help="What the model should still read well: a document, or JSON lines; its perplexity (repeat)."),
     ] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Most chunks; of a longer book they are spread over it.")] = 400,
-    chunk_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a chunk: --max-length of the training.")] = 512,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="First tokens of a chunk, which the model is given.")] = 200,
+    chunks: Annotated[
+        int, typer.Option(min=1, max=10**9, help="Most chunks; of a longer book they are spread over it.")
+    ] = 400,
+    chunk_tokens: Annotated[
+        int, typer.Option(min=2, max=10**9, help="Tokens of a chunk: --max-length of the training.")
+    ] = 512,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, max=10**9, help="First tokens of a chunk, which the model is given.")
+    ] = 200,
     request: Annotated[
         str | None, typer.Option(help="What stands before them; default: the paper's words; empty for nothing.")
     ] = None,

@@ -29,18 +29,18 @@ FORWARDED_EPILOG = "Example: uld lm-eval --model uld --model_args pretrained=run
 def harness(
     tasks: Annotated[str, typer.Option(help="Tasks, groups or tags of lm-eval, separated by commas.")],
     num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples in a prompt; default: as the task says, else none.")
+        int | None, typer.Option(min=0, max=10**9, help="Examples in a prompt; default: as the task says, else none.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First documents of each task only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="First documents of each task only.")] = None,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Ask in the tokenizer's chat template.")
     ] = False,
     include_path: Annotated[
         list[str] | None, typer.Option(help="Folder with task files (YAML) of your own (repeat).")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=10**9, help="Rows of a batch.")] = 8,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens read at once; default: what the model can.")
+        int | None, typer.Option(min=2, max=10**9, help="Tokens read at once; default: what the model can.")
     ] = None,
     before: Annotated[
         bool | None,

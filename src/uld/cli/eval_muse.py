@@ -28,9 +28,9 @@ def muse(
     data: Annotated[str | None, typer.Option(help="Folder laid out like MUSE's; parts may be missing.")] = None,
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for PrivLeak.")] = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, help="Examples before a question; default: all (MUSE: 10).")
+        int | None, typer.Option(min=0, max=10**9, help="Examples before a question; default: all (MUSE: 10).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First rows of each part only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="First rows of each part only.")] = None,
     output: Output = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -9,8 +9,11 @@ import typer
 from uld.cli.common import ModelOptions, guarded, with_model
 from uld.errors import ULDError
 
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0: greedy; otherwise sampling at this temperature.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=10**6, help="Most tokens of an answer.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, max=100.0, help="0: greedy; otherwise sampling at this temperature.")
+]
+_COLDEST = 1e-3  # below it logits overflow
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling.")]
 
 
@@ -24,7 +27,7 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a prompt template.")] = False,
     max_new_tokens: MaxNewTokens = 200,
     temperature: Temperature = 0.0,
-    num_beams: Annotated[int, typer.Option(min=1, help="Beams.")] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, max=1024, help="Beams.")] = 1,
     seed: Seed = 0,
     *,
     options: ModelOptions,
@@ -113,6 +116,8 @@ class _Talker:
     """A loaded model with its prompt format and decoding settings."""
 
     def __init__(self, options: ModelOptions, max_new_tokens: int, temperature: float, seed: int) -> None:
+        if 0 < temperature < _COLDEST:
+            raise ULDError(f"--temperature must be 0 (greedy) or at least {_COLDEST}, not {temperature}")
         self.model, self.tokenizer = options.load()
         from transformers import set_seed
 

@@ -18,32 +18,50 @@ cells:
 ```
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from uld.config import ConfigError, TrainConfig, read_preset, read_yaml, train_config
-from uld.data.tofu import check_split
+from uld.data.tofu import FORGET_SPLITS, check_split
 from uld.errors import ULDError
 from uld.methods.registry import get_method
 from uld.report.paper import TableName
+from uld.settings import FileSettings, guess, place, shown, text_fault
 
 _OWN = ("target", "output", "data", "augmented", "split", "seed", "method", "keep_epochs", "forget", "retain")
+
+
+def _saying(text: str) -> str:
+    if (fault := text_fault(text)) is not None:
+        raise ValueError(fault)
+    return text
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 as a text."""
+    return float(value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_saying)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1, allow_inf_nan=False)]
+_STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 class CellGroup(BaseModel):
     """Cells that differ in method, split and seed alone."""
 
-    model_config = ConfigDict(extra="forbid")
-    tables: list[str]
-    methods: list[str]
-    splits: list[str]
-    seeds: list[int]
+    model_config = _STRICT
+    tables: list[TableName]
+    methods: list[Text] = Field(min_length=1)
+    splits: list[Text] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     variant: str = ""
     settings: dict[str, Any] = {}
     keep_epochs: bool = False
@@ -59,26 +77,26 @@ class LearningRates(BaseModel):
         families: Methods that share a rate, under the one that it is chosen by.
     """
 
-    model_config = ConfigDict(extra="forbid")
-    candidates: list[float] = Field(min_length=1)
-    split: str = "forget10"
-    seed: int = 0
-    families: dict[str, list[str]]
+    model_config = _STRICT
+    candidates: list[Rate] = Field(min_length=1)
+    split: Text = "forget10"
+    seed: Seed = 0
+    families: dict[str, list[Text]]
 
 
 class Grid(BaseModel):
     """The file as it is read."""
 
-    model_config = ConfigDict(extra="forbid")
-    target: str = ""
-    retain_only: dict[str, str] = {}
-    data: str | None = None
-    augmented: str | None = None
+    model_config = _STRICT
+    target: Text = ""
+    retain_only: dict[str, Text] = {}
+    data: Text | None = None
+    augmented: Text | None = None
     settings: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, Text] = {}
     learning_rates: list[LearningRates] = []
-    notes: dict[TableName, list[str]] = {}
+    notes: dict[TableName, list[Text]] = {}
     cells: list[CellGroup] = Field(min_length=1)
 
 
@@ -121,7 +139,7 @@ def describe_preset(name: str) -> str:
     return text.splitlines()[0].removeprefix("# ")
 
 
-def read_grid(source: str, changes: Mapping[str, Any]) -> Grid:
+def read_grid(source: str, changes: Mapping[str, Any] | None = None) -> Grid:
     """Read a grid.
 
     Args:
@@ -129,30 +147,117 @@ def read_grid(source: str, changes: Mapping[str, Any]) -> Grid:
         changes: ``target``, ``retain_only``, ``data``, ``augmented`` from the command line; None is not given.
 
     Raises:
-        ULDError: no such grid, an unknown key, method or split, or settings that a method does not take.
+        ULDError: no such grid, an unknown key, method or split, or settings that a method does not take; with the line.
     """
     if source in grid_presets():
         path = str(files("uld.presets") / "grids" / f"{source}.yaml")
-    elif Path(source).exists():
+    elif os.path.exists(source):
         path = source
     else:
         raise ConfigError(f"there is no grid {source!r}: name a YAML file, or one of {', '.join(grid_presets())}")
-    values = read_yaml(path)
-    given = {name: value for name, value in changes.items() if value}
+    read = read_yaml(path)
+    given = {name: value for name, value in (changes or {}).items() if value}
+    lines = {keys: line for keys, line in read.lines.items() if not keys or keys[0] not in given}
+    values = FileSettings({name: value for name, value in read.items() if value is not None} | given, lines)
     try:
-        grid = Grid.model_validate(values | given)
+        grid = Grid.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {where or 'the grid'}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise ConfigError(_sentence(source, values, error.errors()[0])) from error
+    _check_names(source, values, grid)
     if not grid.target:
         raise ConfigError(f"{source} names no target: name one with --target")
     for spec in [*specs(grid, dict.fromkeys(families(grid), 0.5)), *rate_specs(grid)]:
         if spec.split not in grid.retain_only:
             raise ConfigError(f"{source} names no retain-only model for {spec.split}: --retain-only {spec.split}=MODEL")
         if spec.method is not None:
-            config(spec, grid, "")
+            try:
+                config(spec, grid, "")
+            except ULDError as error:
+                raise ConfigError(f"{source}: {error}") from error
     return grid
+
+
+def _where(source: str, values: FileSettings, keys: tuple[str | int, ...]) -> str:
+    """A place in the file: its line, or that of what it stands in, and the keys that lead to it."""
+    known = next((keys[:size] for size in range(len(keys), 0, -1) if keys[:size] in values.lines), ())
+    return f"{place(source, values, *known)}: {'.'.join(map(str, keys)) or 'the grid'}"
+
+
+_LEVELS: dict[str | None, type[BaseModel]] = {None: Grid, "cells": CellGroup, "learning_rates": LearningRates}
+
+
+def _sentence(source: str, values: FileSettings, fault: Any) -> str:
+    """What pydantic found wrong, as a sentence."""
+    keys = tuple(key for key in fault["loc"] if key != "[key]")
+    where, given = _where(source, values, keys), shown(fault["input"])
+    if fault["type"] == "extra_forbidden":
+        *above, name = keys
+        return f"{where}: there is no key {name!r}{_meant(name, _LEVELS[above[0] if above else None].model_fields)}"
+    if fault["type"] == "literal_error":
+        return f"{where}: there is no table {given}{_meant(fault['input'], get_args(TableName))}"
+    wanted = fault["msg"].removeprefix("Value error, ")
+    return f"{where}: {wanted[0].lower()}{wanted[1:]}" + ("" if fault["type"] == "missing" else f", not {given}")
+
+
+def _meant(name: object, known: Iterable[str]) -> str:
+    """What was probably meant by a name, or what there is to choose from."""
+    return guess(name, known) or f": choose one of {', '.join(known)}"
+
+
+def _names(grid: Grid) -> Iterator[tuple[tuple[str | int, ...], Callable[[str], object], str]]:
+    """Every name of a split or a method in a grid: the keys that lead to it, what checks it, and the name itself."""
+    yield from ((("retain_only", name), _check_split, name) for name in grid.retain_only)
+    for key in ("methods", "labels"):
+        yield from (((key, name), get_method, name) for name in getattr(grid, key))
+    for number, rates in enumerate(grid.learning_rates):
+        yield ("learning_rates", number, "split"), _check_split, rates.split
+        for first, names in rates.families.items():
+            yield ("learning_rates", number, "families", first), get_method, first
+            for index, name in enumerate(names):
+                yield ("learning_rates", number, "families", first, index), get_method, name
+    for number, group in enumerate(grid.cells):
+        for key, check in (("methods", get_method), ("splits", _check_split)):
+            yield from ((("cells", number, key, index), check, name) for index, name in enumerate(getattr(group, key)))
+
+
+def _check_split(name: str) -> None:
+    if name not in FORGET_SPLITS:
+        raise ULDError(f"{name!r} is not a forget split of TOFU{_meant(name, FORGET_SPLITS)}")
+
+
+def _check_names(source: str, values: FileSettings, grid: Grid) -> None:
+    """Refuse methods, splits and settings that do not exist, also those that no cell would come to.
+
+    Raises:
+        ConfigError: with the place, and what was probably meant.
+    """
+    for keys, check, name in _names(grid):
+        try:
+            check(name)
+        except ULDError as error:
+            raise ConfigError(f"{_where(source, values, keys)}: {error}") from error
+    seen: dict[str, str] = {}
+    for number, rates in enumerate(grid.learning_rates):
+        for first, names in rates.families.items():
+            for name in names:
+                if seen.setdefault(name, first) != first:
+                    where = _where(source, values, ("learning_rates", number, "families", first))
+                    raise ConfigError(f"{where}: {name} has its rate from {seen[name]} already: leave it out of one")
+    blocks: list[tuple[tuple[str | int, ...], str | None]] = [(("settings",), None)]
+    blocks += [(("methods", name), name) for name in grid.methods]
+    blocks += [(("cells", number, "settings"), None) for number in range(len(grid.cells))]
+    for keys, method in blocks:
+        part = values.part(*keys)
+        if taken := [name for name in _OWN if name in part]:
+            where = _where(source, values, (*keys, taken[0]))
+            raise ConfigError(f"{where}: {taken[0]} is decided by the grid, so it cannot stand among the settings")
+        preset = part.pop("preset", None)
+        if preset is not None:
+            try:
+                read_preset(preset)
+            except ConfigError as error:
+                raise ConfigError(f"{_where(source, values, (*keys, 'preset'))}: {error}") from error
+        train_config([(source, part), *([("", {"method": method})] if method is not None else [])])
 
 
 def families(grid: Grid) -> dict[str, list[str]]:

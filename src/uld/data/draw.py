@@ -80,7 +80,13 @@ def generic_prompts() -> tuple[list[str], list[str]]:
 
 
 def draw(
-    model: Any, form: PromptFormat, forget: Sequence[Record], rows: int, *, seed: int = 0, max_length: int = 512
+    model: Any,
+    form: PromptFormat,
+    forget: Sequence[Record],
+    rows: int = LEAST_ROWS,
+    *,
+    seed: int = 0,
+    max_length: int = 512,
 ) -> Drawn:
     """Draw a retain set from a model: temperature 1, top-p 0.95, the same rows for the same seed.
 

@@ -22,6 +22,7 @@ NAMED = {
 """Templates by name; ``llama2`` is the one that TOFU's Llama-2 models were trained with."""
 
 T = TypeVar("T")
+_OF_RUN = "uld_template"  # attribute of a tokenizer
 _PROBE = "0x7e57"  # an answer that no template writes itself
 
 
@@ -40,6 +41,11 @@ class Encoded:
     cut: int = 0
 
 
+def remember_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+    """Have a run's tokenizer name the template that the run was trained with, for whoever asks its model."""
+    setattr(tokenizer, _OF_RUN, template)
+
+
 class PromptFormat:
     """Turns records into tokens for one tokenizer and one template."""
 
@@ -49,13 +55,15 @@ class PromptFormat:
         Args:
             tokenizer: With a chat template, unless a template is named.
             template: Name, inline template with ``{question}`` and ``{answer}`` (in which a backslash and an n, as a
-                shell hands them on, stand for a line feed), or None for the chat template (``qa`` where the tokenizer
-                has none).
+                shell hands them on, stand for a line feed), or None for the one that the tokenizer's run was trained
+                with (`remember_template`), else the chat template, else ``qa``.
 
         Raises:
             DataError: an unknown name or an inline template without its two fields.
         """
         self.tokenizer: Any = tokenizer
+        if template is None:
+            template = getattr(tokenizer, _OF_RUN, None)
         if template is None and not getattr(tokenizer, "chat_template", None):
             template = "qa"
         if template is not None:

@@ -3,14 +3,15 @@
 Two formats are read, told apart by their content: the one of TOFU's authors (`eval_log_aggregated.json`, arXiv
 2401.06121) and open-unlearning's (`TOFU_EVAL.json`, arXiv 2506.12618). The authors' format is written.
 
+The authors' format maps a row's key to its value in every column. The logs in the repositories of ULD and NPO come from
+an earlier version of it, whose columns are lists, a value a row from row 0 on: they are read to the same.
+
 Logs hold losses, and scores derived from losses. Derived scores are computed again, with one exception: open-unlearning
 rounds its probabilities to fp32 and adds 1e-10 to its denominators, so the scores that its published numbers average
 are kept as `stored_prob` and `stored_truth_ratio`.
 """
 
 import json
-import math
-import operator
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -19,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from uld.errors import ULDError
 from uld.evaluation import metrics
+from uld.evaluation.log_values import LogError, once, plain
 from uld.evaluation.rows import dumps
 
 FILE_NAME = "eval_log_aggregated.json"
@@ -57,10 +58,6 @@ AUTHORS_KEYS = {
 REQUIRED = ("avg_loss", "paraphrase_loss", "wrong_losses")
 
 
-class LogError(ULDError, ValueError):
-    """An evaluation log that cannot be read, written or compared."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TaskLog:
     """One task set: a column per quantity, an entry per row. Optional columns are None as a whole, never in part.
@@ -68,8 +65,8 @@ class TaskLog:
     Losses are in nats; numbers are turned into plain Python ones, so numpy arrays may be passed.
 
     Raises:
-        LogError: if a column is shorter or longer than `keys`, a key repeats, a value is NaN or not a number, or
-            rows differ in their number of wrong answers.
+        LogError: if a column is shorter or longer than `keys`, a key repeats, a value is NaN, no number or out of its
+            range, or rows differ in their number of wrong answers.
     """
 
     keys: list[str]
@@ -115,10 +112,13 @@ class TaskLog:
                 count = "no" if values is None else len(values)
                 raise LogError(f"Column {column.name!r} has {count} entries for {len(self.keys)} rows: log every row.")
             rows = zip(self.keys, values, strict=True)
-            set_field(self, column.name, [_plain(column.name, key, value) for key, value in rows])
+            set_field(self, column.name, [plain(column.name, key, value) for key, value in rows])
         counts = {len(row) for row in self.wrong_losses}
         if len(counts) != 1 or 0 in counts:
             raise LogError("Column 'wrong_losses' needs the same number of wrong answers, at least one, in every row.")
+        for name in ("wrong_loss_sums", "wrong_tokens"):
+            if {len(row) for row in getattr(self, name) or ()} - counts:
+                raise LogError(f"Column {name!r} needs as many entries as there are wrong answers in every row.")
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -220,25 +220,6 @@ def write_log(log: TofuLog, path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def _plain(column: str, key: str, value: Any) -> Any:
-    """Return the value with plain Python types, or say which row is wrong."""
-    try:
-        if column == "generated":
-            prompt, generation, truth = value
-            if not all(isinstance(text, str) for text in value):
-                raise TypeError
-            return prompt, generation, truth
-        number = operator.index if "tokens" in column else float
-        plain = [number(v) for v in value] if column.startswith("wrong_") else number(value)
-    except (TypeError, ValueError, OverflowError):
-        raise LogError(f"Column {column!r} cannot hold {str(value)[:60]!r} (row {key!r}): evaluate again.") from None
-    if any(math.isnan(v) or v == -math.inf for v in (plain if isinstance(plain, list) else [plain])):
-        raise LogError(
-            f"Column {column!r} is NaN or -inf in row {key!r}: the model's scores are unusable, evaluate it again."
-        )
-    return plain
-
-
 def _find(path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the one log at the path, and its content."""
     if not path.is_dir():
@@ -266,11 +247,15 @@ def _find(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def _load(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
     except FileNotFoundError:
         raise LogError(f"{file} does not exist; name a TOFU log or the folder that holds it.") from None
     except OSError as error:
         raise LogError(f"{file} cannot be read ({error.strerror}); check its permissions.") from error
+    except RecursionError:
+        raise LogError(f"{file} is no TOFU log: its lists or mappings lie too deep within each other.") from None
+    except LogError as error:
+        raise LogError(f"{file}: {error}") from error
     except ValueError as error:
         raise LogError(f"{file} is not valid JSON ({error}); it may be cut short, evaluate again.") from error
 
@@ -287,6 +272,8 @@ def _from_authors(content: dict[str, Any], name: str) -> TaskLog | None:
     section = content.get(AUTHORS_NAMES[name])
     if section is None:
         return None
+    if not isinstance(section, dict):
+        raise LogError(f"{AUTHORS_NAMES[name]!r} holds no columns; evaluate this task again.")
     columns = {ours: section[theirs] for ours, theirs in AUTHORS_KEYS.items() if theirs in section}
     return _task(columns, AUTHORS_KEYS)
 
@@ -320,15 +307,30 @@ def _from_open_unlearning(content: dict[str, Any], name: str) -> TaskLog | None:
 
 
 def _task(columns: dict[str, Any], names: Mapping[str, str]) -> TaskLog:
-    """Line the columns, each a mapping from row key to value, up by row; `names` is what the file calls them."""
+    """Line the columns up by row: mappings from row key to value, or lists in the order of the rows.
+
+    `names` is what the file calls the columns.
+    """
     for ours in REQUIRED:
         if ours not in columns:
             raise LogError(f"{names[ours]!r} is missing; evaluate this task again with all of its metrics.")
-    keys = list(columns["avg_loss"])
+    kind = list if isinstance(columns["avg_loss"], list) else dict
+    rows: dict[str, dict[str, Any]] = {}
     for ours, values in columns.items():
-        if not isinstance(values, dict) or values.keys() != set(keys):
+        if not isinstance(values, kind):
+            wanted = "a list of rows" if kind is list else "a mapping from rows to values"
+            raise LogError(f"{names[ours]!r} is not {wanted}, as the losses are; evaluate again.")
+        rows[ours] = values if isinstance(values, dict) else {str(row): value for row, value in enumerate(values)}
+    keys = list(rows["avg_loss"])
+    for ours, values in rows.items():
+        if values.keys() != set(keys):
             raise LogError(f"{names[ours]!r} does not hold the same {len(keys)} rows as the losses; evaluate again.")
-    return TaskLog(keys=keys, **{ours: [values[key] for key in keys] for ours, values in columns.items()})
+    try:
+        return TaskLog(keys=keys, **{ours: [values[key] for key in keys] for ours, values in rows.items()})
+    except LogError as error:
+        column = next((ours for ours in rows if f"Column {ours!r} " in str(error)), None)
+        theirs = f" (The file calls it {names[column]!r}.)" if column is not None and names[column] != column else ""
+        raise LogError(f"{error}{theirs}") from error
 
 
 def _to_authors(name: str, task: TaskLog) -> dict[str, dict[str, Any]]:
