@@ -5,7 +5,6 @@ whole journal at the end: so a run that was stopped goes on where it was and sen
 depends neither on the concurrency nor on the stops.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uld.artifact import present
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
@@ -21,7 +21,8 @@ from uld.augment.prompts import Job, jobs, prompt, read_answer, version
 from uld.data.documents import read_sources
 from uld.data.record import DataError
 from uld.errors import ULDError
-from uld.evaluation.rows import RowFile, claim
+from uld.evaluation.rows import RowFile, claim, claiming, take
+from uld.locks import LOCK
 
 JOURNAL = "journal.jsonl"
 WHAT = "augmentation"
@@ -140,8 +141,7 @@ def augment_by_model(
         for item in found
         for job, number in jobs(item, wanted.paraphrases, wanted.wrong_answers, wanted.ask)
     ]
-    claim(output, about, WHAT)
-    with _journal(output) as journal:
+    with _journal(output, about) as journal:
         progress = _progress(journal, len(asked))
         tried: Counter[int] = Counter()
         spent: dict[int, tuple[int, int]] = {}
@@ -177,14 +177,20 @@ def augment_by_model(
 
 
 @contextmanager
-def _journal(output: Path) -> Iterator[RowFile]:
+def _journal(output: Path, about: dict[str, Any]) -> Iterator[RowFile]:
     """The journal of a claimed folder; where nothing came of it, the folder is given up: its settings bind nobody."""
-    with RowFile(output / JOURNAL, WHAT) as journal:  # its lock is held until the folder is gone
+    with claiming(output, WHAT):
+        take(output, about, WHAT)
+        file = RowFile(output / JOURNAL, WHAT)
+    with file as journal:  # its lock is held until the folder is gone
         try:
             yield journal
         except BaseException:
-            if not journal.rows and {one.name for one in output.iterdir()} == {SETTINGS, JOURNAL}:
-                shutil.rmtree(output)
+            with claiming(output, WHAT):
+                if not journal.rows and present(output) == {SETTINGS, JOURNAL}:
+                    for name in (JOURNAL, SETTINGS, LOCK):  # settings without a journal are still this folder's
+                        (output / name).unlink()
+                    output.rmdir()
             raise
 
 
