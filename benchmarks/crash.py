@@ -5,6 +5,8 @@ writes is told by Python's own audit events, so that a kill comes exactly betwee
 kept in ``--work``: what was stopped continues there. Writes ``docs/results/crash.json``.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,7 +32,8 @@ from common import ROOT, arguments, machine  # noqa: E402
 torch.set_num_threads(1)
 matplotlib.use("Agg")
 
-import matplotlib.pyplot  # noqa: E402, F401
+import matplotlib.pyplot  # noqa: E402
+
 import uld.cli.main  # noqa: E402
 import uld.compare.work  # noqa: E402
 import uld.data.draw  # noqa: E402
@@ -39,11 +42,14 @@ import uld.evaluation.tofu  # noqa: E402
 import uld.finetuning  # noqa: E402
 import uld.report.build  # noqa: E402
 import uld.training  # noqa: E402
-import uld.tuning  # noqa: E402, F401
+import uld.tuning  # noqa: E402
 from uld.machine import library_versions  # noqa: E402
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 VOLATILE = {"seconds", "peak_rss_bytes", "machine"}  # what no two undisturbed calls have in common
+PRODUCT = re.compile(
+    r"adapter|config\.json|generation_config|tokenizer|special_tokens|chat_template|model.*safetensors"
+)
 TEMPORARY = re.compile(r"^\.(.+?)\.[^.]{8}\.uld$")
 Event = tuple[str, str]  # what is done, to which path in the folder
 
@@ -73,7 +79,9 @@ def fixtures(work: Path) -> None:
 
     world = write_world(work / "world", people=10, evaluated=2)
     size = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_layers": 2}
-    target, retain_only = make_models(world, work, settings=MicroSettings(**size, epochs=2, batch_size=8, warmup_steps=5))  # type: ignore[arg-type]
+    target, retain_only = make_models(
+        world, work, settings=MicroSettings(**size, epochs=2, batch_size=8, warmup_steps=5)
+    )  # type: ignore[arg-type]
     for name, place in (("target", target), ("retain-only", retain_only)):
         (work / name).symlink_to(place.name)
     places = {"target": str(work / "target"), "output": str(work / "run"), "data": str(work / "world")}
@@ -94,7 +102,13 @@ def fixtures(work: Path) -> None:
                 **{"data": str(work / "world"), "settings": {"max_length": 128, "retain_rows": 4, "lora_rank": 4}},
                 "methods": {"uld": {"num_layers": 1, "epochs": 2, "batch_size": 16, "save_steps": 1}},
                 "cells": [
-                    {"tables": ["table2"], "methods": ["uld"], "splits": ["forget10"], "seeds": [0], "keep_epochs": True}
+                    {
+                        "tables": ["table2"],
+                        "methods": ["uld"],
+                        "splits": ["forget10"],
+                        "seeds": [0],
+                        "keep_epochs": True,
+                    }
                 ],
             }
         )
@@ -144,9 +158,9 @@ def augment(forget: Path, out: Path) -> None:
 
     def ask_all(left: Any, done: Any) -> None:
         for number, prompt in left:
-            done(number, Reply(json.dumps([f"{len(prompt)} words"] * 2), 3, 2))
+            done(number, Reply(json.dumps({"items": [f"{len(prompt)} words"] * 2}), 3, 2))
 
-    augment_by_model(forget, out, Wanted(1, 1, 0), ask_all, by={"by": "stub"}, chunk_words=100)
+    augment_by_model(forget, out, Wanted(1, 1, 0), ask_all, by={"by": "stub"}, chunk_words=100, tries=1)
 
 
 def save(run: Path, out: Path) -> None:
@@ -158,10 +172,17 @@ def save(run: Path, out: Path) -> None:
 
 
 def label(path: str) -> str:
-    """What a path is a part of, without numbers: ``checkpoints/checkpoint-N`` for every file of every checkpoint."""
-    parts = [TEMPORARY.sub(r"\1", part) for part in Path(path).parts]
-    depth = 4 if parts[:1] == ["work"] else 2
-    return re.sub(r"\d+", "N", "/".join(parts[:depth]))
+    """What a path is a part of, as the table of docs/architecture.md calls it."""
+    parts = [TEMPORARY.sub(r"\1", part) for part in Path(path).parts][1:]
+    if parts[:2] in (["work", "runs"], ["work", "eval"]):
+        parts = parts[3:] if parts[1] == "runs" else ["work/eval"]
+    if not parts or parts[-1].endswith(".lock") or "locks" in parts:
+        return "the folder and its lock"
+    if parts[0] == "checkpoints":
+        return re.sub(r"\d+", "N", "/".join(parts[:2]))
+    if PRODUCT.match(parts[0]):
+        return "weights, config, tokenizer"
+    return "rows" if re.fullmatch(r"(forget|retain|real_authors|world_facts)\.jsonl", parts[-1]) else parts[0]
 
 
 def hooked(root: Path, heard: Callable[[str, str], None]) -> None:
@@ -235,15 +256,11 @@ def forked(task: Callable[[], None], log: Path, *, after: float | None = None) -
             os._exit(code)
     if after is not None:
         time.sleep(after)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     _, status = os.waitpid(pid, 0)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)  # what the killed one has left running
-    except ProcessLookupError:
-        pass
     return os.waitstatus_to_exitcode(status)
 
 
@@ -251,6 +268,8 @@ def call(words: list[str] | Callable[[], None]) -> None:
     """One command, in a process that is its own."""
     import multiprocessing
 
+    evaluate = uld.evaluation.tofu.evaluate  # a cell evaluates few rows here
+    uld.compare.cell.evaluate = functools.partial(evaluate, limit=2, max_new_tokens=4)
     real = multiprocessing.get_context
     uld.compare.work.multiprocessing.get_context = lambda method=None: real("fork")  # type: ignore[assignment]
     tell_appends()
@@ -288,6 +307,7 @@ class Trials:
     """Trials of one command."""
 
     def __init__(self, work: Path, name: str, command: Command) -> None:
+        """Give the command once, undisturbed, and note what it writes."""
         self.work, self.name, self.command = work, name, command
         self.root = work / "trial"
         self.out, self.log = self.root / "out", work / "log"
@@ -303,6 +323,7 @@ class Trials:
         self.whole = state(self.root)
 
     def fresh(self) -> None:
+        """Begin with what the command begins with."""
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir()
         self.log.unlink(missing_ok=True)
@@ -310,6 +331,8 @@ class Trials:
             shutil.copytree(self.work / self.command.start, self.out)
 
     def traced(self, events: Path) -> None:
+        """The command, its writes noted in a file."""
+
         def heard(event: str, path: str) -> None:
             os.write(handle, (json.dumps([event, path]) + "\n").encode())
 
@@ -367,9 +390,14 @@ class Trials:
         return {"killed": code == -signal.SIGKILL, "ended": ended, "differs": differs, "lost": lost, "told": told}
 
 
-def plan(trials: Trials, each: int, at_random: int, chance: random.Random) -> Iterator[dict[str, Any]]:
+def plan(
+    trials: Trials, covered: set[tuple[str, str]], each: int, at_random: int, chance: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Where a command is killed: between what no command before it writes one behind the other, then at any time."""
     for (before, now), numbers in trials.pairs().items():
-        for _ in range(each):
+        new = (before, now) not in covered
+        covered.add((before, now))
+        for _ in range(each if new else 0):
             yield {"after": before, "before": now, "number": chance.choice(numbers)}
     for _ in range(at_random):
         yield {"seconds": round(chance.uniform(0, 1.1 * trials.seconds), 3)}
@@ -379,7 +407,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--each", type=int, default=10, help="kills between every two writes")
-    parser.add_argument("--random", type=int, default=20, help="kills of each command at any time")
+    parser.add_argument("--random", type=int, default=8, help="kills of each command at any time")
     parser.add_argument("--work", type=Path, default=Path("/tmp/uld-crash"))
     parser.add_argument("--only", nargs="*", help="commands")
     options = parser.parse_args()
@@ -390,6 +418,7 @@ def main() -> None:
     kept = work / f"trials-{options.seed}.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     by_command: dict[str, Any] = {}
+    covered: set[tuple[str, str]] = set()
     lost: list[dict[str, Any]] = []
     for name, command in commands(work).items():
         if options.only and name not in options.only:
@@ -397,7 +426,7 @@ def main() -> None:
         trials = Trials(work, name, command)
         chance = random.Random(f"{options.seed} {name}")
         results = []
-        for number, one in enumerate(plan(trials, options.each, options.random, chance)):
+        for number, one in enumerate(plan(trials, covered, options.each, options.random, chance)):
             key = {"command": name, "trial": number, **one}
             found = next((old for old in done if all(old.get(k) == v for k, v in key.items())), None)
             if found is None:

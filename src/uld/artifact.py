@@ -217,6 +217,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
         handle, name = tempfile.mkstemp(**_beside(path))
         try:
             hold(handle, Path(name))
@@ -314,6 +315,7 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         raise ArtifactError(f"{path} exists already: choose another folder")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
         temporary = Path(tempfile.mkdtemp(**_beside(path)))
         handle = os.open(temporary, os.O_RDONLY)
         try:

@@ -181,6 +181,7 @@ def tidy(output: Path) -> None:
     """Remove what a finished run does not hold: the pickles of its checkpoints."""
     with writing(output):
         remove_folder(output / CHECKPOINTS)
+        sweep(output)
 
 
 def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) -> None:

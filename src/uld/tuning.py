@@ -268,10 +268,10 @@ def _tune(
 ) -> Choice:
     """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
     manifest = Manifest.read(folder)
-    if (loaded := model.manifest) and loaded.model_copy(update={"target": manifest.target}) != manifest:
-        raise ULDError(f"{folder} has changed since it was loaded: tune it again")
     if manifest.trains != "assistant":
         raise ULDError(f"{folder} was trained by {manifest.method}, which has no assistant: there is no α to choose")
+    if (loaded := model.manifest) and loaded.model_copy(update={"target": manifest.target}) != manifest:
+        raise ULDError(f"{folder} has changed since it was loaded: tune it again")
     if len(model.assistants) > 1:
         raise ULDError("several runs were loaded together: tune one at a time")
     if not 0 <= budget < 1:

@@ -7,7 +7,7 @@ depends neither on the concurrency nor on the stops.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,10 +179,11 @@ def augment_by_model(
 @contextmanager
 def _journal(output: Path, about: dict[str, Any]) -> Iterator[RowFile]:
     """The journal of a claimed folder; where nothing came of it, the folder is given up: its settings bind nobody."""
-    with claiming(output, WHAT):
-        take(output, about, WHAT)
-        file = RowFile(output / JOURNAL, WHAT)
-    with file as journal:  # its lock is held until the folder is gone
+    with ExitStack() as stack:
+        with claiming(output, WHAT):
+            take(output, about, WHAT)
+            journal = stack.enter_context(RowFile(output / JOURNAL, WHAT))  # held until the folder is gone
+        journal.rows = {k: row for k, row in journal.rows.items() if _is_answer(row)}  # or it is asked for again
         try:
             yield journal
         except BaseException:
@@ -192,6 +193,11 @@ def _journal(output: Path, about: dict[str, Any]) -> Iterator[RowFile]:
                         (output / name).unlink()
                     output.rmdir()
             raise
+
+
+def _is_answer(row: dict[str, Any]) -> bool:
+    """Whether a line of the journal is what was written into it."""
+    return isinstance(row.get("text"), str) and all(isinstance(row.get(f"tokens_{way}"), int) for way in ("in", "out"))
 
 
 def _by_item(asked: Sequence[tuple[Item, Job, int]], journal: RowFile) -> dict[str, list[tuple[Job, str]]]:

@@ -27,6 +27,7 @@ from uld.artifact import (
     is_run,
     place,
     remove_folder,
+    sweep,
     write_text,
     writing,
 )
@@ -281,6 +282,7 @@ def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict
         rows = _measured_epochs(workspace, spec, retain_only)
         write_text(path, json.dumps(rows, indent=1) + "\n")
     remove_folder(run / EPOCHS)
+    sweep(run)
     return rows
 
 

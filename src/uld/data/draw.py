@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from uld.artifact import ArtifactError, sweep, write_text, writing
+from uld.artifact import ArtifactError, write_text, writing
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
 from uld.errors import ULDError
@@ -169,7 +169,6 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
 
     with ExitStack() as stack:
         with writing(path.parent):
-            refuse()
             if taken := [one for one in path.parents if one.is_file()]:
                 raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
             nearest = next(one for one in path.absolute().parents if one.is_dir())
@@ -177,7 +176,8 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
             mine = stack.enter_context(locked(nearest / f".{name}.lock"))
         if not mine:
             raise ArtifactError(f"{path} is being written by another command: choose another file (--output)")
-        sweep(path.parent, path.name)
+        with writing(path.parent):
+            refuse()
         yield write
 
 
