@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from uld.artifact import library_versions
 from uld.assistant import add_lora, build_assistant
 from uld.logits import Combination
+from uld.machine import library_versions
 from uld.modeling import ULDForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -334,7 +334,8 @@ def plot(rows: dict[str, list[list[dict[str, Any]]]]) -> None:
 def write(options: argparse.Namespace) -> None:
     import torch
 
-    from uld.artifact import Manifest, library_versions
+    from uld.artifact import Manifest
+    from uld.machine import library_versions
 
     names = {"target": ["target"], "retain-only model": ["retain-only"]}
     names |= {method: [run_name(method, seed) for seed in SEEDS] for method in METHODS}

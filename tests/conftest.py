@@ -228,6 +228,51 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return Task(folder / "target", folder / "forget.jsonl", folder / "retain.jsonl")
 
 
+class _Stop(BaseException):
+    """A process ends here."""
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """Stop a task before its n-th change of a folder: ``stopped(task, 3)``; False where it ended before that.
+
+    As after a kill, no handler changes anything any more. With an ``error`` the change fails like this, and handlers
+    work.
+    """
+    changes = ("open", "replace", "rename", "link", "unlink", "remove", "mkdir", "rmdir")
+
+    def run(task: Callable[[], Any], number: int, error: BaseException | None = None) -> bool:
+        count = 0
+
+        def guarded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+            def change(*args: Any, **kwargs: Any) -> Any:
+                nonlocal count
+                if name != "open" or args[1] & (os.O_CREAT | os.O_TRUNC):
+                    count += 1
+                    if count == number and error is not None:
+                        raise error
+                    if count >= number and error is None:
+                        raise _Stop
+                return real(*args, **kwargs)
+
+            return change
+
+        with monkeypatch.context() as patch:
+            for name in changes:
+                patch.setattr(os, name, guarded(name, getattr(os, name)))
+            try:
+                task()
+            except _Stop:
+                return True
+            except BaseException:
+                if error is None:
+                    raise
+                return True
+        return count >= number
+
+    return run
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Numbers of the rows that trainings go through, an entry an epoch."""

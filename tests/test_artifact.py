@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import uld.artifact
 from uld.artifact import (
     ArtifactError,
     CombinationSettings,
@@ -20,7 +19,6 @@ from uld.artifact import (
     fingerprint,
     is_run,
     new_folder,
-    peak_memory,
     write_text,
     writing,
 )
@@ -139,15 +137,6 @@ def test_full_disks_are_named_whatever_reports_them(tmp_path):
 def test_file_digest_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert file_digest(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-@pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
-def test_peak_memory_is_in_bytes(monkeypatch, platform, unit):
-    import resource
-
-    raw = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    monkeypatch.setattr(uld.artifact.sys, "platform", platform)
-    assert raw * unit <= peak_memory() <= 2 * raw * unit
 
 
 @pytest.fixture

@@ -49,7 +49,8 @@ def make_journal(tmp_path, *facts: StepFacts) -> tuple[Journal, SimpleNamespace,
 
 
 def test_resumed_journal_drops_lines_behind_the_checkpoint_and_torn_ones(tmp_path):
-    facts = [{"step": n, "epoch": n / 3, "forget_loss": 0.1 * n, "uniform_loss": 0.2} for n in range(1, 6)]
+    cost = {"tokens": 7, "seconds": 0.1}
+    facts = [{"step": n, "epoch": n / 3, "forget_loss": 0.1 * n, "uniform_loss": 0.2, **cost} for n in range(1, 6)]
     lines = [json.dumps(line) for line in facts]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "forg')
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5

@@ -79,16 +79,6 @@ def test_second_run_is_refused_while_the_first_works(tmp_path):
     refuse_busy(tmp_path / "x")
 
 
-def test_lock_on_a_removed_file_does_not_count(tmp_path):
-    with held(tmp_path / "x"):
-        waiting = os.open(tmp_path / "x/.lock", os.O_RDWR)
-    from uld.run_folder import _lock
-
-    with pytest.raises(ArtifactError, match="another run"):
-        _lock(waiting, tmp_path / "x")
-    os.close(waiting)
-
-
 def test_what_came_in_between_is_seen_under_the_lock(tmp_path):
     check_output(tmp_path / "x", resume=False, overwrite=False)
     (tmp_path / "x").mkdir()

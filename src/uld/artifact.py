@@ -8,20 +8,22 @@ safetensors, JSON or YAML: no pickle.
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from uld.errors import ULDError
+from uld.locks import hold, is_held
+from uld.machine import files_are_limited
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +36,9 @@ CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
 _SAMPLES = 65_536
-_FULL_DISK = (
-    "No space left",
-    "file write failed",
-    "unexpected pos",
-    "iostream error",
-)  # torch's and safetensors' words
+_FULL_DISK = ("No space left",)  # torch and safetensors report it as errors of their own, in words of their own
+_TOO_LARGE = ("File too large", "file write failed", "unexpected pos", "iostream error")  # so does torch a full disk
+_TEMPORARY = ".uld"  # ending of what is not yet, or no longer, in its place
 _TINY = 2.0**-14  # below it fp16 is not exact for every bf16 number
 
 
@@ -178,25 +177,90 @@ def rows_digest(rows: Iterable[dict[str, Any]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """Read a file of ours that holds a JSON object.
+
+    Args:
+        path: The file.
+        mend: What to do where it does not.
+
+    Raises:
+        ArtifactError: it cannot be read, or is damaged.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path} is damaged: {mend}")
+    return value
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file atomically: a temporary file beside it, flushed to disk, then renamed over it.
+    """Write a whole file atomically, see `new_file`.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Make a file atomically: yields a temporary sibling, which is flushed to disk and then renamed over the path.
 
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        sweep(path.parent, path.name)
+        handle, name = tempfile.mkstemp(**_beside(path))
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            hold(handle, Path(name))
+            yield Path(name)
+            os.fsync(handle)
             os.chmod(name, 0o644)
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+        finally:
+            os.close(handle)
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """How `tempfile` names what is to take a path's place, or has left it; the path's own name may be a long one."""
+    return {"prefix": f".{path.name[:40]}.", "suffix": _TEMPORARY, "dir": path.parent}
+
+
+def present(folder: Path) -> set[str]:
+    """Names of what somebody has put into a folder, which need not exist; hidden names are locks and the like."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what a kill left in a folder before it was in its place; what a living process writes is locked.
+
+    Args:
+        folder: Which need not exist.
+        name: Of what was to be there; any.
+    """
+    for path in folder.glob(f".{name if name == '*' else glob.escape(name[:40])}.*{_TEMPORARY}"):
+        if not is_held(path):
+            with suppress(OSError):  # another process may sweep as well
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if there is one, so that it is there as a whole or not at all."""
+    if path.exists():
+        aside = tempfile.mkdtemp(**_beside(path))
+        os.replace(path, aside)
+        shutil.rmtree(aside)
 
 
 @contextmanager
@@ -211,20 +275,25 @@ def writing(folder: str | Path) -> Iterator[None]:
     except ULDError:
         raise
     except Exception as error:
-        # torch and safetensors report a full disk as errors of their own, so the disk itself is asked.
-        if _disk_is_full(error, Path(folder)):
+        if _tells(error, (errno.ENOSPC, errno.EDQUOT), _FULL_DISK):
+            raise DiskFullError(f"the disk that holds {folder} is full: free some space and run again") from error
+        if _tells(error, (errno.EFBIG,), _TOO_LARGE):
+            if files_are_limited():
+                raise ArtifactError(
+                    f"a file in {folder} would be larger than files may be here: raise the limit (ulimit -f)"
+                ) from error
             raise DiskFullError(f"the disk that holds {folder} is full: free some space and run again") from error
         if isinstance(error, OSError):
             raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
         raise
 
 
-def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether an error, or one that it wraps, comes from a full disk."""
+def _tells(error: BaseException | None, numbers: tuple[int, ...], words: tuple[str, ...]) -> bool:
+    """Whether an error, or one that it wraps, is an OSError with one of these numbers or holds one of these words."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
-        if any(hint in str(error) for hint in _FULL_DISK):
+        if any(hint in str(error) for hint in words):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -246,16 +315,34 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         raise ArtifactError(f"{path} exists already: choose another folder")
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        sweep(path.parent, path.name)
+        temporary = Path(tempfile.mkdtemp(**_beside(path)))
+        handle = os.open(temporary, os.O_RDONLY)
         try:
+            hold(handle, temporary)
             os.chmod(temporary, 0o755)
             yield temporary
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(temporary, path)
+            _exchange(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(handle)
+
+
+def _exchange(new: Path, path: Path) -> None:
+    """Put a folder into a place; the one that was there is removed when the new one is there."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = tempfile.mkdtemp(**_beside(path))
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
 
 
 def save_adapter(adapter: Any, folder: Path, target: str) -> None:
@@ -297,24 +384,3 @@ def save_model(model: Any, folder: Path, dtype: Any) -> int:
     finally:
         model.config.dtype = own
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
-
-
-def peak_memory() -> int:
-    """Largest resident memory that this process has had, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a run's numbers."""
-    import platform
-    from importlib.metadata import version
-
-    packages = {"uld": "uld-llm", "torch": "torch", "transformers": "transformers", "peft": "peft"}
-    return {"python": platform.python_version()} | {name: version(package) for name, package in packages.items()}

@@ -14,7 +14,6 @@ import copy
 import json
 import logging
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -6,21 +6,20 @@ folder, LoRA merged into its weights, with three files beside them: ``finetune.y
 """
 
 import contextlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from uld.artifact import (
     CHECKPOINTS,
     METRICS,
+    ArtifactError,
     DataFile,
     fingerprint,
-    library_versions,
     place,
     save_model,
     write_text,
@@ -34,6 +33,7 @@ from uld.inputs import learnt_rows, read_learnt
 from uld.journal import Journal, read_metrics, stop_on_interrupt
 from uld.learners import Learner, trainable
 from uld.loading import load_tokenizer
+from uld.machine import library_versions
 from uld.methods.registry import Loss, Method
 from uld.methods.terms import remember
 from uld.objective import Objective
@@ -44,6 +44,8 @@ from uld.run_folder import (
     held,
     refuse_other_inputs,
     refuse_taken,
+    tidy,
+    working_in,
 )
 from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
 from uld.settings import DTYPES, is_first_process
@@ -118,6 +120,11 @@ def finetune(
     first = is_first_process()
     if first:
         refuse_taken(config, resume=resume, overwrite=overwrite)
+    if resume and (output / MODEL.finished).is_file():
+        if first:
+            with working_in(output):
+                tidy(output)
+        return _result(output)
     records, files = read_learnt(config)
     tokenizer = _tokenizer(config, records)
     rows = learnt_rows(config, tokenizer, records)
@@ -159,7 +166,13 @@ def finetune(
                 training={"rows": len(rows)},
             )
             _write(output, config, trainer, tokenizer, provenance)
+            tidy(output)  # behind finetune.json: a kill in between loses no work
         trainer.accelerator.wait_for_everyone()
+    return _result(output)
+
+
+def _result(output: Path) -> FinetuneResult:
+    """What ``finetune.json`` says of a finished model."""
     facts = read_provenance(output).training
     return FinetuneResult(
         output=output,
@@ -171,8 +184,16 @@ def finetune(
 
 
 def read_provenance(folder: str | Path) -> Provenance:
-    """The ``finetune.json`` of a finished model folder."""
-    return Provenance.model_validate_json((Path(folder) / MODEL.finished).read_text(encoding="utf-8"))
+    """The ``finetune.json`` of a finished model folder.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    path = Path(folder) / MODEL.finished
+    try:
+        return Provenance.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ArtifactError(f"{path} is damaged: train the model again with --overwrite") from error
 
 
 def _check(config: FinetuneConfig) -> None:
@@ -247,7 +268,6 @@ def _write(
         tokenizer.save_pretrained(output)
         for path in output.glob("model*.safetensors"):
             path.chmod(0o644)  # safetensors makes files that nobody else may read
-        shutil.rmtree(output / CHECKPOINTS)  # before finetune.json: no finished folder holds a checkpoint's pickles
     lines = read_metrics(output / METRICS)
     last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
     facts = run_facts(trainer, lines, size) | {

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from uld.artifact import METRICS, write_text, writing
 from uld.errors import ULDError
+from uld.run_folder import UnresumableError
 from uld.trainer import LossNames, UnlearningTrainer, named_losses
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
@@ -28,7 +29,8 @@ class Journal(TrainerCallback):
     Attributes:
         trainer: To be set before training starts.
         interrupted: Set it to end training after the current step, with a checkpoint.
-        on_epoch: Called after each epoch with its number, from 1.
+        on_epoch: Called in the last step of each epoch with its number, from 1, before a checkpoint of that step is
+            written: a run that is continued from one has all epochs before it.
     """
 
     trainer: UnlearningTrainer
@@ -48,9 +50,11 @@ class Journal(TrainerCallback):
         """Keep the lines up to the checkpoint that training continues from."""
         self.before = time.perf_counter()
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
+        if [line["step"] for line in kept] != list(range(1, state.global_step + 1)):
+            raise UnresumableError(f"{self.path} is damaged: start over with --overwrite")
         if (retain_name := self.names[1]) is not None:
             for line in kept:
-                self.trainer.reweigh(line[retain_name], line["epoch"])
+                self.trainer.reweigh(line.get(retain_name), line["epoch"])
         if not state.is_world_process_zero:
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -95,15 +99,12 @@ class Journal(TrainerCallback):
         }
         with writing(self.path.parent):
             self.file.write(json.dumps(line) + "\n")
+        if self.on_epoch is not None and state.epoch == int(state.epoch):
+            self.on_epoch(int(state.epoch))
+            self.before = time.perf_counter()  # what this takes is no step's
         shown = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in losses.items())
         self.bar.set_postfix_str(f"{shown}, {facts.tokens / seconds:,.0f} tok/s", refresh=False)
         self.bar.update()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep what was trained so far, if asked to; the time that it takes is no step's."""
-        if self.on_epoch is not None and not self.interrupted:
-            self.on_epoch(round(state.epoch))
-            self.before = time.perf_counter()
 
     def close(self) -> None:
         """Close the file and the bar."""
@@ -115,14 +116,22 @@ class Journal(TrainerCallback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a ``metrics.jsonl``; a last line that a kill or a full disk cut short is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """Lines of a ``metrics.jsonl`` up to the first that is none: a kill or a full disk cuts the last one short."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+            if not {"step", "epoch", "tokens", "seconds"} <= line.keys():
+                break
+        except (ValueError, RecursionError, AttributeError):
             break
+        lines.append(line)
     return lines
+
+
+def last_losses(lines: list[dict[str, Any]]) -> dict[str, float]:
+    """Each loss of the last step in which it was measured."""
+    return {name: value for line in lines for name, value in line.items() if name == "loss" or name.endswith("_loss")}
 
 
 @contextmanager

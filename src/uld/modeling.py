@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
-from uld.artifact import ADAPTER, Manifest, new_folder, save_adapter, writing
+from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, save_adapter, writing
 from uld.assistant import base_model, build_assistant, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
@@ -325,6 +325,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel):
         with writing(folder):
             with new_folder(folder / ADAPTER, replace=True) as adapter:
                 save_adapter(self.assistant, adapter, self.manifest.small or self.manifest.target)
+                (folder / MANIFEST).unlink(missing_ok=True)  # no prefix of what follows is a run with another's adapter
             self.config.architectures = [type(self).__name__]
             self.config.save_pretrained(folder)
             if self.generation_config is not None:

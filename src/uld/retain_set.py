@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
-from uld.artifact import CHECKPOINTS, RETAIN_DRAWN, DataFile, write_text
+from uld.artifact import CHECKPOINTS, RETAIN_DRAWN, DataFile, read_object, write_text
 from uld.assistant import load_target
 from uld.config import ConfigError, TrainConfig
 from uld.data.draw import LEAST_ROWS, draw
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record
+from uld.errors import ULDError
 
 logger = logging.getLogger(__name__)
 
+_DIGEST = "sha256"  # in it: of the rows
 DRAWN_FACTS = "drawn.json"  # beside the checkpoints: how the retain set was drawn, until ``uld.json`` says it
 
 
@@ -47,7 +49,8 @@ class DrawnRetain:
     def write(self, output: Path) -> None:
         """Write it into a run folder, so that a resumed training takes the very same rows."""
         write_text(output / RETAIN_DRAWN, self.text)
-        write_text(output / CHECKPOINTS / DRAWN_FACTS, json.dumps(self.facts, indent=2) + "\n")
+        facts = {**self.facts, _DIGEST: self.file.sha256}
+        write_text(output / CHECKPOINTS / DRAWN_FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def retain_set(config: TrainConfig, form: PromptFormat, forget: list[Record], *, resume: bool) -> DrawnRetain:
@@ -66,11 +69,14 @@ def retain_set(config: TrainConfig, form: PromptFormat, forget: list[Record], *,
 
 
 def _stored(config: TrainConfig) -> DrawnRetain | None:
-    """The retain set that an unfinished run has drawn; None where it came to none."""
+    """The retain set that an unfinished run has drawn; None where it came to none, or not to what it noted."""
     rows, facts = Path(config.output) / RETAIN_DRAWN, Path(config.output) / CHECKPOINTS / DRAWN_FACTS
     try:
-        return DrawnRetain(rows.read_text(encoding="utf-8"), json.loads(facts.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        noted = read_object(facts, "")
+        digest = noted.pop(_DIGEST, None)
+        found = DrawnRetain(rows.read_text(encoding="utf-8"), noted)
+        return found if found.records and digest in (None, found.file.sha256) else None
+    except (OSError, ValueError, ULDError):  # the same seed draws the same rows again
         return None
 
 

@@ -3,16 +3,14 @@
 `uld.artifact` says what a finished run holds; this module guards the way there.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from uld.artifact import (
     ADAPTER,
@@ -24,6 +22,9 @@ from uld.artifact import (
     ArtifactError,
     DataFile,
     file_digest,
+    present,
+    remove_folder,
+    sweep,
     write_text,
     writing,
 )
@@ -38,8 +39,8 @@ from uld.config import (
     setting_fields,
     train_config,
 )
+from uld.locks import LOCK, is_held, locked
 
-LOCK = ".lock"
 STARTED = "started.json"  # beside the checkpoints, see `Started`
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
@@ -79,6 +80,13 @@ RUN = Layout(
 MODEL = Layout("uld finetune", FinetuneConfig.FILE, "finetune.json", frozenset(_UNFINISHED | _FINISHED))
 
 
+_MAY_CHANGE = ("output", "save_steps")  # settings that decide nothing of what a run comes to
+
+
+class UnresumableError(ArtifactError):
+    """A stopped run cannot be continued, or not like this; it can be started over."""
+
+
 class Started(BaseModel):
     """What a training was started on; a run that goes on elsewhere would be a mixture of two.
 
@@ -107,11 +115,18 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
     output = Path(config.output)
-    refuse_busy(output)
-    check_output(output, MODEL if isinstance(config, FinetuneConfig) else RUN, resume=resume, overwrite=overwrite)
+    with writing(output):
+        refuse_busy(output)
+        if not (resume and needs_tidying(output, layout_of(config))):
+            check_output(output, layout_of(config), resume=resume, overwrite=overwrite)
     if resume:
         stored = stored_finetuning(output) if isinstance(config, FinetuneConfig) else stored_settings(output)
         refuse_other_settings(output, config, stored)
+
+
+def layout_of(config: RunConfig) -> Layout:
+    """What the command of these settings writes."""
+    return MODEL if isinstance(config, FinetuneConfig) else RUN
 
 
 def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite: bool) -> None:
@@ -128,7 +143,7 @@ def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite:
     """
     if output.exists() and not output.is_dir():
         raise ArtifactError(f"{output} is a file: choose another folder (--output)")
-    names = {path.name for path in output.iterdir() if not path.name.startswith(".")} if output.exists() else set()
+    names = present(output)
     finished, unfinished = layout.finished in names, layout.settings in names
     if resume:
         if finished:
@@ -157,16 +172,28 @@ def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite:
         )
 
 
+def needs_tidying(output: Path, layout: Layout = RUN) -> bool:
+    """Whether a run is finished but for what is removed behind the file that says so."""
+    return (output / layout.finished).is_file() and ((output / CHECKPOINTS).exists() or (output / LOCK).exists())
+
+
+def tidy(output: Path) -> None:
+    """Remove what a finished run does not hold: the pickles of its checkpoints."""
+    with writing(output):
+        remove_folder(output / CHECKPOINTS)
+        sweep(output)
+
+
 def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) -> None:
-    """Make sure that a run is continued under the settings that it was started with; only its folder may move.
+    """Make sure that a run is continued under the settings that it was started with, but for its folder and its saving.
 
     Raises:
-        ArtifactError: names the first setting that differs.
+        UnresumableError: names the first setting that differs.
     """
     for field in setting_fields(type(config)):
         now, then = getattr(config, field.name), getattr(stored, field.name)
-        if now != then and field.name != "output":
-            raise ArtifactError(
+        if now != then and field.name not in _MAY_CHANGE:
+            raise UnresumableError(
                 f"{flag(field.name)} is {now}, but the run in {output} was started with {then}: leave it out, or start "
                 "over with --overwrite"
             )
@@ -187,18 +214,26 @@ def stored_finetuning(output: Path) -> FinetuneConfig:
 def refuse_other_inputs(output: Path, started: Started) -> None:
     """Make sure that a run is continued on the model and the data that it was started with, and note them if new.
 
+    Files are known by what is in them, wherever they are now.
+
     Raises:
-        ArtifactError: the model or a data file has changed since.
+        UnresumableError: the model or a data file has changed since, or the note is damaged.
     """
     path = output / CHECKPOINTS / STARTED
-    if path.exists():
-        before = Started.model_validate_json(path.read_text(encoding="utf-8"))
+    with writing(path.parent):
+        there = path.exists()
+    if there:
+        try:
+            before = Started.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise UnresumableError(f"{path} is damaged: start over with --overwrite") from error
         if before.target_fingerprint != started.target_fingerprint:
             model = f"the target {started.target}" if started.target else "the model that these settings give"
-            raise ArtifactError(f"{model} is not the one that the run in {output} was started on")
-        known = [file for files in before.data.values() for file in files]
-        if changed := [file for files in started.data.values() for file in files if file not in known]:
-            raise ArtifactError(
+            raise UnresumableError(f"{model} is not the one that the run in {output} was started on")
+        known = {(name, file.sha256) for name, files in before.data.items() for file in files}
+        now = [(name, file) for name, files in started.data.items() for file in files]
+        if changed := [file for name, file in now if (name, file.sha256) not in known]:
+            raise UnresumableError(
                 f"{changed[0].path} has changed since the run in {output} was started: start over with --overwrite"
             )
     write_text(path, started.model_dump_json(indent=2) + "\n")
@@ -210,28 +245,27 @@ def refuse_busy(folder: Path) -> None:
     Raises:
         ArtifactError: one does.
     """
-    try:
-        handle = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:
-        return
-    try:
-        _lock(handle, folder)
-    finally:
-        os.close(handle)
+    if is_held(folder / LOCK):
+        raise _busy(folder)
 
 
-def _lock(handle: int, folder: Path) -> None:
-    """Lock an open lock file; the lock goes with the process, however it ends."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # One that ended just now has removed the file that we opened: its name is no longer ours to hold.
-        same = os.fstat(handle).st_ino == os.stat(folder / LOCK).st_ino
-    except OSError:
-        same = False
-    if not same:
-        raise ArtifactError(
-            f"another run is working in {folder}: wait for it to end, or choose another folder (--output)"
-        )
+def _busy(folder: Path) -> ArtifactError:
+    return ArtifactError(f"another run is working in {folder}: wait for it to end, or choose another folder (--output)")
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Hold a run folder that exists for this process alone.
+
+    Raises:
+        ArtifactError: another process works in it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            mine = stack.enter_context(locked(folder / LOCK))
+        if not mine:
+            raise _busy(folder)
+        yield
 
 
 @contextmanager
@@ -247,26 +281,31 @@ def held(output: Path, layout: Layout = RUN, *, resume: bool = False, overwrite:
     existed = output.exists()
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        handle = os.open(output / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        _lock(handle, output)
+    with working_in(output):
         check_output(output, layout, resume=resume, overwrite=overwrite)
+        for folder in (output, output / CHECKPOINTS, output / EPOCHS):
+            sweep(folder)
         if overwrite:
             _clear(output, layout)
         try:
             yield
         except BaseException:
-            left = {path.name for path in output.iterdir()}
             if (
                 not existed
                 and not last_checkpoint(output / CHECKPOINTS)
-                and left <= _UNFINISHED | {LOCK, layout.settings}
+                and present(output) <= _UNFINISHED | {layout.settings}
             ):
-                shutil.rmtree(output, ignore_errors=True)
+                with suppress(OSError):
+                    _clear(output, layout)
+                    _leave(output)
             raise
-        (output / LOCK).unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+
+
+def _leave(output: Path) -> None:
+    """Remove a folder that holds nothing but our lock."""
+    if [path.name for path in output.iterdir()] == [LOCK]:
+        (output / LOCK).unlink()
+        output.rmdir()
 
 
 def _is_weights(name: str) -> bool:
@@ -279,22 +318,26 @@ def _clear(output: Path, layout: Layout) -> None:
     weights = [path.name for path in output.iterdir() if _is_weights(path.name)]
     for name in (layout.finished, *sorted(layout.rest), *weights, layout.settings):
         path = output / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove_folder(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as complete: what is not sealed, or not as it was sealed, is never continued from."""
-    digests = {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.name != COMPLETE}
-    write_text(checkpoint / COMPLETE, json.dumps(digests, indent=2) + "\n")
+    write_text(checkpoint / COMPLETE, json.dumps(_digests(checkpoint), indent=2) + "\n")
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint is as it was sealed."""
+    """Whether a checkpoint holds the files that it was sealed with, each as it was."""
     try:
-        digests = json.loads((checkpoint / COMPLETE).read_text())
-        return all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError):
+        digests = json.loads((checkpoint / COMPLETE).read_bytes())
+        return digests == _digests(checkpoint) and bool(digests)
+    except (OSError, ValueError, RecursionError):
         return False
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """Digest of every file of a checkpoint but the seal."""
+    return {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.name != COMPLETE}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -306,7 +349,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def drop_incomplete(folder: Path) -> None:
     """Remove checkpoints that a kill cut short, so that they are not counted among those to keep."""
-    with suppress(OSError):
+    with writing(folder):
         for path in folder.glob("checkpoint-*"):
             if not _is_complete(path):
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -37,15 +37,15 @@ class StepFacts:
     """What came of an optimiser step, over all processes.
 
     Attributes:
-        forget: Mean forget loss, nats a token or a row, as the loss has it.
-        retain: Mean retain loss, nats a token; 0 for a method without one.
+        forget: Mean forget loss, nats a token or a row, as the loss has it; None for a step without forget rows.
+        retain: Mean retain loss, nats a token; None for a step without retain rows, or a method without the loss.
         tokens: Tokens that went through the model, padding not counted.
         stop: Whether any process was asked to stop.
         retain_weight: Weight of the retain loss in this step, for a method that changes it; else None.
     """
 
-    forget: float
-    retain: float
+    forget: float | None
+    retain: float | None
     tokens: int
     stop: bool
     retain_weight: float | None = None
@@ -158,17 +158,18 @@ class UnlearningTrainer(Trainer):
         mine = torch.cat([self.step_sums, self.step_sums.new_tensor([float(stop)])])
         total: Any = self.accelerator.reduce(mine, "sum")
         self.step_sums = torch.zeros_like(self.step_sums)
-        forget, retain = (total[:2] / self.step_items.clamp_min(1)).tolist()
+        sums, items = total[:2].tolist(), self.step_items.tolist()
+        forget, retain = (one / number if number else None for one, number in zip(sums, items, strict=True))
         tokens, stopped = total[2:].tolist()
         self.last_losses = named_losses(self.names, forget, retain)
         weight = self.retain_weight if self.objective.method.reweigh is not None else None
         self.reweigh(retain, self.state.epoch or 0.0)
         return StepFacts(forget, retain, int(tokens), stopped > 0, weight)
 
-    def reweigh(self, retain: float, epoch: float) -> None:
+    def reweigh(self, retain: float | None, epoch: float) -> None:
         """Let the method change the retain weight after a step with this mean retain loss, so many epochs trained."""
         method = self.objective.method
-        if method.reweigh is not None:
+        if method.reweigh is not None and retain is not None:
             self.retain_weight = method.reweigh(
                 self.retain_weight, retain, epoch, **own_options(method.reweigh, self.objective.options)
             )
@@ -210,10 +211,9 @@ def loss_names(method: Method) -> LossNames:
     return "forget_loss", method.retain_name
 
 
-def named_losses(names: LossNames, forget: float, retain: float) -> dict[str, float]:
-    """Both losses under the names that logs have for them."""
-    first, second = names
-    return {first: forget} | ({} if second is None else {second: retain})
+def named_losses(names: LossNames, forget: float | None, retain: float | None) -> dict[str, float]:
+    """The losses that were measured, under the names that logs have for them."""
+    return {name: loss for name, loss in zip(names, (forget, retain), strict=True) if None not in (name, loss)}  # type: ignore[misc]
 
 
 def training_dtype(config: RunConfig) -> str:

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,13 @@ from uld.artifact import (
     EPOCHS,
     METRICS,
     SETTINGS,
+    ArtifactError,
     CombinationSettings,
     Manifest,
-    library_versions,
+    is_run,
     new_folder,
-    peak_memory,
     place,
+    read_object,
     save_adapter,
     save_model,
     write_text,
@@ -41,9 +41,10 @@ from uld.config import ConfigError, TrainConfig
 from uld.data.collate import FORGET
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
-from uld.journal import Journal, read_metrics, stop_on_interrupt
+from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.learners import Learner, bytes_needed, finish_weights, make_learner
 from uld.logits import Combination
+from uld.machine import library_versions, peak_memory
 from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig
 from uld.objective import Objective, frozen_log_likelihoods
@@ -55,6 +56,8 @@ from uld.run_folder import (
     last_checkpoint,
     refuse_other_inputs,
     refuse_taken,
+    tidy,
+    working_in,
 )
 from uld.settings import is_first_process
 from uld.trainer import UnlearningTrainer, loss_names, trainer_arguments, training_dtype
@@ -90,11 +93,11 @@ class TrainResult(RunResult):
     """What an unlearning came to.
 
     Attributes:
-        forget_loss: Forget loss of the last step, nats a token or a row.
-        retain_loss: Retain loss of the last step, the same; None for a method without one.
+        forget_loss: Forget loss of the last step that had forget rows, nats a token or a row.
+        retain_loss: Retain loss, the same; None for a method without one.
     """
 
-    forget_loss: float
+    forget_loss: float | None
     retain_loss: float | None
 
 
@@ -132,6 +135,11 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     combination = Combination().override(**changes)
     if first:
         refuse_taken(config, resume=resume, overwrite=overwrite)
+    if resume and is_run(output):
+        if first:
+            with working_in(output):
+                tidy(output)
+        return _result(output, method)
     inputs = read_inputs(config, method, resume=resume)
     dtype = training_dtype(config)
     arguments = trainer_arguments(config, dtype)
@@ -160,21 +168,27 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             callbacks=[journal],
         )
         if config.keep_epochs and first:
-            journal.on_epoch = lambda number: _write(output / EPOCHS / str(number), config, trainer, manifest, inputs)
+            journal.on_epoch = lambda number: _write_epoch(number, config, trainer, manifest, inputs)
         trainer.accelerator.wait_for_everyone()  # the first has the folder ready
         _set_references(learner, method, inputs, output)
         run_steps(trainer, journal, output, resume=resume, command="uld train")
         if first:
             _write(output, config, trainer, manifest, inputs)
+            tidy(output)  # behind uld.json: a kill in between loses no work
         trainer.accelerator.wait_for_everyone()
+    return _result(output, method)
+
+
+def _result(output: Path, method: Method) -> TrainResult:
+    """What ``uld.json`` says of a finished run."""
     facts = Manifest.read(output).training
     return TrainResult(
         output=output,
         steps=facts["steps"],
         seconds=facts["seconds"],
         weights_bytes=facts["weights_bytes"],
-        forget_loss=facts["forget_loss"],
-        retain_loss=None if method.retain_name is None else facts[method.retain_name],
+        forget_loss=facts.get("forget_loss"),
+        retain_loss=facts.get(method.retain_name or ""),
     )
 
 
@@ -245,13 +259,30 @@ def _set_references(learner: Learner, method: Method, inputs: Inputs, output: Pa
     asked = json.dumps([learner.fingerprints, *(asdict(one) for one in (*answers, *others))])
     digest = hashlib.sha256(asked.encode()).hexdigest()
     path = output / CHECKPOINTS / REFERENCES
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    if kept.get("digest") != digest:
+    kept = _kept_references(path, digest)
+    if kept is None:
         found = frozen_log_likelihoods(learner, [*answers, *others], pad)
         kept = {"digest": digest, "forget": found[: len(answers)], "alternatives": found[len(answers) :] or None}
         if is_first_process():
             write_text(path, json.dumps(kept))
     inputs.rows.set_references(kept["forget"], kept["alternatives"])
+
+
+def _kept_references(path: Path, digest: str) -> dict[str, Any] | None:
+    """References that were computed before, of the same rows and models; None where there are none."""
+    try:
+        kept = read_object(path, "")
+        return kept if kept["digest"] == digest and {"forget", "alternatives"} <= kept.keys() else None
+    except (ArtifactError, KeyError):
+        return None
+
+
+def _write_epoch(
+    number: int, config: TrainConfig, trainer: UnlearningTrainer, manifest: Manifest, inputs: Inputs
+) -> None:
+    """Keep what was trained so far as a run of its own, all of it or nothing."""
+    with new_folder(Path(config.output) / EPOCHS / str(number), replace=True) as folder:
+        _write(folder, config, trainer, manifest, inputs)
 
 
 def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manifest: Manifest, inputs: Inputs) -> None:
@@ -279,12 +310,8 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
         if generation is not None:
             generation.save_pretrained(output)
         inputs.tokenizer.save_pretrained(output)
-        root = Path(config.output)
-        if output == root:
-            shutil.rmtree(output / CHECKPOINTS)  # before uld.json: no finished run holds the pickles of a checkpoint
-    lines = read_metrics(root / METRICS)
-    losses = {key: value for key, value in lines[-1].items() if key.endswith("_loss")}
-    facts = inputs.counts | run_facts(trainer, lines, size) | losses
+    lines = read_metrics(Path(config.output) / METRICS)
+    facts = inputs.counts | run_facts(trainer, lines, size) | last_losses(lines)
     manifest.model_copy(update={"training": facts}).write(output)
 
 

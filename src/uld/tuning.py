@@ -10,13 +10,12 @@ import dataclasses
 import json
 import math
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from uld.artifact import SETTINGS, CombinationSettings, Manifest, write_text, writing
+from uld.artifact import SETTINGS, CombinationSettings, Manifest, new_file, sweep, write_text
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record, parse_record, read_lines
@@ -25,7 +24,7 @@ from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
-from uld.run_folder import stored_settings
+from uld.run_folder import stored_settings, working_in
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 Aim = Literal["indistinct", "budget"]
@@ -250,10 +249,29 @@ def tune(
     Raises:
         ULDError: a run without an assistant, a value out of range, or every α exceeds the budget; nothing is written.
     """
-    folder = Path(run)
+    with working_in(Path(run)):
+        sweep(Path(run))
+        return _tune(Path(run), model, tokenizer, probes, retain, weights, filters, budget, aim, template)
+
+
+def _tune(
+    folder: Path,
+    model: ULDForCausalLM,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    retain: Sequence[Record],
+    weights: Sequence[float],
+    filters: Sequence[float],
+    budget: float,
+    aim: Aim,
+    template: str | None,
+) -> Choice:
+    """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
     manifest = Manifest.read(folder)
     if manifest.trains != "assistant":
-        raise ULDError(f"{run} was trained by {manifest.method}, which has no assistant: there is no α to choose")
+        raise ULDError(f"{folder} was trained by {manifest.method}, which has no assistant: there is no α to choose")
+    if (loaded := model.manifest) and loaded.model_copy(update={"target": manifest.target}) != manifest:
+        raise ULDError(f"{folder} has changed since it was loaded: tune it again")
     if len(model.assistants) > 1:
         raise ULDError("several runs were loaded together: tune one at a time")
     if not 0 <= budget < 1:
@@ -307,8 +325,7 @@ def draw(choice: Choice, path: Path) -> None:
     figure.suptitle(f"α = {choice.point.weight}: {choice.reason}", fontsize=9)
     figure.tight_layout()
     try:
-        with writing(path.parent), tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            figure.savefig(Path(folder) / path.name, dpi=120)
-            (Path(folder) / path.name).replace(path)
+        with new_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
     finally:
         pyplot.close(figure)

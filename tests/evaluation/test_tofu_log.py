@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from uld.artifact import DiskFullError
 from uld.errors import ULDError
 from uld.evaluation import metrics
 from uld.evaluation.tofu_log import AUTHORS_NAMES, LogError, TaskLog, TofuLog, read_log, write_log
@@ -196,8 +197,8 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("uld.evaluation.tofu_log.os.fsync", full_disk)
-    with pytest.raises(LogError, match=r"log\.json: the log cannot be written \(No space left on device\)"):
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(DiskFullError, match=r"the disk that holds .* is full"):
         write_log(TofuLog({"retain": small_log()["forget"]}), file)
     assert file.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["log.json"]

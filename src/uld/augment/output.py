@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from uld.artifact import ArtifactError, DataFile, file_digest, write_text
+from uld.artifact import ArtifactError, DataFile, file_digest, write_text, writing
 from uld.augment.items import Augmented, digest, row
 from uld.data.documents import AUGMENTED
 from uld.data.record import DataError, Record, parse_record, read_lines
@@ -53,14 +53,19 @@ def lines(made: Mapping[str, Iterable[Augmented]], side: str) -> str:
 def write(folder: Path, made: Mapping[str, Iterable[Augmented]], report: Mapping[str, object]) -> None:
     """Write all files but the settings; a side of which there is nothing has none.
 
+    Nothing is to be read while the files change, so the report, which says that they are there, goes first.
+
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
+    with writing(folder):
+        (folder / REPORT).unlink(missing_ok=True)
     for side, name in FILES.items():
         if text := lines(made, side):
             write_text(folder / name, text)
         else:
-            (folder / name).unlink(missing_ok=True)
+            with writing(folder):
+                (folder / name).unlink(missing_ok=True)
     write_text(folder / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -5,14 +5,14 @@ whole journal at the end: so a run that was stopped goes on where it was and sen
 depends neither on the concurrency nor on the stops.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uld.artifact import present
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
@@ -21,7 +21,8 @@ from uld.augment.prompts import Job, jobs, prompt, read_answer, version
 from uld.data.documents import read_sources
 from uld.data.record import DataError
 from uld.errors import ULDError
-from uld.evaluation.rows import RowFile, claim
+from uld.evaluation.rows import RowFile, claim, claiming, take
+from uld.locks import LOCK
 
 JOURNAL = "journal.jsonl"
 WHAT = "augmentation"
@@ -145,8 +146,7 @@ def augment_by_model(
         for item in found
         for job, number in jobs(item, wanted.paraphrases, wanted.wrong_answers, wanted.ask)
     ]
-    claim(output, about, WHAT)
-    with _journal(output) as journal:
+    with _journal(output, about) as journal:
         progress = _progress(journal, len(asked))
         tried: Counter[int] = Counter()
         spent: dict[int, tuple[int, int]] = {}
@@ -182,15 +182,27 @@ def augment_by_model(
 
 
 @contextmanager
-def _journal(output: Path) -> Iterator[RowFile]:
+def _journal(output: Path, about: dict[str, Any]) -> Iterator[RowFile]:
     """The journal of a claimed folder; where nothing came of it, the folder is given up: its settings bind nobody."""
-    with RowFile(output / JOURNAL, WHAT) as journal:  # its lock is held until the folder is gone
+    with ExitStack() as stack:
+        with claiming(output, WHAT):
+            take(output, about, WHAT)
+            journal = stack.enter_context(RowFile(output / JOURNAL, WHAT))  # held until the folder is gone
+        journal.rows = {k: row for k, row in journal.rows.items() if _is_answer(row)}  # or it is asked for again
         try:
             yield journal
         except BaseException:
-            if not journal.rows and {one.name for one in output.iterdir()} == {SETTINGS, JOURNAL}:
-                shutil.rmtree(output)
+            with claiming(output, WHAT):
+                if not journal.rows and present(output) == {SETTINGS, JOURNAL}:
+                    for name in (JOURNAL, SETTINGS, LOCK):  # settings without a journal are still this folder's
+                        (output / name).unlink()
+                    output.rmdir()
             raise
+
+
+def _is_answer(row: dict[str, Any]) -> bool:
+    """Whether a line of the journal is what was written into it."""
+    return isinstance(row.get("text"), str) and all(isinstance(row.get(f"tokens_{way}"), int) for way in ("in", "out"))
 
 
 def _by_item(asked: Sequence[tuple[Item, Job, int]], journal: RowFile) -> dict[str, list[tuple[Job, str]]]:

@@ -172,6 +172,11 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt:
             print("uld: interrupted", file=sys.stderr)
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None:  # not of a file or folder: a bug, or a pipe that nobody reads from any more
+                raise
+            print(f"uld: cannot use {error.filename}: {error.strerror or error}", file=sys.stderr)
+            raise typer.Exit(2) from None
 
     run.__signature__ = signature  # type: ignore[attr-defined]
     return run

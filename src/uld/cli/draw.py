@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from uld.cli.common import ModelOptions, guarded, with_model
-from uld.errors import ULDError
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
 
@@ -32,20 +31,18 @@ def draw(
     uld train does the same where it is given no --retain.
     """
     path = Path(output)
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ULDError(f"{path} exists already: choose another file (--output), or replace it with --overwrite")
-    if taken := [one for one in path.parents if one.is_file()]:
-        raise ULDError(f"{taken[0]} is a file: choose another place with --output")
-    options.check()
-    from uld.artifact import write_text
-    from uld.data.documents import read_sources
+    from uld.data.draw import claimed_file
     from uld.data.draw import draw as run
-    from uld.data.prompt import PromptFormat
 
-    records, _ = read_sources(forget)
-    model, tokenizer = options.load()
-    form = PromptFormat(tokenizer, options.prompt_template())
-    drawn = run(model, form, records, rows, seed=seed, max_length=max_length)
-    write_text(path, drawn.to_jsonl())
+    with claimed_file(path, overwrite=overwrite) as write:
+        options.check()
+        from uld.data.documents import read_sources
+        from uld.data.prompt import PromptFormat
+
+        records, _ = read_sources(forget)
+        model, tokenizer = options.load()
+        form = PromptFormat(tokenizer, options.prompt_template())
+        drawn = run(model, form, records, rows, seed=seed, max_length=max_length)
+        write(drawn.to_jsonl())
     dropped = ", ".join(f"{count} {reason}" for reason, count in drawn.facts["dropped"].items()) or "none"
     typer.echo(f"{path}: {len(drawn.records)} rows of {drawn.facts['samples']} samples; dropped: {dropped}")

@@ -5,34 +5,48 @@ answers for the report; ``work/runs`` and ``work/eval`` hold what they were made
 them, and can be deleted.
 """
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
-import shutil
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import EPOCHS, SETTINGS, Manifest, file_digest, is_run, library_versions, write_text, writing
+from uld.artifact import (
+    EPOCHS,
+    SETTINGS,
+    ArtifactError,
+    Manifest,
+    file_digest,
+    is_run,
+    place,
+    remove_folder,
+    sweep,
+    write_text,
+    writing,
+)
 from uld.assistant import load_config
 from uld.compare.grid import Grid, Spec, config
-from uld.config import TrainConfig
+from uld.config import ConfigError, TrainConfig
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.tofu import load_tofu, uncovered
 from uld.evaluation.metrics import model_utility
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
-from uld.evaluation.tofu_log import FILE_NAME, TofuLog, read_log
+from uld.evaluation.tofu_log import FILE_NAME, LogError, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
 from uld.loading import load
-from uld.report.cells import ANSWERS, CELLS, Cell
+from uld.locks import locked
+from uld.machine import library_versions
+from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
+from uld.run_folder import UnresumableError, needs_tidying, stored_settings, tidy, working_in
 from uld.training import train
 
 WORK = "work"
@@ -41,6 +55,10 @@ _FORMAT = 1  # raise it when the same inputs come to give other numbers
 _HELD_OUT = 200  # retain rows that are scored for the figure of losses and for learning rates
 _SHOWN = 3  # answers of each side that the report shows
 _PLACES = ("target", "output", "data", "augmented", "forget", "retain", "small")
+
+
+class OtherGridError(ArtifactError):
+    """The folder holds results of another grid."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +72,9 @@ class Workspace:
     def inputs(self) -> dict[str, str]:
         """Digests of the target, of the retain-only models and of the data."""
         found = {"target": model_digest(self.grid.target)}
-        found |= {split: model_digest(place) for split, place in self.grid.retain_only.items()}
-        for name, place in (("data", self.grid.data), ("augmented", self.grid.augmented)):
-            found[name] = _folder_digest(place, ("*.json", "*.jsonl")) if place is not None else ""
+        found |= {split: model_digest(model) for split, model in self.grid.retain_only.items()}
+        for name, folder in (("data", self.grid.data), ("augmented", self.grid.augmented)):
+            found[name] = _folder_digest(folder, ("*.json", "*.jsonl")) if folder is not None else ""
         return found
 
     def settings(self, spec: Spec) -> TrainConfig:
@@ -104,24 +122,30 @@ class Workspace:
             wait: Whether to wait for another that holds it; else False is given where one does.
         """
         folder = self.folder / WORK / "locks"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-        finally:
-            os.close(handle)
+        with ExitStack() as stack:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                mine = stack.enter_context(locked(folder / name, wait=math.inf if wait else 0))
+            yield mine
 
     def finished(self, spec: Spec) -> Cell | None:
         """A cell's result, if it was computed from the same inputs."""
         path = self.folder / CELLS / f"{spec.name}.json"
         cell = Cell.read(path) if path.exists() else None
         return cell if cell is not None and cell.digest == self.digest(spec) and cell.error is None else None
+
+    def refuse_other(self, spec: Spec) -> None:
+        """Keep a result that was computed from other inputs.
+
+        Raises:
+            OtherGridError: there is one.
+        """
+        path = self.folder / CELLS / f"{spec.name}.json"
+        if path.exists() and self.finished(spec) is None and Cell.read(path).error is None:
+            raise OtherGridError(
+                f"{self.folder} holds {spec.name} of another grid (other settings, models or data): name another "
+                "folder with --output, or replace its results with --replace"
+            )
 
     def identity(self, spec: Spec) -> dict[str, Any]:
         """Fields of `uld.report.cells.Identity`."""
@@ -162,7 +186,7 @@ class Workspace:
 
 
 def run_cell(workspace: Workspace, spec: Spec) -> Cell:
-    """Compute a cell, going on where an earlier attempt was stopped.
+    """Compute a cell, from where an earlier attempt was stopped.
 
     Raises:
         ULDError: what is wrong with it; or `uld.training.Interrupted`.
@@ -187,18 +211,59 @@ def trained(workspace: Workspace, spec: Spec) -> None:
     settings = workspace.settings(spec)
     run = Path(settings.output)
     with workspace.locked(f"run-{run.name}"):
-        if is_run(run) and (not spec.keep_epochs or (run / EPOCHS).is_dir() or _epochs_file(workspace, spec).exists()):
-            return
-        started = not is_run(run) and (run / SETTINGS).exists()
-        train(settings, resume=started, overwrite=is_run(run), progress=False)
+        if is_run(run):
+            if not _has_epochs(workspace, spec, settings):
+                train(settings, overwrite=True, progress=False)
+            elif needs_tidying(run):
+                with working_in(run):
+                    tidy(run)
+        elif (run / SETTINGS).exists():
+            try:
+                train(_continued(run, settings), resume=True, progress=False)
+            except (UnresumableError, ConfigError):  # a run that is ours alone: nothing is lost but time
+                train(settings, overwrite=True, progress=False)
+        else:
+            train(settings, progress=False)
+
+
+def _has_epochs(workspace: Workspace, spec: Spec, settings: TrainConfig) -> bool:
+    """Whether a finished run has its epochs, as far as they are still to be measured."""
+    if not spec.keep_epochs or _stored_epochs(_epochs_file(workspace, spec)) is not None:
+        return True
+    return all(is_run(Path(settings.output) / EPOCHS / str(n + 1)) for n in range(settings.epochs))
+
+
+def _continued(run: Path, settings: TrainConfig) -> TrainConfig:
+    """Settings to continue a stopped run with, written down in it.
+
+    What may differ from those that it was started with decides nothing of what it comes to, or its folder would have
+    another name: places, how often it is saved, whether its epochs are kept.
+
+    Raises:
+        UnresumableError: its epochs are wanted, and were not kept so far.
+    """
+    kept = stored_settings(run).keep_epochs
+    if settings.keep_epochs and not kept:
+        raise UnresumableError(f"{run} was started without its epochs")
+    settings = replace(settings, keep_epochs=kept)  # another cell may want them
+    write_text(run / SETTINGS, settings.to_yaml())
+    return settings
+
+
+def _load(workspace: Workspace, model: str) -> tuple[Any, Any]:
+    """Load a model or a run, whose target may have moved since."""
+    target = place(workspace.grid.target)
+    moved = is_run(model) and Manifest.read(model).target != target
+    return load(model, target=target) if moved else load(model)
 
 
 def _evaluated(workspace: Workspace, model: str, split: str, name: str, **options: Any) -> TofuLog:
-    """Log of a model; finished ones are read, unfinished ones go on."""
+    """Log of a model; finished ones are read, unfinished ones are continued."""
     folder = workspace.folder / WORK / "eval" / name
     if (folder / FILE_NAME).exists():
-        return read_log(folder)
-    loaded, tokenizer = load(model)
+        with suppress(LogError):  # a damaged one is made again, of the rows beside it
+            return read_log(folder / FILE_NAME)
+    loaded, tokenizer = _load(workspace, model)
     settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False}
     return evaluate(loaded, tokenizer, split, folder, **settings, **options)
 
@@ -212,10 +277,29 @@ def _retain_only_log(workspace: Workspace, split: str) -> TofuLog:
 def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
     """Every epoch of a run: F.Q., M.U. without ROUGE, and the losses of Figure 3; nothing is generated."""
     run, path = workspace.run_folder(spec), _epochs_file(workspace, spec)
-    if path.exists():
-        return json.loads(path.read_text())
+    rows = _stored_epochs(path)
+    if rows is None:
+        rows = _measured_epochs(workspace, spec, retain_only)
+        write_text(path, json.dumps(rows, indent=1) + "\n")
+    remove_folder(run / EPOCHS)
+    sweep(run)
+    return rows
+
+
+def _stored_epochs(path: Path) -> list[dict[str, Any]] | None:
+    """What was measured of every epoch, if it was."""
+    try:
+        rows = json.loads(path.read_bytes())
+        return rows if [Epoch.model_validate(row) for row in rows] else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def _measured_epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
+    """`_epochs` that have not been measured yet."""
+    run, path = workspace.run_folder(spec), _epochs_file(workspace, spec)
     rows = []
-    for folder in sorted((run / EPOCHS).iterdir(), key=lambda one: int(one.name)):
+    for folder in sorted((run / EPOCHS).glob("[0-9]*"), key=lambda one: int(one.name)):
         log = _evaluated(
             workspace,
             str(folder),
@@ -235,13 +319,11 @@ def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict
                 "held_out_loss": statistics.fmean(held_out),
             }
         )
-    write_text(path, json.dumps(rows, indent=1) + "\n")
-    shutil.rmtree(run / EPOCHS)
     return rows
 
 
 def _epochs_file(workspace: Workspace, spec: Spec) -> Path:
-    """Where the measures of a cell's epochs are kept, beside its log: forget quality hangs on the retain-only model."""
+    """Where a cell's epochs are kept as they were measured: beside its log, as the retain-only model counts, too."""
     return workspace.folder / WORK / "eval" / f"{spec.name}-{workspace.digest(spec)[:8]}" / _EPOCHS
 
 
@@ -254,7 +336,7 @@ def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
 
 def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> list[float]:
     """Mean loss a token of each record's answer under a model, nats."""
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = _load(workspace, model)
     form = PromptFormat(tokenizer, workspace.template)
     rows = [form.encode(record, 2**31) for record in records]
     return [score.avg_loss for score in Scorer.of(loaded, tokenizer).score(rows)[0]]

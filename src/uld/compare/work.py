@@ -5,6 +5,7 @@ goes with the process that computes it. A cell that fails is written down with i
 """
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -12,23 +13,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import yaml
 
-from uld.artifact import ArtifactError, DiskFullError, write_text
+from uld.artifact import ArtifactError, DiskFullError, present, sweep, write_text, writing
 from uld.compare import rates
-from uld.compare.cell import WORK, Workspace, run_cell
+from uld.compare.cell import WORK, OtherGridError, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ULDError
-from uld.report.cells import CELLS, PLAN, Cell, Identity, Plan
+from uld.locks import LOCK, locked
+from uld.report.cells import ANSWERS, CELLS, PLAN, RATES, Identity, Plan
 
 GRID = "grid.yaml"
 _WAIT = 5.0  # seconds between looks at what other processes are computing
-_FULL, _TAKEN, _STOPPED, _WRONG = 28, 4, 3, 2  # exit codes of a cell's process
+_FULL, _OTHER, _TAKEN, _STOPPED, _WRONG = 28, 5, 4, 3, 2  # exit codes of a cell's process
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def compare(
         for spec in todo:
             started = time.monotonic()
             try:
-                error = _isolated(workspace, spec)
+                error = _isolated(workspace, spec, replace)
             except _TakenError:
                 continue
             if error is not None:
@@ -130,11 +132,12 @@ class _TakenError(Exception):
     """Another process computes the cell, or has just finished it."""
 
 
-def _isolated(workspace: Workspace, spec: Spec) -> str | None:
+def _isolated(workspace: Workspace, spec: Spec, replace: bool) -> str | None:
     """Compute a cell in a process of its own, so that whatever ends it ends nothing else; the reason if it failed.
 
     Raises:
         DiskFullError: nothing else would fare better.
+        OtherGridError: the folder has come to hold a cell of this name that may not be replaced.
         KeyboardInterrupt: the cell was stopped.
         _TakenError: another process has it.
     """
@@ -142,7 +145,8 @@ def _isolated(workspace: Workspace, spec: Spec) -> str | None:
     context.set_forkserver_preload(["uld.compare.cell"])  # imported once, and not again for every cell
     reader, writer = context.Pipe(duplex=False)
     watched, alive = context.Pipe(duplex=False)  # closes with us, which ends the cell's process, too
-    process = context.Process(target=_cell_process, args=(workspace.grid, workspace.folder, spec, writer, watched))
+    task = (workspace.grid, workspace.folder, spec, replace)
+    process = context.Process(target=_cell_process, args=(*task, writer, watched))
     process.start()
     writer.close()
     watched.close()
@@ -163,10 +167,15 @@ def _isolated(workspace: Workspace, spec: Spec) -> str | None:
         raise KeyboardInterrupt
     if process.exitcode == _FULL:
         raise DiskFullError(message)
+    if process.exitcode == _OTHER:
+        raise OtherGridError(message)
     if process.exitcode == 0:
         return None
     error = message or f"its process ended with {_ending(process.exitcode)}"
-    rates.write(workspace, spec, error=error) if spec.role == "rate" else workspace.write(spec, error=error)
+    with workspace.locked(spec.name, wait=False) as mine:
+        if not mine or _is_done(workspace, spec):  # another process was there at once, and may do better
+            raise _TakenError
+        rates.write(workspace, spec, error=error) if spec.role == "rate" else workspace.write(spec, error=error)
     return error
 
 
@@ -178,7 +187,7 @@ def _ending(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watched: Connection) -> None:
+def _cell_process(grid: Grid, folder: Path, spec: Spec, replace: bool, writer: Connection, watched: Connection) -> None:
     """What a cell's own process does; it holds the cell's lock, so that the lock lives as long as the workspace."""
     import transformers
 
@@ -193,12 +202,17 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watc
         with workspace.locked(spec.name, wait=False) as mine:
             if not mine or _is_done(workspace, spec):
                 sys.exit(_TAKEN)
+            if spec.role != "rate" and not replace:
+                workspace.refuse_other(spec)
             rates.measure(workspace, spec) if spec.role == "rate" else run_cell(workspace, spec)
     except (Interrupted, KeyboardInterrupt):
         sys.exit(_STOPPED)
     except DiskFullError as error:
         writer.send(str(error))
         sys.exit(_FULL)
+    except OtherGridError as error:
+        writer.send(str(error))
+        sys.exit(_OTHER)
     except ULDError as error:
         writer.send(str(error))
         sys.exit(_WRONG)
@@ -220,27 +234,34 @@ def _claim_folder(workspace: Workspace, replace: bool) -> None:
     Raises:
         ArtifactError: it holds something else, or cells of the same names that were computed from other inputs.
     """
-    path = workspace.folder / GRID
-    if workspace.folder.exists() and not workspace.folder.is_dir():
-        raise ArtifactError(f"{workspace.folder} is a file: name another folder with --output")
-    present = {one.name for one in workspace.folder.iterdir()} if workspace.folder.exists() else set()
-    if present and GRID not in present and not present & {CELLS, WORK}:
-        raise ArtifactError(f"{workspace.folder} is not empty and holds no grid: name another folder with --output")
+    folder = workspace.folder
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file: name another folder with --output")
+    _ = workspace.inputs  # takes long for large models, and others wait for the lock
+    with ExitStack() as stack:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / LOCK, wait=math.inf))
+        _take_folder(workspace, replace)
+
+
+def _take_folder(workspace: Workspace, replace: bool) -> None:
+    """`_claim_folder`, while the folder is held."""
+    folder, path = workspace.folder, workspace.folder / GRID
+    names = present(folder)
+    if names - {PLAN} and not names & {GRID, CELLS, WORK}:  # a kill may have left the plan alone
+        raise ArtifactError(f"{folder} is not empty and holds no grid: name another folder with --output")
+    for one in (folder, folder / CELLS, folder / ANSWERS, folder / RATES):
+        sweep(one)
     if not replace:
         chosen = rates.chosen(workspace)
         unknown = {name for first, names in families(workspace.grid).items() if first not in chosen for name in names}
         for spec in specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5) | chosen):
-            file = workspace.folder / CELLS / f"{spec.name}.json"
-            if spec.method in unknown or not file.exists():
-                continue
-            if workspace.finished(spec) is None and Cell.read(file).error is None:
-                raise ArtifactError(
-                    f"{workspace.folder} holds {spec.name} of another grid (other settings, models or data): name "
-                    "another folder with --output, or replace its results with --replace"
-                )
+            if spec.method not in unknown:
+                workspace.refuse_other(spec)
     text = yaml.safe_dump(workspace.grid.model_dump(), sort_keys=False, allow_unicode=True)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         every = specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5))
         cells = [Identity(**workspace.identity(spec)) for spec in every]
-        Plan(cells=cells, notes=workspace.grid.notes).write(workspace.folder / PLAN)
+        Plan(cells=cells, notes=workspace.grid.notes).write(folder / PLAN)
         write_text(path, text)

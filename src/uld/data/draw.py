@@ -13,17 +13,21 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from uld.artifact import ArtifactError, write_text, writing
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
 from uld.errors import ULDError
 from uld.evaluation.scoring import context_length, generate_answers
+from uld.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +146,45 @@ def draw(
     }
     logger.info("drew %d retain rows from the target in %d samples (%s)", len(records), samples, _counts(dropped))
     return Drawn(records, prompts, facts)
+
+
+@contextmanager
+def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], None]]:
+    """Take the place of a file that takes long to make, so that no second command makes another in the meantime.
+
+    Args:
+        path: The file; folders above it are made when it is written.
+        overwrite: Whether one that exists may be replaced.
+
+    Returns:
+        Writes the text of the file.
+
+    Raises:
+        ArtifactError: it exists, or is being made, or cannot be written.
+    """
+
+    def refuse() -> None:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise ArtifactError(
+                f"{path} exists already: choose another file (--output), or replace it with --overwrite"
+            )
+
+    def write(text: str) -> None:
+        refuse()
+        write_text(path, text)
+
+    with ExitStack() as stack:
+        with writing(path.parent):
+            if taken := [one for one in path.parents if one.is_file()]:
+                raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
+            nearest = next(one for one in path.absolute().parents if one.is_dir())
+            name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
+            mine = stack.enter_context(locked(nearest / f".{name}.lock"))
+        if not mine:
+            raise ArtifactError(f"{path} is being written by another command: choose another file (--output)")
+        with writing(path.parent):
+            refuse()
+        yield write
 
 
 class Overlap:

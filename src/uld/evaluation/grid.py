@@ -8,9 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from uld.artifact import ArtifactError, write_text
-from uld.evaluation.rows import dumps
-from uld.evaluation.tofu import TASKS, score_grid
+from uld.artifact import ArtifactError, new_file, present, rows_digest, write_text
+from uld.data.prompt import PromptFormat
+from uld.evaluation.resume import describe
+from uld.evaluation.rows import SETTINGS, claim, dumps
+from uld.evaluation.tofu import TASKS, score_grid, task_rows
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
 from uld.logits import Combination
@@ -80,8 +82,12 @@ def evaluate_grid(
         ULDError: missing data, or a folder that holds something else.
     """
     output = Path(output)
-    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / SUMMARY).is_file()):
+    if output.is_file() or (present(output) - {SETTINGS} and not (output / SUMMARY).is_file()):
         raise ArtifactError(f"{output} holds something that is not a grid: name another folder with --output")
+    if not (output / SUMMARY).is_file() or (output / SETTINGS).is_file():  # grids of before do not say whose they are
+        digest = rows_digest(row for task in TASKS for row in task_rows(task, split, data))
+        about = describe(model, PromptFormat(tokenizer, template), split=split, limit=limit, data=digest)
+        claim(output, {name: value for name, value in about.items() if name != "combination"})
     distinct = list({grid_name(how): how for how in settings}.values())
     logs = score_grid(model, tokenizer, split, distinct, data=data, template=template, tasks=TASKS, limit=limit)
     rows = []
@@ -135,9 +141,11 @@ def draw(rows: Sequence[GridRow], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[1].legend(fontsize=8)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    try:
+        with new_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+    finally:
+        pyplot.close(figure)
 
 
 def _line(how: Combination) -> str:

@@ -100,7 +100,7 @@ def _finished(path: Path, digest: str, with_samples: bool) -> dict[str, Any] | N
     try:
         unit = json.loads(path.read_text(encoding="utf-8"))
         return unit if unit["digest"] == digest and (unit["samples"] or not with_samples) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

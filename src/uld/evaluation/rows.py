@@ -1,20 +1,21 @@
 """A folder while it is being filled, an evaluation's or another's: whose it is, and one file of finished rows a task.
 
-A row is written as soon as it is done, so that what was killed at any moment goes on where it was.
+A row is written as soon as it is done, so that what was killed at any moment continues where it was.
 """
 
-import fcntl
 import json
-import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from uld.artifact import ArtifactError, write_text, writing
+from uld.artifact import ArtifactError, present, read_object, sweep, write_text, writing
+from uld.locks import LOCK, hold, locked
 
 SETTINGS = "settings.json"
+_WAIT = 5.0  # seconds in which another process has surely looked whose a folder is
 _STRING_OR_INFINITY = re.compile(r'"(?:[^"\\]|\\.)*"|Infinity')
 
 
@@ -45,15 +46,37 @@ def claim(folder: Path, about: dict[str, Any], what: str = "evaluation") -> None
     Raises:
         ArtifactError: the folder holds another evaluation, or something else.
     """
+    with claiming(folder, what):
+        take(folder, about, what)
+
+
+@contextmanager
+def claiming(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder while somebody looks whose it is, and takes it or gives it up.
+
+    Raises:
+        ArtifactError: it cannot be made or written, or another process looks at it for too long.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            if folder.exists() and not folder.is_dir():
+                raise ArtifactError(f"{folder} is a file: name another folder with --output")
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = stack.enter_context(locked(folder / LOCK, wait=_WAIT))
+        if not mine:
+            raise ArtifactError(
+                f"another {what} is about to begin in {folder}: try again, or name another folder with --output"
+            )
+        sweep(folder)
+        yield
+
+
+def take(folder: Path, about: dict[str, Any], what: str) -> None:
+    """`claim`, while the folder is held."""
     path = folder / SETTINGS
     about = json.loads(json.dumps(about))
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file: name another folder with --output")
     if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ArtifactError(f"{path} is damaged: remove {folder}, or name another with --output") from error
+        found = read_object(path, f"remove {folder}, or name another with --output")
         different = sorted(k for k in {*found, *about} - {"model"} if found.get(k) != about.get(k))
         if different:
             raise ArtifactError(
@@ -61,7 +84,7 @@ def claim(folder: Path, about: dict[str, Any], what: str = "evaluation") -> None
                 "name another folder with --output, or remove it"
             )
         return
-    if folder.exists() and any(path.is_file() for path in folder.iterdir()):  # a grid lies in folders of its own
+    if any((folder / name).is_file() for name in present(folder)):  # a grid lies in folders of its own
         raise ArtifactError(f"{folder} is not empty and holds no {what}: name another folder with --output")
     write_text(path, json.dumps(about, indent=2) + "\n")
 
@@ -118,16 +141,13 @@ class RowFile:
     def _open(self) -> None:
         with writing(self.folder):
             self._file = self._path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
-                raise OSError("replaced by `merge` of another process in the meantime")
-        except OSError as error:
+            mine = hold(self._file, self._path)  # not where `merge` of another process has replaced it
+        if not mine:
             self._file.close()
             raise ArtifactError(
                 f"another {self._what} is writing to {self.folder}: wait for it to end, or name another folder with "
                 "--output"
-            ) from error
+            )
         self._file.seek(0)
         content = self._file.read()
         self.rows, whole = _parse(content)
@@ -167,6 +187,6 @@ def _parse(content: bytes) -> tuple[dict[int, dict[str, Any]], int]:
         try:
             result = json.loads(line)
             rows[int(result.pop("row"))] = result
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
     return rows, whole

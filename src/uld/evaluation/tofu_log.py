@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from uld.artifact import write_text
 from uld.evaluation import metrics
 from uld.evaluation.log_values import LogError, once, plain
 from uld.evaluation.rows import dumps
@@ -197,26 +198,15 @@ def write_log(log: TofuLog, path: str | os.PathLike[str]) -> Path:
         The file written.
 
     Raises:
-        LogError: if the log is empty or the file cannot be written.
+        LogError: if the log is empty.
+        ArtifactError: the disk is full or the folder cannot be written.
     """
     file = Path(path)
     file = file / FILE_NAME if file.is_dir() else file
     if not log.tasks:
         raise LogError(f"{file}: there is no task to write; evaluate at least one of {', '.join(AUTHORS_NAMES)}.")
     content = {AUTHORS_NAMES[name]: _to_authors(name, log[name]) for name in AUTHORS_NAMES if name in log}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(dumps(content, indent=4))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise LogError(f"{file}: the log cannot be written ({error.strerror}); choose another place.") from error
+    write_text(file, dumps(content, indent=4))
     return file
 
 
