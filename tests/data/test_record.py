@@ -4,14 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from uld.data.record import MAX_LINE_BYTES, DataError, Record, parse_record, read_lines, read_records, refuse_equal
-from uld.errors import ULDError
+from uld.data.documents import read_sources
+from uld.data.files import MAX_LINE_BYTES
+from uld.data.record import Record, parse_record, refuse_equal
+from uld.data.rows import read_lines
+from uld.errors import DataError, ULDError
 
 
 def write(folder: Path, *lines: object, name: str = "rows.jsonl") -> Path:
     path = folder / name
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return path
+
+
+def read_records(paths: list[Path]) -> list[Record]:
+    return read_sources([str(path) for path in paths])[0]
 
 
 def refused(path: Path) -> str:
