@@ -153,8 +153,6 @@ class Overlap:
 
     def why(self, record: Record) -> str | None:
         """Why a record cannot be kept: it shares a run of words or a name, or is or holds a whole short document."""
-        if record.same in self.whole:
-            return "a record of the forget set"
         for text in _texts(record):
             words = words_of(text)
             if not self.runs.isdisjoint(_runs(words, NGRAM)):
@@ -165,7 +163,7 @@ class Overlap:
             squeezed = "\n".join(" ".join(run) for run in runs)
             if any(name in squeezed for name in self.names):  # also where a small model goes on with its last word
                 return "a name of the forget set"
-        return None
+        return "a record of the forget set" if record.same in self.whole else None
 
 
 def _texts(record: Record) -> list[str]:

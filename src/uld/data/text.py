@@ -15,6 +15,7 @@ _UNSEEN = re.compile(
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+_SILENT = ("Cc", "Cf", "Cn", "Co", "Mn", "Mc", "Me", "Zs", "Zl", "Zp")
 _EMPTY_SIGNS = "\u2800\ufffd"  # a blank of Braille, and what stands for a character that was lost
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how Python writes a byte of a file name that is no UTF-8
 
@@ -32,7 +33,7 @@ def folded(text: str) -> str:
 def says_nothing(text: str) -> bool:
     """Whether a text holds no character that shows: blanks, control characters, zero widths, lone accents."""
     return not any(
-        unicodedata.category(char)[0] in "LNPS" and char not in _EMPTY_SIGNS and not _UNSEEN.match(char)
+        unicodedata.category(char) not in _SILENT and char not in _EMPTY_SIGNS and not _UNSEEN.match(char)
         for char in text
     )
 
