@@ -29,6 +29,7 @@ AUGMENTED = "-augmented"
 """What the name of a folder of `uld augment` ends in, unless the user gives it another."""
 _AUGMENT_KEYS = {"forget", "paraphrases", "wrong_answers", "chunk_words", "by"}  # of the settings.json in such a folder
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+|/.+?|\.{1,2}/.+?)(:(?P<config>[\w.-]+))?(@(?P<split>[^@/]+))?")
+_PDF_END = 2048  # bytes in which a whole PDF says that it ends; pypdf reads what is left of others
 _EXTRA = 'pip install "uld-llm[documents]"'
 
 
@@ -202,6 +203,8 @@ def _pdf(file: File) -> list[Record]:
         raise DataError(f"{file.name}: reading PDFs needs another package: {_EXTRA}") from error
     logging.getLogger("pypdf").setLevel(logging.ERROR)
     data, pages = file.read(), None
+    if data.startswith(b"%PDF-") and b"%%EOF" not in data[-_PDF_END:]:
+        raise DataError(f"{file.name}: the PDF is cut off: it does not end as one does: fetch it again")
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):

@@ -26,28 +26,25 @@ _HTML = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body|title|error)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_SIGNATURES = (
-    (b"%PDF-", "a PDF", (".pdf",)),
-    (b"PAR1", "a Parquet file", (".parquet",)),
-    (b"PK\x03\x04", "a zip archive (or a file of Word, Excel and the like)", ()),
-    (b"PK\x05\x06", "an empty zip archive", ()),
-    (b"\x1f\x8b", "compressed with gzip", ()),
-    (b"BZh", "compressed with bzip2", ()),
-    (b"\xfd7zXZ\x00", "compressed with xz", ()),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", ()),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", ()),
-    (b"Rar!\x1a\x07", "a RAR archive", ()),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of an old Word or Excel", ()),
-    (b"{\\rtf", "a file in the Rich Text Format", ()),
-    (b"%!PS", "a PostScript file", ()),
-    (b"SQLite format 3\x00", "an SQLite database", ()),
-    (b"ARROW1", "an Arrow file", ()),
-    (b"\x89PNG", "an image", ()),
-    (b"\xff\xd8\xff", "an image", ()),
-    (b"GIF8", "an image", ()),
-    (b"\x7fELF", "a program", ()),
+_SIGNATURES = (  # how it begins, what it is, and the suffixes of a reader of it
+    (rb"%PDF-", "a PDF", (".pdf",)),
+    (rb"PAR1", "a Parquet file", (".parquet",)),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive (or a file of Word, Excel and the like)", ()),
+    (rb"\x1f\x8b", "compressed with gzip", ()),
+    (rb"BZh[1-9]1AY&SY", "compressed with bzip2", ()),
+    (rb"\xfd7zXZ\x00", "compressed with xz", ()),
+    (rb"\x28\xb5\x2f\xfd", "compressed with zstd", ()),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", ()),
+    (rb"Rar!\x1a\x07", "a RAR archive", ()),
+    (rb"(?s:.{257})ustar", "a tar archive", ()),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of an old Word or Excel", ()),
+    (rb"\{\\rtf", "a file in the Rich Text Format", ()),
+    (rb"%!PS", "a PostScript file", ()),
+    (rb"SQLite format 3\x00", "an SQLite database", ()),
+    (rb"ARROW1", "an Arrow file", ()),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "an image", ()),
+    (rb"\x7fELF", "a program", ()),
 )
-_TEXT_BEGINS = (b"BZh", b"GIF8")  # a text may begin like these, but other bytes follow there
 
 
 class File:
@@ -139,15 +136,9 @@ class File:
                 f"{self.name}: is an HTML page (an error page perhaps), not what its name says: fetch the file itself, "
                 "or name a page .html"
             )
-        what = next((what for sign, what, own in _SIGNATURES if _begins(head, sign) and self.suffix not in own), None)
-        if head[257:262] == b"ustar":
-            what = "a tar archive"
-        if what is not None:
-            raise DataError(f"{self.name}: is {what}, not what its name says: unpack or convert it first")
-
-
-def _begins(head: bytes, sign: bytes) -> bool:
-    return head.startswith(sign) and not (sign in _TEXT_BEGINS and head.isascii() and b"\0" not in head)
+        for sign, what, own in _SIGNATURES:
+            if self.suffix not in own and re.match(sign, head):
+                raise DataError(f"{self.name}: is {what}, not what its name says: unpack or convert it first")
 
 
 def check_name(name: str, flag: str = "a file or folder to read") -> None:

@@ -107,7 +107,7 @@ def _form(row: Mapping[str, Any], told: Mapping[str, Any], source: str) -> tuple
     forms = [form for form in _FORMS if any(key in told for key in form)]
     if not forms:
         if empty := [key for key in KEYS if key in row]:
-            raise DataError(f"{source}: {empty[0]!r} is empty")
+            raise DataError(f"{source}: {', '.join(map(repr, empty))} {'is' if len(empty) == 1 else 'are all'} empty")
         raise DataError(f"{source}: expected one of {FORMS}, but found the keys {found or 'none'}")
     if len(forms) > 1:
         one, two = (next(key for key in form if key in told) for form in forms[:2])

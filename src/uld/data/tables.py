@@ -41,7 +41,7 @@ def _csv_rows(file: File, delimiter: str) -> Iterator[tuple[str, dict[str, Any]]
         number = 2
         for cells in reader:
             source = f"{file.name} row {number}"
-            if any(cell.strip() for cell in cells):
+            if any(cell.strip() for cell in cells) or (cells and len(cells) == len(header)):  # else a blank line
                 yield source, _csv_row(header, cells, source)
             number += 1
     except csv.Error as error:
