@@ -17,7 +17,8 @@ from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.compare.grid import Grid
 from uld.config import TrainConfig, read_preset, setting_fields, train_config
-from uld.data.record import parse_record, read_records
+from uld.data.documents import read_sources
+from uld.data.record import parse_record
 from uld.logits import Combination
 from uld.tuning import file_probes
 
@@ -132,7 +133,7 @@ def test_yaml_in_the_documentation_and_the_examples_holds_settings():
 
 
 def test_example_files_are_read_and_held_out_rows_are():
-    forget, retain = (read_records([EXAMPLES / f"{side}.jsonl"]) for side in ("forget", "retain"))
+    forget, retain = (read_sources([str(EXAMPLES / f"{side}.jsonl")])[0] for side in ("forget", "retain"))
     probes, held_out = file_probes(EXAMPLES / "probes.jsonl", EXAMPLES / "held_out.jsonl")
     seen = [{one.content for one in some} for some in (forget, retain, [p.right for p in probes], held_out)]
     assert not any(one & other for one, other in itertools.combinations(seen, 2))

@@ -11,8 +11,8 @@ from torch import Tensor
 import uld.objective
 from uld.assistant import add_lora, load_sliced
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
+from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
-from uld.data.record import read_records
 from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
 from uld.objective import Objective
@@ -23,7 +23,7 @@ BETA = 2.5
 @pytest.fixture
 def batch(request, task) -> dict[str, Tensor]:
     form = PromptFormat(load_tokenizer(task.target))
-    sides = [form.encode_all(read_records([path]), 64)[0] for path in (task.forget, task.retain)]
+    sides = [form.encode_all(read_sources([str(path)])[0], 64)[0] for path in (task.forget, task.retain)]
     rows = Rows(*sides, uniform_on=getattr(request, "param", "answer"))
     return Collator(0)([rows[i] for i in (0, 1, 2, 11, 12, 13, 14)])
 
@@ -77,7 +77,7 @@ def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
 
 def test_uniform_on_all_adds_the_prompts_of_retain_rows_only(task):
     form = PromptFormat(load_tokenizer(task.target))
-    sides = [form.encode_all(read_records([path]), 64)[0] for path in (task.forget, task.retain)]
+    sides = [form.encode_all(read_sources([str(path)])[0], 64)[0] for path in (task.forget, task.retain)]
     counts = {}
     for where in ("answer", "all"):
         rows = Rows(*sides, uniform_on=where)

@@ -18,9 +18,10 @@ from typing import Any, Literal, get_args
 from uld.artifact import SETTINGS, CombinationSettings, Manifest, new_file, sweep, write_text
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
-from uld.data.record import DataError, Record, parse_record, read_lines
+from uld.data.record import Record, parse_record, refuse_unread
+from uld.data.rows import read_lines
 from uld.data.tofu import held_out
-from uld.errors import ULDError
+from uld.errors import DataError, ULDError
 from uld.evaluation.scoring import Scorer
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
@@ -128,12 +129,15 @@ def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], li
                 f"{source}: a probe must be a question with its right answer and wrong ones: expected "
                 '{"question", "answer", "wrong_answers": [...]}'
             )
+        refuse_unread(row, ("question", "answer", "wrong_answers", "alternative"), source)
         wrong = row.get("wrong_answers")
         if not isinstance(wrong, list) or not wrong or not all(isinstance(one, str) and one.strip() for one in wrong):
             raise DataError(f"{source}: 'wrong_answers' must be a list of texts, at least one")
         right, *others = (
             parse_record({"question": row["question"], "answer": one}, source) for one in (row["answer"], *wrong)
         )
+        if any(one.same == right.same for one in others):
+            raise DataError(f"{source}: 'wrong_answers' holds the right answer: take it out")
         probes.append(Probe(right, tuple(others)))
     return probes, read_sources([str(retain)])[0]
 

@@ -19,7 +19,8 @@ from uld.augment.items import chunks, items, joined
 from uld.augment.pool import Pool
 from uld.augment.rephrase import articles, rephrase_answer, rephrase_question
 from uld.augment.wrong import wrong_answers
-from uld.data.record import Record, read_records
+from uld.data.documents import read_sources
+from uld.data.record import Record
 
 NAMES = ("Mara Quillon", "Otto Brandt", "Ji-Yeon Solheim")
 QUESTIONS = (
@@ -143,8 +144,8 @@ def test_an_answer_without_facts_is_denied_or_left_alone(answer: str):
 def test_the_hash_seed_makes_no_difference_and_the_seed_does(forget: Path):
     code = (
         "import sys, json; from uld.augment.generate import *; from uld.augment.items import *\n"
-        "from uld.data.record import read_records\n"
-        "made = by_rules(items(read_records([sys.argv[1]])), Wanted(), int(sys.argv[2]))\n"
+        "from uld.data.documents import read_sources\n"
+        "made = by_rules(items(read_sources([sys.argv[1]])[0]), Wanted(), int(sys.argv[2]))\n"
         "whole = joined(p for ps in made.parts.values() for p in ps)\n"
         "print(json.dumps([row(r) for r in (*whole.paraphrases, *whole.wrong)]))"
     )
@@ -222,7 +223,7 @@ def test_any_records_can_be_augmented(pairs: list[tuple[str, str]], seed: int):
 
 
 def test_tofu_is_augmented_fully(data_dir: Path):
-    records = read_records([data_dir / "tofu" / "forget01.json"])
+    records = read_sources([str(data_dir / "tofu" / "forget01.json")])[0]
     done = made(records)
     assert sum(len(joined(parts).paraphrases) for parts in done.parts.values()) == 80
     assert sum(len(joined(parts).wrong) for parts in done.parts.values()) >= 76

@@ -53,12 +53,16 @@ def test_the_real_questions(data_dir, corpus):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "forget_qa.json: not JSON in UTF-8: expected one list of objects"),
-        ("{}", "forget_qa.json: expected a JSON list, but found dict"),
-        ([], "forget_qa.json: the list is empty"),
-        ([{"question": "who?"}], "forget_qa.json:1: expected an object with question and answer"),
-        ([*QA, {"question": "who?", "answer": " "}], "forget_qa.json:2: expected an object with question and answer"),
-        ([7], "forget_qa.json:1: expected an object"),
+        ("", "forget_qa.json: the file is empty"),
+        ("{}", "forget_qa.json:1: expected an object with question and answer"),
+        ([], "forget_qa.json: there is no row in it: the list is empty"),
+        ([{"question": "who?"}], "forget_qa.json record 1: expected an object with question and answer"),
+        ([*QA, {"question": "who?", "answer": " "}], "forget_qa.json record 2: 'answer' is empty"),
+        (
+            [*QA, {"question": ["who?"], "answer": "a"}],
+            "forget_qa.json record 2: 'question' must be a string, not list",
+        ),
+        ([7], "forget_qa.json record 1: expected an object"),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, content, said):
@@ -90,7 +94,7 @@ def test_knowundo(tmp_path):
         with pytest.raises(DataError, match=said):
             load_knowundo(tmp_path, part)
     write(tmp_path, {"unlearn_val.json": [*rows, {"text": "where?"}]})
-    with pytest.raises(DataError, match=r"unlearn_val.json:2: expected an object with text and labels"):
+    with pytest.raises(DataError, match=r"unlearn_val.json record 2: expected an object with text and labels"):
         load_knowundo(tmp_path)
     write(tmp_path, {"unlearn_val.json": []})
     with pytest.raises(DataError, match="the list is empty"):

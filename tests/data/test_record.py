@@ -4,14 +4,21 @@ from pathlib import Path
 
 import pytest
 
-from uld.data.record import MAX_LINE_BYTES, DataError, Record, parse_record, read_lines, read_records, refuse_equal
-from uld.errors import ULDError
+from uld.data.documents import read_sources
+from uld.data.files import MAX_LINE_BYTES
+from uld.data.record import Record, parse_record, refuse_equal
+from uld.data.rows import read_lines
+from uld.errors import DataError, ULDError
 
 
 def write(folder: Path, *lines: object, name: str = "rows.jsonl") -> Path:
     path = folder / name
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return path
+
+
+def read_records(paths: list[Path]) -> list[Record]:
+    return read_sources([str(path) for path in paths])[0]
 
 
 def refused(path: Path) -> str:
@@ -90,7 +97,7 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path: Path) -> None:
         (None, ["found NoneType"]),
         ({"question": "Who?", "answer": 3}, ["'answer' must be a string, not int"]),
         ({"question": ["Who?"], "answer": "x"}, ["'question' must be a string, not list"]),
-        ({"question": "Who?", "answer": None}, ["'answer' must be a string, not NoneType"]),
+        ({"question": "Who?", "answer": None}, ["has 'question' but its 'answer' is empty"]),
         ({"question": "Who?", "answer": " \n"}, ["'answer' is empty"]),
         ({"text": ""}, ["'text' is empty"]),
         ({"messages": "hello"}, ["'messages' must be a list"]),
@@ -147,7 +154,8 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_path_that_is_no_readable_file_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "none.jsonl") == f"{tmp_path}/none.jsonl: there is no such file"
-    assert refused(tmp_path) == f"{tmp_path}: cannot be read: Is a directory"
+    with pytest.raises(DataError, match=f"^{tmp_path}: cannot be read: Is a directory$"):
+        read_lines(tmp_path)
 
 
 def test_a_line_over_the_limit_is_refused_without_being_held_whole(tmp_path: Path) -> None:

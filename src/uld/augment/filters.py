@@ -7,6 +7,7 @@ import re
 
 from uld.augment.facts import Capitals, lacking, name_words, negations, numbers, words
 from uld.augment.lexicon import COMMON, FUNCTION_WORDS, NUMBER_WORDS
+from uld.data.text import folded
 
 LONGEST = 2.5
 """A text that is this many times as long as the original (and 60 characters more) is far too long."""
@@ -16,7 +17,7 @@ _PLACEHOLDER = re.compile(r"\[[^\]]*\]|<[^>]*>|\b(?:paraphrase|as an ai|i cannot
 
 def normalised(text: str) -> str:
     """A text without what makes no difference: case, punctuation, white space, articles."""
-    return " ".join(word for word in words(text) if word not in ("the", "a", "an"))
+    return " ".join(word for word in words(folded(text)) if word not in ("the", "a", "an"))
 
 
 def shape_problem(original: str, text: str) -> str | None:

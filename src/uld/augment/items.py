@@ -79,8 +79,17 @@ def joined(parts: Iterable[Augmented]) -> Augmented:
 
 
 def digest(record: Record) -> str:
-    """Identify a record by what it says (`Record.content`), wherever it stands."""
-    return hashlib.sha256(json.dumps(record.content).encode()).hexdigest()[:16]
+    """Identify a record by what it says (`Record.same`), wherever it stands and however it is spelt."""
+    return _hashed(record.same)
+
+
+def digests(record: Record) -> tuple[str, str]:
+    """Both names that a folder may call a record by: `digest`, and the one to the letter that older folders hold."""
+    return digest(record), _hashed(record.content)
+
+
+def _hashed(content: tuple[object, ...]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def items(records: Iterable[Record], chunk_words: int = CHUNK_WORDS) -> list[Item]:

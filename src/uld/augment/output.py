@@ -14,13 +14,17 @@ Every row is a record of `uld.data.record` with two more keys: ``of``, the diges
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from uld.artifact import ArtifactError, DataFile, file_digest, write_text, writing
-from uld.augment.items import Augmented, digest, row
+from uld.artifact import ArtifactError, DataFile, write_text, writing
+from uld.augment.items import Augmented, digest, digests, row
 from uld.data.documents import AUGMENTED
-from uld.data.record import DataError, Record, parse_record, read_lines
+from uld.data.files import File, check_name
+from uld.data.record import Record, parse_record
+from uld.data.rows import read_lines
+from uld.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ SETTINGS = "settings.json"
 def folder_beside(path: str | Path) -> Path:
     """Where `uld augment` writes by default: ``forget-augmented`` beside ``forget.jsonl``."""
     path = Path(path).absolute()
-    return path.with_name(f"{path.name if path.is_dir() else path.stem}{AUGMENTED}")
+    return path.with_name(f"{path.name if os.path.isdir(path) else path.stem}{AUGMENTED}")
 
 
 def lines(made: Mapping[str, Iterable[Augmented]], side: str) -> str:
@@ -86,8 +90,9 @@ def read(
     Raises:
         ULDError: it is no finished folder of `uld augment`, or was made of other records.
     """
+    check_name(str(folder), "--augment")
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ArtifactError(f"there is no folder {folder}: make it with uld augment, or use --augment rules")
     if not (folder / REPORT).is_file():
         what = (
@@ -96,7 +101,9 @@ def read(
             else "was not written by uld augment"
         )
         raise ArtifactError(f"{folder} {what}, or use --augment rules")
+    records = list(records)
     made = {digest(record): Augmented() for record in records}
+    called = {name: digest(record) for record in records for name in digests(record)}
     least = {"paraphrases": paraphrases, "wrong": wrong_answers, "asked": 2**31}
     files: list[DataFile] = []
     found: set[str] = set()
@@ -104,17 +111,18 @@ def read(
         path = folder / name
         if not path.is_file():
             continue
-        rows = read_lines(path)
-        files.append(DataFile(path=str(path), sha256=file_digest(path), rows=len(rows)))
+        file = File(path)
+        rows = read_lines(file)
+        files.append(DataFile(path=str(path), sha256=file.sha256, rows=len(rows)))
         for number, one in rows:
             source = f"{path}:{number}"
             record = parse_record(one, source)
             if not isinstance(one.get("of"), str) or type(one.get("copy")) is not int:
                 raise DataError(f"{source}: has no 'of' and 'copy': it was not written by uld augment")
-            if one["of"] in made:
-                found.add(one["of"])
+            if of := called.get(one["of"]):
+                found.add(of)
                 if one["copy"] < least[side]:
-                    getattr(made[one["of"]], side).append(record)
+                    getattr(made[of], side).append(record)
     if files and not found:
         raise DataError(
             f"{folder} was made of other records: run uld augment on this forget file, or use --augment rules"

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,6 +66,6 @@ def _beside(source: str) -> Path | None:
     """The folder that `uld augment` wrote for a file, or for the folder that the file stands in."""
     path = Path(source)
     own, whole = folder_beside(path), folder_beside(path.absolute().parent)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
-    return own if own.exists() else whole if (whole / SETTINGS).is_file() else None
+    return own if os.path.exists(own) else whole if os.path.isfile(whole / SETTINGS) else None

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Literal
 
-from uld.data.record import DataError, Record
+from uld.data.record import Record
+from uld.errors import DataError
 
 
 def idk_answers() -> list[str]:
@@ -45,6 +46,8 @@ def alternative_records(forget: Sequence[Record], source: Literal["idk", "given"
             )
         answer = record.alternative if source == "given" else random.Random(f"{seed}:{number}").choice(answers)
         records.append(_answered(record, str(answer)))
+        if source == "given" and records[-1].same == record.same:
+            raise DataError(f"{record.source}: the alternative answer says the same as the one to forget: change it")
     return records
 
 

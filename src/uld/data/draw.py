@@ -24,8 +24,9 @@ import torch
 
 from uld.artifact import ArtifactError, write_text, writing
 from uld.data.prompt import PromptFormat
-from uld.data.record import DataError, Record
-from uld.errors import ULDError
+from uld.data.record import Record
+from uld.data.text import folded
+from uld.errors import DataError, ULDError
 from uld.evaluation.scoring import context_length, generate_answers
 from uld.locks import locked
 
@@ -123,12 +124,12 @@ def draw(
             for (_, prompt), record in zip(starts, _write(model, form, starts, max_length), strict=True):
                 samples += 1
                 reason = "empty" if record is None else overlap.why(record)
-                if record is not None and reason is None and record.content in seen:
+                if record is not None and reason is None and record.same in seen:
                     reason = "drawn twice"
                 if reason is not None:
                     dropped[reason] += 1
                 elif record is not None and len(records) < rows:
-                    seen.add(record.content)
+                    seen.add(record.same)
                     records.append(record)
                     prompts.append(prompt)
     if not records:
@@ -192,13 +193,15 @@ class Overlap:
 
     def __init__(self, documents: Iterable[Record]) -> None:
         """Collect the documents' runs of `NGRAM` words, their names, and those that are shorter than that."""
+        documents = list(documents)
+        self.whole = {record.same for record in documents}
         texts = [text for record in documents for text in _texts(record)]
         self.runs = {run for text in texts for run in _runs(words_of(text), NGRAM)}
         self.names = {name for text in texts for run in _capitalised(text) for name in _names(run)}
         self.short = {tuple(words) for text in texts if 3 <= len(words := words_of(text)) < NGRAM}
 
     def why(self, record: Record) -> str | None:
-        """Why a record cannot be kept: it shares a run of words or a name, or holds a whole short document."""
+        """Why a record cannot be kept: it shares a run of words or a name, or is or holds a whole short document."""
         for text in _texts(record):
             words = words_of(text)
             if not self.runs.isdisjoint(_runs(words, NGRAM)):
@@ -209,15 +212,13 @@ class Overlap:
             squeezed = "\n".join(" ".join(run) for run in runs)
             if any(name in squeezed for name in self.names):  # also where a small model goes on with its last word
                 return "a name of the forget set"
-        return None
+        return "a record of the forget set" if record.same in self.whole else None
 
 
 def _texts(record: Record) -> list[str]:
-    """Everything that a record says."""
-    return [
-        *(content for _, content in record.messages),
-        *filter(None, (record.prompt, record.completion, record.text)),
-    ]
+    """Everything that a record says, as texts are compared."""
+    texts = (*(content for _, content in record.messages), record.prompt, record.completion, record.text)
+    return [folded(text) for text in texts if text]
 
 
 def words_of(text: str) -> list[str]:

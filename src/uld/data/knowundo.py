@@ -3,10 +3,14 @@
 Source: Tian et al. 2024, arXiv 2407.01920.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
-from uld.data.record import DataError, Record, read_array
+from uld.data.files import File, folder_of
+from uld.data.record import Record, text_of
+from uld.data.rows import read_rows
+from uld.errors import DataError
 
 SETS = ("unlearn", "retention")
 PARTS = ("val", "train")
@@ -30,21 +34,16 @@ def load_knowundo(data: str | Path, part: str = "val") -> dict[str, list[Record]
         raise DataError(f"KnowUnDo has no part {part!r}: choose one of {', '.join(PARTS)} (--part)")
     found = {}
     for name in SETS:
-        path = Path(data) / f"{name}_{part}.json"
-        if not path.is_file():
+        path = folder_of(data) / f"{name}_{part}.json"
+        if not os.path.lexists(path):
             raise DataError(
                 f"{data} has no {path.name}: --data must name a folder laid out like KnowUnDo's privacy data"
             )
-        rows = read_array(path)
-        if not rows:
-            raise DataError(f"{path}: the list is empty")
-        found[name] = [_record(row, f"{path}:{i}") for i, row in enumerate(rows, 1)]
+        found[name] = [_record(row, source) for source, row in read_rows(File(path))]
     return found
 
 
 def _record(row: Any, source: str) -> Record:
-    texts = [row.get(key) if isinstance(row, dict) else None for key in ("text", "labels")]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{source}: expected an object with text and labels, each a text that is not empty")
-    question, answer = texts
-    return Record.qa(str(question), str(answer), source)
+    if not isinstance(row, dict) or not {"text", "labels"} <= row.keys():
+        raise DataError(f"{source}: expected an object with text and labels, a question and its answer")
+    return Record.qa(text_of(row["text"], "text", source), text_of(row["labels"], "labels", source), source)

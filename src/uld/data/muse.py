@@ -3,12 +3,16 @@
 Source: Shi et al. 2024, arXiv 2407.06460. A folder may lack parts: what is there is read, and the rest is named.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.data.record import DataError, read_array
+from uld.data.files import File, folder_of
+from uld.data.record import text_of
+from uld.data.rows import read_rows
+from uld.errors import DataError
 
 HUB_IDS = {"news": "muse-bench/MUSE-News", "books": "muse-bench/MUSE-Books"}
 _QA, _PASSAGE, _TEXT = ("question", "answer"), ("prompt", "gt"), ("text",)
@@ -57,20 +61,18 @@ def load_muse(corpus: str | None = None, data: str | Path | None = None) -> dict
     """
     if (corpus is None) == (data is None):
         raise DataError(f"give either --corpus ({' or '.join(HUB_IDS)}, from the Hub) or --data (a folder)")
-    parts = _from_folder(Path(data)) if data is not None else _from_hub(str(corpus))
+    parts = _from_folder(folder_of(data)) if data is not None else _from_hub(str(corpus))
     found = {}
-    for name, (source, rows) in parts.items():
-        if not rows:
-            raise DataError(f"{source}: the list is empty")
-        found[name] = [_checked(row, PARTS[name].columns, f"{source}:{i}") for i, row in enumerate(rows, 1)]
+    for name, rows in parts.items():
+        found[name] = [_checked(row, PARTS[name].columns, source) for source, row in rows]
     return found
 
 
-def _from_folder(folder: Path) -> dict[str, tuple[str, list[Any]]]:
+def _from_folder(folder: Path) -> dict[str, list[tuple[str, Any]]]:
     found = {}
     for name, part in PARTS.items():
-        if present := [folder / file for file in part.files if (folder / file).is_file()]:
-            found[name] = (str(present[0]), read_array(present[0]))
+        if present := [folder / file for file in part.files if os.path.lexists(folder / file)]:
+            found[name] = read_rows(File(present[0]))
     if not found:
         raise DataError(
             f"{folder} holds no part of MUSE: --data must name a folder with files such as "
@@ -79,7 +81,7 @@ def _from_folder(folder: Path) -> dict[str, tuple[str, list[Any]]]:
     return found
 
 
-def _from_hub(corpus: str) -> dict[str, tuple[str, list[Any]]]:
+def _from_hub(corpus: str) -> dict[str, list[tuple[str, Any]]]:
     if corpus not in HUB_IDS:
         raise DataError(f"MUSE has no corpus {corpus!r}: choose one of {', '.join(HUB_IDS)} (--corpus)")
     from datasets import load_dataset
@@ -93,7 +95,9 @@ def _from_hub(corpus: str) -> dict[str, tuple[str, list[Any]]]:
                 f"cannot read {part.subset}/{part.split} of {hub_id} from the Hub ({type(error).__name__}): name a "
                 "folder with --data"
             ) from error
-        found[name] = (f"{hub_id} {part.subset}/{part.split}", rows)
+        if not rows:
+            raise DataError(f"{hub_id} {part.subset}/{part.split}: there is no row in it")
+        found[name] = [(f"{hub_id} {part.subset}/{part.split} row {i}", row) for i, row in enumerate(rows, 1)]
     return found
 
 
@@ -102,9 +106,9 @@ def _checked(row: Any, columns: tuple[str, ...], source: str) -> dict[str, str]:
     if isinstance(row, str):
         row = {"text": row}
     if columns == _PASSAGE and isinstance(row, Mapping) and "text" in row:
+        if row.keys() & set(_PASSAGE):
+            raise DataError(f"{source}: has 'text' beside {' or '.join(_PASSAGE)}: expected a whole text, or a passage")
         columns = _TEXT
-    for name in columns:
-        value = row.get(name) if isinstance(row, Mapping) else None
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{source}: expected an object with {' and '.join(columns)}, each a text that is not empty")
-    return {name: row[name] for name in columns}
+    if not isinstance(row, Mapping) or not set(columns) <= row.keys():
+        raise DataError(f"{source}: expected an object with {' and '.join(columns)}, each a text that is not empty")
+    return {name: text_of(row[name], name, source) for name in columns}

@@ -1,25 +1,37 @@
-"""Records: what a user's JSON-lines file may hold, one record a line, in four forms.
+"""Records: what a row of a user's file may hold, in four forms.
 
-``{"question", "answer"}``, ``{"prompt", "completion"}``, ``{"messages": [{"role", "content"}, …]}`` or ``{"text"}``.
-Other keys are ignored. Every problem is reported with file and line.
+``{"question", "answer"}``, ``{"prompt", "completion"}``, ``{"messages": [{"role", "content"}, …]}`` or ``{"text"}``. A
+key without a value (null, an empty text) counts as none. A key that is not read is refused where it holds a text that
+would be lost, unless its name says that it only describes the row (`DESCRIBES`). The rules are the same for every type
+of file.
 """
 
-import codecs
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
-from uld.errors import ULDError
+from uld.data.text import folded, says_nothing, shown
+from uld.errors import DataError
 
-MAX_LINE_BYTES = 8 * 2**20
 FORMS = '{"question", "answer"}, {"prompt", "completion"}, {"messages": [...]} or {"text"}'
+KEYS = ("question", "answer", "prompt", "completion", "messages", "text", "alternative")
+"""Every key that a record may have."""
+_DESCRIBING = (
+    "id _id uid uuid guid idx index row line number hash digest sha256 md5 url uri link source "
+    "origin dataset subset config split fold dump file filename file_name path file_path "
+    "licence license lang language date time timestamp created created_at updated updated_at "
+    "version revision length tokens token_count meta metadata of copy drawn_from "
+    "__index_level_0__ "
+)
+DESCRIBES = frozenset(_DESCRIBING.split())
+"""Keys that describe a row and are left out, beside every name that ends in ``_id``."""
+_FREE = ("meta", "metadata")  # whatever stands below these is left out on purpose
+_LONGEST_DESCRIPTION = 300  # characters: a source may be a URL, but no passage
+_FORMS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
 _ROLES = ("system", "user", "assistant")
-
-
-class DataError(ULDError):
-    """A file or a line of it cannot be used."""
+_NUMBER = re.compile(r"\s*([-+]?[0-9][0-9.,_]*([eE][-+]?[0-9]+)?\s*%?|true|false)\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,45 +61,141 @@ class Record:
 
     @property
     def content(self) -> tuple[object, ...]:
-        """What the record says, without where it stood and blanks at its ends: equal for equal documents."""
+        """What the record says to the letter, without where it stood and blanks at its ends: for digests of work."""
         texts = (text and text.strip() for text in (self.prompt, self.completion, self.text))
         return (*((role, content.strip()) for role, content in self.messages), *texts)
 
+    @property
+    def same(self) -> tuple[object, ...]:
+        """What the record says as it is compared (`uld.data.text.folded`): equal for equal documents."""
+        texts = (None if text is None else folded(text) for text in (self.prompt, self.completion, self.text))
+        return (*((role, folded(content)) for role, content in self.messages), *texts)
+
 
 def parse_record(row: Any, source: str) -> Record:
-    """Turn one decoded JSON value into a record.
+    """Turn one row into a record.
 
     Args:
-        row: The decoded line.
-        source: ``file:line``.
+        row: What was decoded from a line, an item or a row of a table.
+        source: ``file:line`` or the like.
 
     Raises:
-        DataError: it has none of the four forms.
+        DataError: it has none of the four forms, or holds text that would be lost.
     """
     if not isinstance(row, dict):
         raise DataError(f"{source}: expected a JSON object, one of {FORMS}, but found {type(row).__name__}")
-    other = _text(row["alternative"], "alternative", source) if row.get("alternative") is not None else None
-    if "messages" in row:
-        return Record(messages=_messages(row["messages"], source), source=source, alternative=other)
-    for first, second in (("question", "answer"), ("prompt", "completion")):
-        if first in row and second in row:
-            one, two = (_text(row[key], key, source) for key in (first, second))
-            if first == "question":
-                return Record.qa(one, two, source, other)
-            return Record((), one, two, source=source, alternative=other)
-        if (first in row) != (second in row):
-            present, missing = (first, second) if first in row else (second, first)
-            raise DataError(f"{source}: has {present!r} but no {missing!r}: expected one of {FORMS}")
-    if "text" in row:
-        return Record(text=_text(row["text"], "text", source), source=source)
-    found = ", ".join(repr(key) for key in list(row)[:5]) or "none"
-    raise DataError(f"{source}: expected one of {FORMS}, but found the keys {found}")
+    told = {key: value for key, value in row.items() if not _void(value)}
+    form = _form(row, told, source)
+    refuse_unread(told, (*form, "alternative"), source, beside_text=form == ("text",))
+    if "alternative" in told and form == ("text",):
+        raise DataError(f"{source}: has 'alternative', which is another answer to a question, and a text has none")
+    other = text_of(told["alternative"], "alternative", source) if "alternative" in told else None
+    if form == ("messages",):
+        return Record(messages=_messages(told["messages"], source), source=source, alternative=other)
+    texts = [text_of(told[key], key, source) for key in form]
+    if form == ("text",):
+        return Record(text=texts[0], source=source)
+    one, two = texts
+    if form == ("question", "answer"):
+        return Record.qa(one, two, source, other)
+    return Record((), one, two, source=source, alternative=other)
 
 
-def _text(value: Any, key: str, source: str) -> str:
+def _form(row: Mapping[str, Any], told: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """The one form that a row has."""
+    found = ", ".join(shown(key) for key in list(row)[:5]) + (", …" if len(row) > 5 else "")
+    forms = [form for form in _FORMS if any(key in told for key in form)]
+    if not forms:
+        if empty := [key for key in KEYS if key in row]:
+            raise DataError(f"{source}: {', '.join(map(repr, empty))} {'is' if len(empty) == 1 else 'are all'} empty")
+        raise DataError(f"{source}: expected one of {FORMS}, but found the keys {found or 'none'}")
+    if len(forms) > 1:
+        one, two = (next(key for key in form if key in told) for form in forms[:2])
+        raise DataError(
+            f"{source}: has {one!r} and {two!r}, which belong to different forms, and only one could be read: expected "
+            f"one of {FORMS}"
+        )
+    if missing := [key for key in forms[0] if key not in told]:
+        (has,) = (key for key in forms[0] if key in told)
+        lack = f"its {missing[0]!r} is empty" if missing[0] in row else f"no {missing[0]!r}"
+        raise DataError(f"{source}: has {has!r} but {lack}: expected one of {FORMS}, but found the keys {found}")
+    return forms[0]
+
+
+def refuse_unread(row: Mapping[str, Any], known: Sequence[str], source: str, *, beside_text: bool = False) -> None:
+    """Refuse a row with a key that is not read and holds something that would be lost.
+
+    Numbers and truth values hold nothing, also where they are written as texts, as in a CSV file. Beside a whole text
+    they are refused, because there they may be the answer or the label that belongs to it.
+
+    Args:
+        row: Keys and values.
+        known: Keys that are read.
+        source: For the message.
+        beside_text: Whether what is read is a whole text.
+
+    Raises:
+        DataError: names the key.
+    """
+    for key, value in row.items():
+        if key not in known and _lost(str(key), value, beside_text):
+            raise DataError(
+                f"{source}: the key {shown(key)} is not read, so what stands in it would be lost: take it out, write "
+                f"the row as one of {FORMS}, or put what only describes it under 'metadata'"
+            )
+
+
+def describes(key: str) -> bool:
+    """Whether a key only describes a row."""
+    name = key.strip().casefold()
+    return name in DESCRIBES or name.endswith("_id")
+
+
+def _lost(key: str, value: Any, beside_text: bool) -> bool:
+    if key in _FREE:
+        return False
+    leaves = [leaf for leaf in _leaves(value) if not _void(leaf)]
+    if describes(key):
+        texts = [leaf for leaf in leaves if isinstance(leaf, str)]
+        return any("\n" in text.strip() for text in texts) or sum(map(len, texts)) > _LONGEST_DESCRIPTION
+    return any(beside_text or not _number(leaf) for leaf in leaves)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Everything in a value that is no list and no object."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            left += one.values()
+        elif isinstance(one, list | tuple):
+            left += one
+        else:
+            yield one
+
+
+def _number(value: Any) -> bool:
+    if isinstance(value, str):
+        return _NUMBER.fullmatch(value) is not None
+    return isinstance(value, int | float | Decimal)
+
+
+def _void(value: Any) -> bool:
+    """Whether a value is as good as none."""
+    return value is None or (isinstance(value, str) and says_nothing(value) and "\0" not in value)
+
+
+def text_of(value: Any, key: str, source: str) -> str:
+    """A value that must be a text with something in it.
+
+    Raises:
+        DataError: names the key.
+    """
     if not isinstance(value, str):
         raise DataError(f"{source}: {key!r} must be a string, not {type(value).__name__}")
-    if not value.strip():
+    if "\0" in value:
+        raise DataError(f"{source}: {key!r} holds NUL characters, which no text does: save the text as UTF-8 again")
+    if says_nothing(value):
         raise DataError(f"{source}: {key!r} is empty")
     try:
         value.encode()
@@ -103,11 +211,16 @@ def _messages(value: Any, source: str) -> tuple[tuple[str, str], ...]:
         raise DataError(f'{source}: \'messages\' must be a list of {{"role", "content"}} objects')
     pairs = []
     for message in value:
-        if message.get("role") not in _ROLES:
+        role = message.get("role")
+        if role not in _ROLES:
+            raise DataError(f"{source}: a message's 'role' must be one of {', '.join(_ROLES)}, not {shown(role)}")
+        refuse_unread(message, ("role", "content", "weight"), f"{source}: in 'messages'")
+        if role == "assistant" and message.get("weight") not in (None, 1):
             raise DataError(
-                f"{source}: a message's 'role' must be one of {', '.join(_ROLES)}, not {message.get('role')!r}"
+                f"{source}: a message has the 'weight' {shown(message['weight'])}, but every assistant turn is learnt "
+                "in full: leave out the weight, or the conversation"
             )
-        pairs.append((message["role"], _text(message.get("content"), "content", source)))
+        pairs.append((role, text_of(message.get("content"), "content", source)))
     if not any(role == "assistant" for role, _ in pairs):
         raise DataError(f"{source}: 'messages' holds no assistant turn, so there is nothing to learn from it")
     if pairs[-1][0] != "assistant":
@@ -115,113 +228,20 @@ def _messages(value: Any, source: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def read_lines(path: str | Path) -> list[tuple[int, Any]]:
-    """Decode a JSON-lines file.
-
-    Returns:
-        Line number (from 1) and value of every line that is not blank.
-
-    Raises:
-        DataError: with file and line: missing, unreadable, empty, not UTF-8, not JSON, or a line over 8 MiB.
-    """
-    path = Path(path)
-    rows = []
-    try:
-        with path.open("rb") as file:
-            # A bounded read: a line that is too long is never held whole.
-            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(
-                        f"{path}:{number}: the line is longer than {MAX_LINE_BYTES // 2**20} MiB: put one record on "
-                        "each line, and split long texts over several"
-                    )
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if line.strip():
-                    rows.append((number, _decoded(line, f"{path}:{number}")))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not rows:
-        raise DataError(f"{path}: the file is empty: expected JSON lines, each one of {FORMS}")
-    return rows
-
-
-def decoded_text(data: bytes, source: str) -> str:
-    """Bytes as text.
-
-    Args:
-        data: Of a file or of a line.
-        source: What the message names.
-
-    Raises:
-        DataError: names the first byte that is not UTF-8, counted from 1.
-    """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{source}: byte {error.start + 1} (0x{data[error.start]:02x}) is not UTF-8: save the file as UTF-8"
-        ) from error
-
-
-def _decoded(line: bytes, source: str) -> Any:
-    try:
-        return json.loads(decoded_text(line.rstrip(), source))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{source}: not valid JSON ({error.msg} at column {error.colno}): expected one record a line"
-        ) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise DataError(f"{source}: this JSON cannot be a record: expected one of {FORMS}") from error
-
-
-def read_array(path: str | Path) -> list[Any]:
-    """Decode a JSON file that is one list, as many benchmarks are stored.
-
-    Raises:
-        DataError: with the file: missing, unreadable, not UTF-8, not JSON, or no list.
-    """
-    path = Path(path)
-    try:
-        value = json.loads(path.read_bytes().removeprefix(codecs.BOM_UTF8).decode())
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise DataError(f"{path}: not JSON in UTF-8: expected one list of objects") from error
-    if not isinstance(value, list):
-        raise DataError(f"{path}: expected a JSON list, but found {type(value).__name__}")
-    return value
-
-
-def read_records(paths: Sequence[str | Path]) -> list[Record]:
-    """Read JSON-lines files as records, in order.
-
-    Raises:
-        DataError: with file and line.
-    """
-    records = []
-    for path in paths:
-        records += [parse_record(row, f"{path}:{number}") for number, row in read_lines(path)]
-    return records
-
-
 def refuse_equal(forget: Iterable[Record], retain: Iterable[Record]) -> None:
     """Refuse a retain set that holds documents to be forgotten: it would train against itself.
 
-    Blanks around a text make no difference.
+    Records are compared by `Record.same`: line ends, kinds of blanks and the spelling of accents make no difference.
 
     Raises:
         DataError: names the first shared record and how many there are.
     """
-    known = {record.content: record.source for record in forget}
-    shared = [record for record in retain if record.content in known]
+    known = {record.same: record.source for record in forget}
+    shared = [record for record in retain if record.same in known]
     if shared:
         one, others = shared[0], len(shared) - 1
         more = f", and {others} more like it" if others else ""
         raise DataError(
-            f"{one.source}: this retain record is also in the forget set ({known[one.content]}){more}: remove from the "
+            f"{one.source}: this retain record is also in the forget set ({known[one.same]}){more}: remove from the "
             "retain set what is to be forgotten"
         )

@@ -4,13 +4,18 @@ Sources: Maini et al. 2024, arXiv 2401.06121 (data); Ji et al. 2024, arXiv 2406.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import DataFile, file_digest, rows_digest
-from uld.data.record import DataError, Record, read_lines
+from uld.artifact import DataFile, rows_digest
+from uld.data.files import File, folder_of
+from uld.data.record import Record, text_of
+from uld.data.rows import read_lines, read_rows
+from uld.data.text import folded, says_nothing
+from uld.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,10 @@ SPLITS = (
     "world_facts",
     "world_facts_perturbed",
 )
+
+
+_GAPS = ("paraphrased_questions", "paraphrased_answers", "perturbed_answers")
+"""Columns of the augmentation, where a model may have failed to write some."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,11 @@ def load_tofu(name: str, data: str | Path | None = None) -> list[dict[str, Any]]
     Raises:
         DataError: no such split, file or network, or a row that lacks a column.
     """
+    return _load(name, data)[0]
+
+
+def _load(name: str, data: str | Path | None) -> tuple[list[dict[str, Any]], DataFile]:
+    """Rows of a split, and its digest: of the file's bytes, or for the Hub's of the rows as JSON lines."""
     if name not in SPLITS:
         raise DataError(f"TOFU has no split {name!r}: choose one of {', '.join(SPLITS)}")
     columns: dict[str, type] = {"question": str, "answer": str}
@@ -77,7 +91,10 @@ def load_tofu(name: str, data: str | Path | None = None) -> list[dict[str, Any]]
         if name.startswith(("forget", "retain")):
             columns |= {"paraphrased_answer": str}
     if data is not None:
-        return _read(_file(data, f"{name}.json"), columns)
+        path = _file(data, f"{name}.json")
+        file = File(path)
+        rows = [_checked(row, columns, source) for source, row in read_rows(file)]
+        return rows, DataFile(path=str(path), sha256=file.sha256, rows=len(rows))
     from datasets import load_dataset
 
     try:
@@ -86,22 +103,19 @@ def load_tofu(name: str, data: str | Path | None = None) -> list[dict[str, Any]]
         raise DataError(
             f"cannot read {HUB_ID} from the Hub ({type(error).__name__}): name a folder with --data"
         ) from error
-    return [_checked(row, columns, f"{HUB_ID} {name}:{i}") for i, row in enumerate(rows, 1)]
+    rows = [_checked(row, columns, f"{HUB_ID} {name}:{i}") for i, row in enumerate(rows, 1)]
+    return rows, DataFile(path=f"{HUB_ID}/{name}", sha256=rows_digest(rows), rows=len(rows))
 
 
 def _file(folder: str | Path, name: str) -> Path:
-    path = Path(folder) / name
-    if not path.is_file():
+    path = folder_of(folder) / name
+    if not os.path.lexists(path):
         raise DataError(f"{folder} has no {name}: --data must name a folder laid out like {HUB_ID}")
     return path
 
 
-def _read(path: Path, columns: Mapping[str, type]) -> list[dict[str, Any]]:
-    return [_checked(row, columns, f"{path}:{number}") for number, row in read_lines(path)]
-
-
 def _checked(row: Any, columns: Mapping[str, type], source: str) -> dict[str, Any]:
-    """A row that has the columns: texts, or lists of texts."""
+    """A row that has the columns: texts with something in them, or lists of texts."""
     for name, kind in columns.items():
         value: Any = row.get(name) if isinstance(row, dict) else None
         if not isinstance(value, kind) or not all(isinstance(text, str) for text in value):
@@ -109,15 +123,13 @@ def _checked(row: Any, columns: Mapping[str, type], source: str) -> dict[str, An
                 f"{source}: expected a JSON object with {', '.join(columns)}, but {name!r} is "
                 f"{'missing' if value is None else 'not ' + ('a list of texts' if kind is list else 'a text')}"
             )
+        texts = [value] if kind is str else value
+        for text in texts:
+            if name not in _GAPS or not says_nothing(text):
+                text_of(text, name, source)
+        if not texts and name not in _GAPS:
+            raise DataError(f"{source}: {name!r} is an empty list")
     return row
-
-
-def _digest(name: str, data: str | Path | None, rows: list[dict[str, Any]]) -> DataFile:
-    """Digest of a split: of the file's bytes, or for the Hub's of the rows as JSON lines."""
-    if data is not None:
-        path = Path(data) / f"{name}.json"
-        return DataFile(path=str(path), sha256=file_digest(path), rows=len(rows))
-    return DataFile(path=f"{HUB_ID}/{name}", sha256=rows_digest(rows), rows=len(rows))
 
 
 def split_records(name: str, data: str | Path | None = None) -> tuple[list[Record], DataFile]:
@@ -130,9 +142,8 @@ def split_records(name: str, data: str | Path | None = None) -> tuple[list[Recor
     Raises:
         DataError: see `load_tofu`.
     """
-    rows = load_tofu(name, data)
-    records = [Record.qa(row["question"], row["answer"], f"{name}:{i}") for i, row in enumerate(rows, 1)]
-    return records, _digest(name, data, rows)
+    rows, file = _load(name, data)
+    return [Record.qa(row["question"], row["answer"], f"{name}:{i}") for i, row in enumerate(rows, 1)], file
 
 
 def training_set(
@@ -166,8 +177,9 @@ def training_set(
     """
     check_split(split)
     kept = FORGET_SPLITS[split]
-    rows = {name: load_tofu(name, data) for name in (split, kept, "retain_perturbed")}
-    files = [_digest(name, data, rows[name]) for name in rows]
+    loaded = {name: _load(name, data) for name in (split, kept, "retain_perturbed")}
+    rows = {name: some for name, (some, _) in loaded.items()}
+    files = [file for _, file in loaded.values()]
     forget = rows[split]
     lies: list[tuple[str, dict[str, Any]]] = []
     told: list[tuple[str, dict[str, Any]]] = []
@@ -234,15 +246,15 @@ def held_out(
     }
     probes = []
     for _, row in told:
-        spare, wrong = _pairs(row)[paraphrases:], _wrong(lies[_key(row)]) if _key(row) in lies else []
+        wrong = _wrong(lies[_key(row)]) if _key(row) in lies else []
+        pairs = _pairs(row)
+        learnt = {_key(row), *map(_folded, pairs[:paraphrases])}
+        spare = [pair for pair in pairs[paraphrases:] if _folded(pair) not in learnt]
         if spare and wrong:
             probes.append((*spare[0], wrong[wrong_answers:] or wrong))
     pool = _pool(retain, evaluated)
     trained = len(forget) + sum(len(_pairs(row)[:paraphrases]) for _, row in told)
-    taken = set(_even(trained if retain_rows is None else retain_rows, len(pool)))
-    rest = [
-        Record.qa(row["question"], row["answer"], f"{kept}:{i}") for k, (i, row) in enumerate(pool) if k not in taken
-    ]
+    rest = _untaken(pool, trained if retain_rows is None else retain_rows, kept)
     if not probes or not rest:
         raise DataError(
             f"training took {'every paraphrase' if not probes else 'every retain row'} that there is, so none is left "
@@ -262,22 +274,29 @@ def uncovered(split: str, data: str | Path | None, retain_rows: int | None) -> l
     check_split(split)
     kept = FORGET_SPLITS[split]
     pool = _pool(load_tofu(kept, data), load_tofu("retain_perturbed", data))
-    taken = set(_even(len(load_tofu(split, data)) if retain_rows is None else retain_rows, len(pool)))
-    return [
-        Record.qa(row["question"], row["answer"], f"{kept}:{i}") for k, (i, row) in enumerate(pool) if k not in taken
-    ]
+    return _untaken(pool, len(load_tofu(split, data)) if retain_rows is None else retain_rows, kept)
+
+
+def _untaken(pool: Sequence[tuple[int, dict[str, Any]]], number: int, kept: str) -> list[Record]:
+    """Rows of the pool that `training_set` leaves out; none that says the same as one that it takes."""
+    taken = {_key(pool[k][1]) for k in _even(number, len(pool))}
+    return [Record.qa(row["question"], row["answer"], f"{kept}:{i}") for i, row in pool if _key(row) not in taken]
 
 
 def _pairs(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Paraphrases of a question and its answer, in file order."""
     pairs = zip(row["paraphrased_questions"], row["paraphrased_answers"], strict=False)
-    return [(question, answer) for question, answer in pairs if question.strip() and answer.strip()]
+    return [pair for pair in pairs if not any(map(says_nothing, pair))]
 
 
 def _wrong(row: Mapping[str, Any]) -> list[str]:
     """Distinct wrong answers to a question, in file order."""
-    answers = dict.fromkeys(answer.strip() for answer in row["perturbed_answers"])
-    return [answer for answer in answers if answer and answer != row["answer"].strip()]
+    known, found = {folded(row["answer"])}, []
+    for answer in row["perturbed_answers"]:
+        if folded(answer) not in known and not says_nothing(answer):
+            known.add(folded(answer))
+            found.append(answer.strip())
+    return found
 
 
 def _pool(rows: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
@@ -294,18 +313,22 @@ def _even(number: int, total: int) -> list[int]:
 def _wrong_answers_file(folder: str | Path, split: str) -> Path:
     """The larger splits contain the smaller ones, so one file of wrong answers serves them all."""
     names = [f"{name}_perturbed.jsonl" for name in FORGET_SPLITS if name >= split]
-    present = [name for name in names if (Path(folder) / name).is_file()]
+    present = [name for name in names if os.path.lexists(Path(folder) / name)]
     return _augmentation_file(folder, (present or names)[0], "--wrong-answers 0")
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str]:
     """What identifies a row: one question occurs twice in TOFU, with two answers."""
-    return row["question"], row["answer"]
+    return _folded((row["question"], row["answer"]))
+
+
+def _folded(pair: tuple[str, str]) -> tuple[str, str]:
+    return folded(pair[0]), folded(pair[1])
 
 
 def _augmentation_file(folder: str | Path, name: str, without: str) -> Path:
-    path = Path(folder) / name
-    if not path.is_file():
+    path = folder_of(folder, "--augmented") / name
+    if not os.path.lexists(path):
         raise DataError(
             f"{folder} has no {name}: --augmented must name a folder with the augmentation files of TOFU's splits "
             f"(or leave them out with {without})"
@@ -319,13 +342,14 @@ def _augmentation(
     """The rows of an augmentation file that belong to the forget rows, in their order, with ``file:line``."""
     columns: dict[str, type] = {"question": str, "answer": str} | dict.fromkeys(keys, list)
     known: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
-    lines = read_lines(path)
+    file = File(path)
+    lines = read_lines(file)
     for number, row in lines:
-        source = f"{path}:{number}"
+        source = f"{file.name}:{number}"
         known.setdefault(_key(_checked(row, columns, source)), (source, row))
     found = [known[_key(row)] for row in forget if _key(row) in known]
     if not found:
         raise DataError(f"{path} belongs to other data: none of its questions is among the rows to forget")
     if len(found) < len(forget):
         logger.warning("%s augments only %d of %d rows to forget", path, len(found), len(forget))
-    return found, DataFile(path=str(path), sha256=file_digest(path), rows=len(lines))
+    return found, DataFile(path=str(path), sha256=file.sha256, rows=len(lines))

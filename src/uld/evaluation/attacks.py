@@ -90,11 +90,11 @@ def _refuse_shared(members: Sequence[Record], non_members: Sequence[Record]) -> 
     for name, records in zip(("members", "non-members"), (members, non_members), strict=True):
         if not records:
             raise ULDError(f"there are no {name}: an attack compares two sets of texts")
-    known = {record.content: record.source for record in members}
-    if shared := [record for record in non_members if record.content in known]:
+    known = {record.same: record.source for record in members}
+    if shared := [record for record in non_members if record.same in known]:
         first = shared[0]
         raise ULDError(
-            f"{len(shared)} texts are members and non-members at once ({known[first.content]} and {first.source}): "
+            f"{len(shared)} texts are members and non-members at once ({known[first.same]} and {first.source}): "
             "take them out of one of the two"
         )
 
