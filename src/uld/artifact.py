@@ -33,6 +33,7 @@ SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
+UNENCODABLE = "backslashreplace"  # half of a surrogate pair, as in a name that is not UTF-8, as JSON writes it
 _SAMPLES = 65_536
 _FULL_DISK = (
     "No space left",
@@ -188,15 +189,34 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "w", encoding="utf-8", errors=UNENCODABLE) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
+            os.chmod(name, permissions(0o666, path))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def permissions(most: int, path: Path | None = None) -> int:
+    """The mode of what is made now: what the user's umask leaves, and no more than a file in its place had.
+
+    Args:
+        most: Without a umask: 0o666 for a file, 0o777 for a folder.
+        path: What is replaced, if it is there.
+    """
+    umask = os.umask(0o077)  # there is no way to look at it; what another thread makes meanwhile is not too open
+    os.umask(umask)
+    found = path.stat().st_mode if path is not None and path.exists() else most
+    return most & found & ~umask
+
+
+def as_usual(files: Iterable[Path]) -> None:
+    """Give files that safetensors wrote, which keeps everybody else off them, what the user's umask leaves."""
+    for path in files:
+        path.chmod(permissions(0o666))
 
 
 @contextmanager
@@ -248,7 +268,7 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, permissions(0o777, path))
             yield temporary
             if path.exists():
                 shutil.rmtree(path)
@@ -269,8 +289,7 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
     adapter.peft_config["default"].base_model_name_or_path = target
     adapter.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors makes files that nobody else may read
+    as_usual(folder.glob("*.safetensors"))
 
 
 def save_model(model: Any, folder: Path, dtype: Any) -> int:
@@ -296,6 +315,7 @@ def save_model(model: Any, folder: Path, dtype: Any) -> int:
         model.config.save_pretrained(str(folder))
     finally:
         model.config.dtype = own
+    as_usual(folder.glob("model*.safetensors"))
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
 
 

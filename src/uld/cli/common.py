@@ -1,11 +1,9 @@
-"""What all commands share: errors as one sentence, and the options that choose and change a model."""
+"""What all commands share: how they print, and the options that choose and change a model."""
 
 import functools
 import inspect
-import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,26 +149,9 @@ def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorate
 
 
-def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a user's error as one sentence and end with exit code 2."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        for library in ("TRANSFORMERS", "HF_HUB"):
-            os.environ.setdefault(f"{library}_VERBOSITY", "error")
-        if not sys.warnoptions:  # what libraries have to say to programmers is of no use to a user
-            warnings.simplefilter("ignore")
-        try:
-            return command(*args, **kwargs)
-        except ULDError as error:
-            print(f"uld: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("uld: interrupted", file=sys.stderr)
-            raise typer.Exit(2) from None
-
-    run.__signature__ = inspect.signature(command)  # type: ignore[attr-defined]
-    return run
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print a line: what was asked for on standard output, comments on standard error (see `uld.terminal`)."""
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def evaluation_folder(
@@ -237,9 +218,9 @@ def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
         from uld.artifact import write_text
 
         write_text(folder / "result.json", text + "\n")
-    typer.echo(text if as_json else result.table())
+    say(text if as_json else result.table())
     if folder is not None and not as_json:
-        typer.echo(f"Logs and results: {folder}")
+        say(f"Logs and results: {folder}")
 
 
 def numbers(text: str | None, flag: str) -> list[float]:
