@@ -17,11 +17,12 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from uld.errors import ULDError
+from uld.terminal import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,7 @@ class CombinationSettings(BaseModel):
 class DataFile(BaseModel):
     """One input file: where it was, what was in it."""
 
-    path: str
+    path: Annotated[str, BeforeValidator(visible)]  # a name that is not UTF-8 is one that JSON cannot hold
     sha256: str
     rows: int
 
