@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from uld.errors import ULDError
 from uld.locks import hold, is_held
 from uld.machine import files_are_limited
+from uld.terminal import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +36,7 @@ SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
+UNENCODABLE = "backslashreplace"  # half of a surrogate pair, as in a name that is not UTF-8, as JSON writes it
 _SAMPLES = 65_536
 _FULL_DISK = ("No space left",)  # torch and safetensors report it as errors of their own, in words of their own
 _TOO_LARGE = ("File too large", "file write failed", "unexpected pos", "iostream error")  # so does torch a full disk
@@ -64,7 +66,7 @@ class CombinationSettings(BaseModel):
 class DataFile(BaseModel):
     """One input file: where it was, what was in it."""
 
-    path: str
+    path: Annotated[str, BeforeValidator(visible)]  # a name that is not UTF-8 is one that JSON cannot hold
     sha256: str
     rows: int
 
@@ -205,7 +207,7 @@ def write_text(path: Path, text: str) -> None:
         ArtifactError: the disk is full or the folder cannot be written.
     """
     with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=UNENCODABLE)
 
 
 @contextmanager
@@ -223,7 +225,7 @@ def new_file(path: Path) -> Iterator[Path]:
             hold(handle, Path(name))
             yield Path(name)
             os.fsync(handle)
-            os.chmod(name, 0o644)
+            os.chmod(name, permissions(0o666, path))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -261,6 +263,25 @@ def remove_folder(path: Path) -> None:
         aside = tempfile.mkdtemp(**_beside(path))
         os.replace(path, aside)
         shutil.rmtree(aside)
+
+
+def permissions(most: int, path: Path | None = None) -> int:
+    """The mode of what is made now: what the user's umask leaves, and no more than a file in its place had.
+
+    Args:
+        most: Without a umask: 0o666 for a file, 0o777 for a folder.
+        path: What is replaced, if it is there.
+    """
+    umask = os.umask(0o077)  # there is no way to look at it; what another thread makes meanwhile is not too open
+    os.umask(umask)
+    found = path.stat().st_mode if path is not None and path.exists() else most
+    return most & found & ~umask
+
+
+def as_usual(files: Iterable[Path]) -> None:
+    """Give files that safetensors wrote, which keeps everybody else off them, what the user's umask leaves."""
+    for path in files:
+        path.chmod(permissions(0o666))
 
 
 @contextmanager
@@ -320,7 +341,7 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         handle = os.open(temporary, os.O_RDONLY)
         try:
             hold(handle, temporary)
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, permissions(0o777, path))
             yield temporary
             _exchange(temporary, path)
         except BaseException:
@@ -356,8 +377,7 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
     adapter.peft_config["default"].base_model_name_or_path = target
     adapter.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
-    for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors makes files that nobody else may read
+    as_usual(folder.glob("*.safetensors"))
 
 
 def save_model(model: Any, folder: Path, dtype: Any) -> int:
@@ -383,4 +403,5 @@ def save_model(model: Any, folder: Path, dtype: Any) -> int:
         model.config.save_pretrained(str(folder))
     finally:
         model.config.dtype = own
+    as_usual(folder.glob("model*.safetensors"))
     return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))

@@ -266,8 +266,6 @@ def _write(
     with writing(output):
         size = save_model(model, output, load_config(config.model, **hub).dtype if config.model else None)
         tokenizer.save_pretrained(output)
-        for path in output.glob("model*.safetensors"):
-            path.chmod(0o644)  # safetensors makes files that nobody else may read
     lines = read_metrics(output / METRICS)
     last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
     facts = run_facts(trainer, lines, size) | {

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import uld
 from uld.artifact import Manifest
 from uld.cli import doctor
-from uld.cli.common import ModelOptions, guarded
+from uld.cli.common import ModelOptions
 from uld.cli.main import app
 from uld.config import TrainConfig, preset_names, read_preset
 from uld.errors import ULDError
@@ -111,30 +111,6 @@ def test_doctor_finds_a_package_that_does_not_fit(monkeypatch):
     assert lines["transformers"].startswith("4.50.0, but uld needs ")
     assert lines["peft"].startswith("missing, but uld needs ")
     assert done.stderr == "uld: transformers, peft must be mended: pip install -U uld-llm\n"
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [(ULDError("the file is empty"), "uld: the file is empty\n"), (KeyboardInterrupt(), "uld: interrupted\n")],
-)
-def test_a_users_error_is_one_sentence_and_code_2(capsys, error, said):
-    @guarded
-    def command():
-        raise error
-
-    with pytest.raises(typer.Exit) as end:
-        command()
-    assert end.value.exit_code == 2
-    assert capsys.readouterr() == ("", said)
-
-
-def test_a_bug_keeps_its_traceback():
-    @guarded
-    def command():
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        command()
 
 
 @pytest.mark.parametrize(

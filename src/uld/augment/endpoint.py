@@ -1,25 +1,32 @@
 """Asks an OpenAI-compatible endpoint, several requests at a time, each again where it failed for a passing reason.
 
 Retries (429, 408, 409, 5xx, broken and timed-out connections), back-off with jitter and Retry-After are the ``openai``
-package's own. The key is read from the environment and stands in no message and no file.
+package's own. `uld.augment.transport` sees to it that a request goes where it should and ends. The key, and a password
+in the URL, stand in no message and no file.
 """
 
 import asyncio
+import base64
+import json
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+from urllib.parse import quote
 
-from uld.errors import ULDError
+from uld.augment.transport import Address, EndpointError, redirected
+from uld.augment.transport import client as http_client
+from uld.terminal import one_line
 
 NO_KEY = "none"
 _BODIES = 3  # tries of a request that is answered with something that is no chat completion
+_MOST_TOKENS = 10**9  # of one request; what says more does not count them
+_QUOTED = 200  # letters of what an endpoint says
+_PIECE = 8  # letters of a secret that are one in themselves
 
-
-class EndpointError(ULDError):
-    """The endpoint cannot be used, or gave up on a request."""
+__all__ = ["Endpoint", "EndpointError", "Reply", "encodable"]
 
 
 @dataclass(frozen=True)
@@ -113,17 +120,31 @@ class Endpoint:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _address(self) -> Address | None:
+        """Where the endpoint is; None for OpenAI's own."""
+        base = self.base or os.environ.get("OPENAI_BASE_URL")
+        return Address.read(base) if base else None
+
     def _client(self) -> Any:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
             raise EndpointError("endpoints need the openai package: pip install 'uld-llm[augment]'") from error
+        address = self._address()
         try:
-            return AsyncOpenAI(base_url=self.base, api_key=self.key(), max_retries=self.retries, timeout=self.timeout)
-        except Exception as error:  # httpx refuses what is no URL in several ways
-            if isinstance(error, EndpointError):
-                raise
-            raise EndpointError(f"{self.base} is no address of an endpoint (--api-base): {error}") from error
+            return AsyncOpenAI(
+                base_url=address.url if address else None,
+                api_key=self.key(),
+                max_retries=self.retries,
+                timeout=self.timeout,
+                http_client=http_client(address, self.timeout, self.concurrency),
+            )
+        except EndpointError:
+            raise
+        except Exception as error:  # the library refuses hosts and proxies in several ways, and quotes them
+            raise EndpointError(
+                f"{self._where()} cannot be asked: check --api-base, and the proxies in the environment"
+            ) from error
 
     async def _ask(self, client: Any, prompt: str, seed: int) -> Reply:
         from openai import APIError, APIResponseValidationError
@@ -139,23 +160,55 @@ class Endpoint:
                 )
                 usage = answer.usage
                 return Reply(
-                    encodable(answer.choices[0].message.content or ""),
-                    _count(usage.prompt_tokens) if usage else 0,
-                    _count(usage.completion_tokens) if usage else 0,
+                    self._without_secrets(encodable(answer.choices[0].message.content or "")),
+                    _count(getattr(usage, "prompt_tokens", None)),
+                    _count(getattr(usage, "completion_tokens", None)),
                 )
             except Exception as error:
+                for one in (error, error.__cause__):  # some versions of the package wrap what the transport says
+                    if isinstance(one, EndpointError):
+                        raise one from None
                 # The package tries again what failed, but not what came with status 200 and is no chat completion.
                 body = not isinstance(error, APIError) or isinstance(error, APIResponseValidationError)
                 if not body or attempt == _BODIES - 1:
-                    raise self._told(error) from error
+                    raise self._told(error) from None
             await asyncio.sleep(0.5 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _where(self) -> str:
+        """The endpoint as a message names it."""
+        address = self._address()
+        return address.shown if address else "the endpoint"
+
+    def _secrets(self) -> list[str]:
+        """What the endpoint is told and no message and file may hold."""
+        secrets = [] if self.key_env == NO_KEY else [self.key()]
+        address = self._address()
+        if address and address.login:
+            user, password = address.login
+            secrets += [password, base64.b64encode(f"{user}:{password}".encode()).decode()]
+        return [form for one in secrets if one for form in {one, json.dumps(one)[1:-1], quote(one, safe="")}]
+
+    def _without_secrets(self, text: str) -> str:
+        """An answer in which the key does not stand: it is kept in a file."""
+        for secret in self._secrets():
+            if len(secret) >= _PIECE:
+                text = text.replace(secret, "…")
+        return text
+
+    def _quoted(self, text: str) -> str:
+        """What an endpoint says, cut short; a part of a secret in it is enough to say nothing of it."""
+        for secret in self._secrets():
+            pieces = [secret[i : i + _PIECE] for i in range(max(1, len(secret) - _PIECE + 1))]
+            if any(piece in text for piece in pieces):
+                return "what it says quotes the key or the password and is not shown"
+        return one_line(" ".join(text.split()))[:_QUOTED]
 
     def _told(self, error: Exception) -> EndpointError:
         """An error in one sentence, without anything that might hold the key."""
         import openai
 
-        where = self.base or "the endpoint"
+        where = self._where()
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return EndpointError(f"{where} refuses the key of {self.key_env} ({error.status_code}): set the right one")
         if isinstance(error, openai.NotFoundError):
@@ -169,9 +222,9 @@ class Endpoint:
         if isinstance(error, openai.RateLimitError):
             return EndpointError(f"{where} allows no more requests for now (429): lower --concurrency, or go on later")
         if isinstance(error, openai.APIStatusError):
-            key = os.environ.get(self.key_env) or "\x00"
-            said = " ".join(str(error.message).replace(key, "…").split())[:200]
-            return EndpointError(f"{where} answered with an error ({error.status_code}): {said}")
+            moved = redirected(error.response)
+            said = f"answered with an error ({error.status_code}): {self._quoted(str(error.message))}"
+            return EndpointError(moved or f"{where} {said}")
         return EndpointError(f"{where} answered with something that is no chat completion: check --api-base")
 
 
@@ -181,8 +234,8 @@ def encodable(text: str) -> str:
 
 
 def _count(tokens: Any) -> int:
-    """A number of tokens; 0 where an endpoint does not say."""
-    return tokens if isinstance(tokens, int) else 0
+    """A number of tokens; 0 where an endpoint does not say, or says what cannot be."""
+    return tokens if type(tokens) is int and 0 <= tokens <= _MOST_TOKENS else 0
 
 
 def _all(tasks: list["asyncio.Task[None]"]) -> Awaitable[Any]:

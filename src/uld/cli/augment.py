@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded
+from uld.cli.common import ModelOptions, say
 from uld.errors import ULDError
 
 EPILOG = (
@@ -21,7 +21,6 @@ def _option(text: str, *names: str, panel: str, **limits: Any) -> Any:
 HOW, MUCH, API = "Source", "How much", "Endpoint"
 
 
-@guarded
 def augment(
     forget: Annotated[
         str, typer.Argument(help="What to forget: a file, a folder or a Hub data set, as for uld train.")
@@ -103,12 +102,12 @@ def augment(
         finally:
             bar.close()
         if result.progress:
-            typer.echo(bar.sum(result.progress))
+            say(bar.sum(result.progress))
     kept = ", ".join(f"{name} {number}" for name, number in result.kept.items()) or "nothing"
-    typer.echo(f"{result.output}: from {result.records} records: {kept}")
+    say(f"{result.output}: from {result.records} records: {kept}")
     for kind, reasons in result.dropped.items():
         told = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
-        typer.echo(f"dropped, {kind.replace('_', ' ')}: {told}")
+        say(f"dropped, {kind.replace('_', ' ')}: {told}")
 
 
 def _local(options: ModelOptions, max_tokens: int) -> Any:

@@ -1,12 +1,9 @@
-"""What all commands share: errors as one sentence, and the options that choose and change a model."""
+"""What all commands share: how they print, and the options that choose and change a model."""
 
 import functools
 import inspect
-import math
-import os
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.models import ArgumentInfo, OptionInfo
 
 from uld.errors import ULDError
-from uld.settings import DTYPES, flag, is_first_process
+from uld.settings import DTYPES, is_first_process
 
 
 def _option(text: str, *names: str) -> Any:
@@ -153,66 +149,9 @@ def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return decorate
 
 
-def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a user's error as one sentence and end with exit code 2; refuse values that no option can have."""
-    signature = inspect.signature(command)
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        for library in ("TRANSFORMERS", "HF_HUB"):
-            os.environ.setdefault(f"{library}_VERBOSITY", "error")
-        if not sys.warnoptions:  # what libraries have to say to programmers is of no use to a user
-            warnings.simplefilter("ignore")
-        try:
-            _refuse_unusable(signature, kwargs)
-            return command(*args, **kwargs)
-        except ULDError as error:
-            print(f"uld: {error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            print("uld: interrupted", file=sys.stderr)
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.filename is None:  # not of a file or folder: a bug, or a pipe that nobody reads from any more
-                raise
-            print(f"uld: cannot use {error.filename}: {error.strerror or error}", file=sys.stderr)
-            raise typer.Exit(2) from None
-
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    return run
-
-
-MAY_BE_EMPTY = ("request", "prompts")
-"""Parameters that hold words for a model; every other text is a place, a name or a list of them."""
-
-
-def _refuse_unusable(signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-    """Refuse texts that say nothing and numbers that are none, whatever the option.
-
-    A shell gives an empty text for a variable that is not set, and an empty place is the folder that one works in.
-
-    Raises:
-        ULDError: names the flag.
-    """
-    for name, value in given.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, str) and not one.strip() and name not in MAY_BE_EMPTY:
-                raise ULDError(
-                    f"{_typed(signature, name)} is empty: give it a value, or leave it out (is it a variable that is "
-                    "not set?)"
-                )
-            if isinstance(one, float) and not math.isfinite(one):
-                raise ULDError(f"{_typed(signature, name)} must be a finite number, not {one}")
-
-
-def _typed(signature: inspect.Signature, name: str) -> str:
-    """What a user types for a parameter: its flag, or an argument's name as ``--help`` has it."""
-    for info in getattr(signature.parameters[name].annotation, "__metadata__", ()):
-        if isinstance(info, ArgumentInfo):
-            return name.upper()
-        if isinstance(info, OptionInfo) and info.param_decls:
-            return info.param_decls[0].partition("/")[0]
-    return flag(name)
+def say(text: str = "", *, err: bool = False) -> None:
+    """Print a line: what was asked for on standard output, comments on standard error (see `uld.terminal`)."""
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def evaluation_folder(
@@ -279,9 +218,9 @@ def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
         from uld.artifact import write_text
 
         write_text(folder / "result.json", text + "\n")
-    typer.echo(text if as_json else result.table())
+    say(text if as_json else result.table())
     if folder is not None and not as_json:
-        typer.echo(f"Logs and results: {folder}")
+        say(f"Logs and results: {folder}")
 
 
 def numbers(text: str | None, flag: str) -> list[float]:

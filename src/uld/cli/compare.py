@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import guarded
+from uld.cli.common import say
 from uld.errors import ULDError
 
 _HELPER = "ULD_COMPARE_HELPER"  # set for the processes that --jobs starts
@@ -18,7 +18,6 @@ EPILOG = (
 )
 
 
-@guarded
 def compare(
     grid: Annotated[str, typer.Argument(help="YAML file of the grid, or a preset (uld ls grids).")],
     output: Annotated[str, typer.Option(help="Folder of the grid; finished cells in it are not computed again.")],
@@ -50,7 +49,7 @@ def compare(
     from uld.compare.work import overview
 
     if dry_run:
-        typer.echo(overview(read, output))
+        say(overview(read, output))
         return
     helpers = []
     if jobs > 1:
@@ -74,7 +73,7 @@ def compare(
     from uld.report.build import build
 
     build(Path(output), Path(output))
-    typer.echo(f"Report: {Path(output) / 'report.html'}")
+    say(f"Report: {Path(output) / 'report.html'}")
     if failed:
         raise ULDError(f"{len(failed)} cells failed, the first is {failed[0]}: {output}/cells says why")
 
@@ -112,4 +111,4 @@ def _tell(progress: Any) -> None:
     """One line for a finished cell."""
     outcome = f"failed: {progress.error}" if progress.error else f"{progress.seconds / 60:.1f} min"
     left = f", about {progress.left / 60:.0f} min left" if progress.left else ""
-    typer.echo(f"[{progress.done}/{progress.total}] {progress.name}: {outcome}{left}")
+    say(f"[{progress.done}/{progress.total}] {progress.name}: {outcome}{left}")

@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import guarded
+from uld.cli.common import say
 
 
-@guarded
 def demo(
     output: Annotated[str | None, typer.Option(help="Folder for the run [default: a new one under runs/].")] = None,
     cache: Annotated[
@@ -18,4 +17,4 @@ def demo(
     """Invent people, train a micro model that knows them, make it forget some of them, and measure it: two minutes."""
     from uld.demo.run import run_demo
 
-    run_demo(output, cache, seed, typer.echo)
+    run_demo(output, cache, seed, say)

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 import typer
 
-from uld.cli.common import guarded
+from uld.cli.common import say
 
 EXTRAS = {
     "tensorboard": ("track", "curves in TensorBoard (--report-to tensorboard)"),
@@ -15,7 +15,6 @@ EXTRAS = {
 DISTRIBUTION = "uld-llm"
 
 
-@guarded
 def doctor() -> None:
     """Show versions, device, dtype and memory, and what is missing for what; exit code 2 if uld cannot work."""
     packages, broken = _packages()
@@ -26,9 +25,9 @@ def doctor() -> None:
         lines.append((module, "present" if present else hint))
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        typer.echo(f"{name:<{width}}  {text}")
+        say(f"{name:<{width}}  {text}")
     if broken:
-        typer.echo(f"uld: {', '.join(broken)} must be mended: pip install -U {DISTRIBUTION}", err=True)
+        say(f"uld: {', '.join(broken)} must be mended: pip install -U {DISTRIBUTION}", err=True)
         raise typer.Exit(2)
 
 

@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded, with_model
+from uld.cli.common import ModelOptions, say, with_model
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
 
 
-@guarded
 @with_model("target", "rule", "weight", "filter", "min_tokens", "outside")
 def draw(
     output: Annotated[str, typer.Option(help="JSON-lines file to write.")],
@@ -45,4 +44,4 @@ def draw(
         drawn = run(model, form, records, rows, seed=seed, max_length=max_length)
         write(drawn.to_jsonl())
     dropped = ", ".join(f"{count} {reason}" for reason, count in drawn.facts["dropped"].items()) or "none"
-    typer.echo(f"{path}: {len(drawn.records)} rows of {drawn.facts['samples']} samples; dropped: {dropped}")
+    say(f"{path}: {len(drawn.records)} rows of {drawn.facts['samples']} samples; dropped: {dropped}")

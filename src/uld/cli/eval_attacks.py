@@ -12,7 +12,6 @@ from uld.cli.common import (
     Output,
     Quiet,
     evaluation_folder,
-    guarded,
     resumable,
     show_result,
     slug,
@@ -24,7 +23,6 @@ EPILOG = (
 )
 
 
-@guarded
 @with_model()
 def attacks(
     members: Annotated[list[str], typer.Option(help="JSON lines of what the target was trained on; may be repeated.")],

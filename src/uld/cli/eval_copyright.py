@@ -12,7 +12,6 @@ from uld.cli.common import (
     Output,
     Quiet,
     evaluation_folder,
-    guarded,
     resumable,
     show_result,
     with_model,
@@ -22,7 +21,6 @@ from uld.errors import ULDError
 EPILOG = "Example: uld eval copyright --model runs/x --text book.txt --kept other.txt --kept facts.jsonl"
 
 
-@guarded
 @with_model()
 def copyright(
     text: Annotated[str, typer.Option(help="The book: a text file, or another document.")],

@@ -12,7 +12,6 @@ from uld.cli.common import (
     Output,
     Quiet,
     evaluation_folder,
-    guarded,
     resumable,
     show_result,
     with_model,
@@ -24,7 +23,6 @@ FORWARDED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_opt
 FORWARDED_EPILOG = "Example: uld lm-eval --model uld --model_args pretrained=runs/x --tasks boolq"
 
 
-@guarded
 @with_model("template")
 def harness(
     tasks: Annotated[str, typer.Option(help="Tasks, groups or tags of lm-eval, separated by commas.")],
@@ -88,7 +86,6 @@ def harness(
     show_result(result, folder, as_json)
 
 
-@guarded
 def lm_eval(context: typer.Context) -> None:
     """EleutherAI's lm_eval command, which here knows the model uld; everything that follows is lm-eval's own."""
     from uld.evaluation import lm_eval_model

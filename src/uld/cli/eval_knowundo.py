@@ -10,7 +10,6 @@ from uld.cli.common import (
     Output,
     Quiet,
     evaluation_folder,
-    guarded,
     resumable,
     show_result,
     with_model,
@@ -19,7 +18,6 @@ from uld.cli.common import (
 EPILOG = "Example: uld eval knowundo --model runs/x --data knowundo_privacy"
 
 
-@guarded
 @with_model()
 def knowundo(
     data: Annotated[str, typer.Option(help="Folder with unlearn_val.json and retention_val.json.")],

@@ -11,7 +11,6 @@ from uld.cli.common import (
     Output,
     Quiet,
     evaluation_folder,
-    guarded,
     resumable,
     show_result,
     slug,
@@ -21,7 +20,6 @@ from uld.cli.common import (
 EPILOG = "Example: uld eval muse --model runs/x --corpus news --retain-model muse-bench/MUSE-News_retrain"
 
 
-@guarded
 @with_model("template")
 def muse(
     corpus: Annotated[str | None, typer.Option(help="news or books, from the Hub.")] = None,

@@ -14,9 +14,9 @@ from uld.cli.common import (
     Output,
     Quiet,
     evaluation_folder,
-    guarded,
     numbers,
     resumable,
+    say,
     show_result,
     slug,
     with_model,
@@ -34,7 +34,6 @@ app = typer.Typer(no_args_is_help=True, help="Measure what a model forgot and wh
     epilog="Example: uld eval tofu --model runs/x --split forget10 --data tofu --retain-model RETAIN   ·   "
     "uld eval tofu --from-log A --retain-log B --json",
 )
-@guarded
 @with_model()
 def tofu(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Run folder, model folder or Hub id.")] = None,
@@ -151,9 +150,9 @@ def _grid(
     settings = {name: settings[name] for name in ("data", "template", "limit")}
     combinations = [loaded.combination.override(**one) for one in grid]
     rows = evaluate_grid(loaded, tokenizer, split, folder, combinations, retain_log=retained, **settings)
-    typer.echo(dumps([row.to_dict() for row in rows], indent=2) if as_json else table(rows))
+    say(dumps([row.to_dict() for row in rows], indent=2) if as_json else table(rows))
     if not as_json:
-        typer.echo(f"Logs, table and plot: {folder}")
+        say(f"Logs, table and plot: {folder}")
 
 
 def _split_of(log: str) -> str | None:

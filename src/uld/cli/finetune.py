@@ -4,9 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from uld.cli.common import guarded
+from uld.cli.common import say
 from uld.cli.train import chosen, first_speaks, own_layers, readable_size, signature
 from uld.config import FinetuneConfig, finetune_config
 from uld.settings import is_first_process
@@ -34,11 +32,11 @@ def finetune(**given: Any) -> None:
         config = replace(stored_finetuning(Path(config.output)), **chosen(layers, config))
     result = first_speaks(run, config, resume=resume, overwrite=overwrite, progress=not quiet)
     if is_first_process():
-        typer.echo(
+        say(
             f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, loss {result.loss:.3f} nats/token, "
             f"weights {readable_size(result.weights_bytes)}"
         )
 
 
 finetune.__signature__ = signature(FinetuneConfig, presets=False)  # type: ignore[attr-defined]
-command = guarded(finetune)
+command = finetune

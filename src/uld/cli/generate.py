@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded, with_model
+from uld.cli.common import ModelOptions, say, with_model
 from uld.errors import ULDError
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=10**6, help="Most tokens of an answer.")]
@@ -17,7 +17,6 @@ _COLDEST = 1e-3  # below it logits overflow
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling.")]
 
 
-@guarded
 @with_model()
 def generate(
     prompts: Annotated[
@@ -42,16 +41,15 @@ def generate(
         talker.check_length(ids)
     for question, ids in zip(questions, asked, strict=True):
         if compare:
-            typer.echo(f"> {question}")
-            typer.echo("target:    " + talker.answer(talker.before, ids, num_beams=num_beams))
-            typer.echo("unlearned: " + talker.answer(talker.model, ids, num_beams=num_beams))
+            say(f"> {question}")
+            say("target:    " + talker.answer(talker.before, ids, num_beams=num_beams))
+            say("unlearned: " + talker.answer(talker.model, ids, num_beams=num_beams))
         elif num_beams > 1:  # beams cannot be streamed
-            typer.echo(talker.answer(talker.model, ids, num_beams=num_beams))
+            say(talker.answer(talker.model, ids, num_beams=num_beams))
         else:
             talker.stream(ids)
 
 
-@guarded
 @with_model()
 def chat(
     max_new_tokens: MaxNewTokens = 200,
@@ -62,29 +60,29 @@ def chat(
 ) -> None:
     """Talk to the unlearned model. /weight 1.5 changes α, /new forgets the conversation, /quit (or Ctrl-D) ends."""
     talker = _Talker(options, max_new_tokens, temperature, seed)
-    typer.echo("/weight N changes α, /new starts over, /quit ends; Ctrl-C cuts an answer short", err=True)
+    say("/weight N changes α, /new starts over, /quit ends; Ctrl-C cuts an answer short", err=True)
     turns: list[tuple[str, str]] = []
     while True:
         try:
             said = "".join(_texts(_typed(), "standard input"))
         except (EOFError, KeyboardInterrupt):
-            typer.echo()
+            say()
             return
         if said == "/quit":
             return
         if said == "/new":
             turns = []
         elif said.startswith("/"):
-            typer.echo(talker.command(said), err=True)
+            say(talker.command(said), err=True)
         elif said:
             ids = talker.form.prompt_ids([*turns, ("user", said)])
             try:
                 talker.check_length(ids)
                 turns += [("user", said), ("assistant", talker.stream(ids) or "-")]
             except ULDError as error:
-                typer.echo(f"{error}; /new starts over", err=True)
+                say(f"{error}; /new starts over", err=True)
             except KeyboardInterrupt:  # the question and its half answer are not part of the conversation
-                typer.echo()
+                say()
 
 
 def _typed() -> Iterator[str]:

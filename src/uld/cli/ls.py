@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uld.cli.common import guarded
+from uld.cli.common import say
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 KINDS = ("methods", "presets", "grids", "templates", "splits")
 
 
-@guarded
 def ls(kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; all of them without.")] = None) -> None:
     """List methods, presets, grids of uld compare, prompt templates and TOFU's splits.
 
@@ -25,10 +24,10 @@ def ls(kind: Annotated[str | None, typer.Argument(help=f"{', '.join(KINDS)}; all
         rows = _rows(name)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         if kind is None:
-            typer.echo(("\n" if number else "") + name)
+            say(("\n" if number else "") + name)
         for row in rows:
             # Never wrapped: a line is a row, also for other programs.
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _method(method: "Method") -> tuple[str, ...]:

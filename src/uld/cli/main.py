@@ -24,8 +24,11 @@ from uld.cli import (
     tune,
 )
 from uld.cli import train as training
+from uld.cli.boundary import Boundary
+from uld.cli.common import say
 
 app = typer.Typer(
+    cls=Boundary,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +60,7 @@ app.command("doctor")(doctor.doctor)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(uld.__version__)
+        say(uld.__version__)
         raise typer.Exit
 
 

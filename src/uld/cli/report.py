@@ -4,12 +4,11 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import guarded
+from uld.cli.common import say
 
 EPILOG = "Example: uld report compare/tofu   ·   uld report docs/results/tofu-4m --output report"
 
 
-@guarded
 def report(
     folder: Annotated[str, typer.Argument(help="Output folder of uld compare, with cells/*.json.")],
     output: Annotated[str | None, typer.Option(help="Where to write; default: the folder itself.")] = None,
@@ -21,4 +20,4 @@ def report(
     from uld.report.build import build
 
     for path in build(folder, output, quote=not no_answers):
-        typer.echo(str(path))
+        say(str(path))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from uld.cli.common import guarded
+from uld.cli.common import say
 from uld.config import RunConfig, TrainConfig, flag, read_preset, read_yaml, setting_fields, train_config
 from uld.errors import ULDError
 from uld.settings import is_first_process
@@ -89,7 +89,7 @@ def train(**given: Any) -> None:
     if not is_first_process():
         return
     retain = "" if result.retain_loss is None else f", retain loss {result.retain_loss:.3f}"
-    typer.echo(
+    say(
         f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, "
         f"forget loss {result.forget_loss:.3f}{retain} nats, weights {readable_size(result.weights_bytes)}"
     )
@@ -122,4 +122,4 @@ def chosen(layers: list[tuple[str, Any]], config: RunConfig) -> dict[str, Any]:
 
 
 train.__signature__ = signature(TrainConfig, presets=True)  # type: ignore[attr-defined]
-command = guarded(train)
+command = train

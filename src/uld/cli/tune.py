@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded, numbers, with_model
+from uld.cli.common import ModelOptions, numbers, say, with_model
 from uld.errors import ULDError
 
 EPILOG = (
@@ -14,7 +14,6 @@ EPILOG = (
 )
 
 
-@guarded
 @with_model("model", "rule", "min_tokens", "outside")
 def tune(
     run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets the chosen α.")],
@@ -60,8 +59,8 @@ def tune(
     model, tokenizer = options.load()
     given = {"weights": weights, "filters": filters, "budget": budget, "aim": aim, "template": template}
     choice = choose(run, model, tokenizer, probes, kept, **given)  # type: ignore[arg-type]
-    typer.echo("| α | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|")
+    say("| α | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|")
     for point in choice.points:
         chosen = " ←" if point == choice.point else ""
-        typer.echo(f"| {point.weight:g} | {point.filter:g} | {point.advantage:+.3f} | {point.kept:.2%} |{chosen}")
-    typer.echo(f"α = {choice.point.weight:g}: {choice.reason} ({choice.probes} questions, {choice.retain} retain rows)")
+        say(f"| {point.weight:g} | {point.filter:g} | {point.advantage:+.3f} | {point.kept:.2%} |{chosen}")
+    say(f"α = {choice.point.weight:g}: {choice.reason} ({choice.probes} questions, {choice.retain} retain rows)")

@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from uld.artifact import as_usual
 from uld.assistant import quiet_transformers
 from uld.demo.world import WORLD_FILE, World
 from uld.scratch import CHAT_TEMPLATE, train_tokenizer
@@ -213,6 +214,7 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: P
         fresh = Path(scratch) / "model"
         with quiet_transformers():
             model.save_pretrained(fresh)
+        as_usual(fresh.glob("*.safetensors"))
         tokenizer.save_pretrained(fresh)
         try:
             os.replace(fresh, folder)
