@@ -39,7 +39,8 @@ class ULDConfig(PreTrainedConfig):
         self.target_config = target_config or {}
         self.num_layers = num_layers
         for name in _ANSWERED:
-            if (value := field(self.target_config, name)) is not None:
+            value = field(self.target_config, name)
+            if value is not None or name.endswith("token_id"):  # a token that there is not is None in every config
                 kwargs.setdefault(name, value)
         super().__init__(**kwargs)
 

@@ -5,6 +5,7 @@ over one token more than the config says tells which, before a row that is too l
 something.
 """
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +14,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.assistant import text_decoder
 from uld.errors import ULDError
 from uld.fields import field
 
@@ -65,10 +65,11 @@ def _breaks_behind(model: Any, limit: int) -> bool:
         special = {field(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         token = next(i for i in range(9) if i not in special)
         ids = torch.full((1, limit + 1), token, device=model.device)
+        few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         _breaking[model] = False
         try:
             with _CheckedIndices():
-                text_decoder(model)(input_ids=ids, use_cache=False)
+                model(input_ids=ids, use_cache=False, **few)
         except torch.OutOfMemoryError:
             raise
         except (IndexError, RuntimeError, ValueError):

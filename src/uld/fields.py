@@ -10,7 +10,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-_OTHER_NAMES = {"max_position_embeddings": ("n_positions", "max_seq_len", "n_ctx", "context_length")}
+_OTHER_NAMES = {
+    "max_position_embeddings": ("n_positions", "max_seq_len", "n_ctx", "context_length"),
+    "final_logit_softcapping": ("logits_soft_cap", "output_logit_soft_cap"),
+    "logit_scale": ("lm_head_multiplier",),
+}
 """Names that some families have without saying in their ``attribute_map`` what they mean."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
 
 
-class ULDForCausalLM(JointGeneration, PreTrainedModel):
+class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
     """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
 
     Target and assistants run as one pass (`uld.fused`) where that is possible, and one after the other where not.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, MptConfig
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -56,6 +57,26 @@ def test_arguments_reach_the_model(run, tmp_path):
 def test_a_loaded_model_is_taken_as_it_is(run):
     model, tokenizer = load(run)
     assert ULDLM(model, tokenizer=tokenizer).model is model
+
+
+GPT = {"vocab_size": 34, "n_embd": 32, "n_head": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        (GPT2Config(**GPT, n_layer=2, n_positions=96), 96),
+        (MptConfig(vocab_size=34, d_model=32, n_heads=4, n_layers=2, max_seq_len=80), 80),
+        (BloomConfig(vocab_size=34, hidden_size=32, n_head=4, n_layer=2), 2048),  # has no end: lm-eval's own default
+    ],
+    ids=["gpt2", "mpt", "bloom"],
+)
+def test_a_run_reads_as_much_at_once_as_its_target(config, length, make_unlearned, letters):
+    target = AutoModelForCausalLM.from_config(config).eval()
+    model = make_unlearned(target, 1, fused=False)
+    for one in (model, target):
+        assert ULDLM(one, tokenizer=letters, device="cpu").max_length == length
+        assert ULDLM(one, tokenizer=letters, device="cpu", max_length=48).max_length == 48
 
 
 @pytest.mark.parametrize(

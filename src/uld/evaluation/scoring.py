@@ -89,7 +89,7 @@ class Scorer:
             for part in self.parts:
                 check_head(part)
             self.plain_head = True
-        except ULDError:
+        except (ULDError, AttributeError, TypeError):
             self.plain_head = False  # an unusual head: its own forward makes the logits, at every position
         self.trust = Trust(self.parts)
 
