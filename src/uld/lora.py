@@ -127,6 +127,12 @@ def adapted(model: PeftModel) -> set[str]:
     return found
 
 
+def on_bytes(model: PeftModel) -> str | None:
+    """Name of a parameter with LoRA whose numbers are quantised, so that nothing can be added to them; or None."""
+    wrappers = (module for module in model.modules() if isinstance(module, ParamWrapper))
+    return next((one.parameter_name for one in wrappers if not one.get_param().is_floating_point()), None)
+
+
 def left_out(model: PeftModel, within: str) -> str | None:
     """A sentence on the matrices of the layers that have no LoRA; None where they hardly count."""
     have, total = adapted(model), 0

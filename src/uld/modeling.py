@@ -26,6 +26,7 @@ from uld.configuration import ULDConfig
 from uld.errors import ULDError
 from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination, combine_all
+from uld.lora import on_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
         if len(settings) != len(self.assistants):
             raise ULDError(f"{len(self.assistants)} assistants need as many combinations, not {len(settings)}")
+        for one in self.assistants:
+            if isinstance(one, PeftModel) and (name := on_bytes(one)) is not None:
+                raise ULDError(
+                    f"the run has LoRA on {name} as a parameter, and the target's is quantised: load it without "
+                    "quantization_config"
+                )
         self.combinations = settings
         self.manifests = list(manifests)
         self.fused = fused
