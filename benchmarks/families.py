@@ -99,11 +99,13 @@ def check(family: str, *, everything: bool = True) -> Found:
 
 
 def said(trial: Callable[[], bool]) -> str:
-    """Yes, no, or refused with a sentence; anything else is a fault of ours."""
+    """Yes, no, refused with a sentence, or the name of an error that is none of ours."""
     try:
         return "yes" if trial() else "no"
     except ULDError:
         return "refused"
+    except Exception as error:
+        return type(error).__name__
 
 
 def trained(target: Any) -> ULDForCausalLM:

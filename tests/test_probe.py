@@ -20,7 +20,6 @@ def learner_of(target, num_layers=2):
 def test_what_works_is_left_as_it_was(make_target, family):
     learner = learner_of(make_target(family))
     learner.train()
-    learner.base.model.embed_tokens.train(False) if hasattr(learner.base, "model") else None
     before = {name: one.clone() for name, one in learner.named_parameters()}
     flags = {name: one.requires_grad for name, one in learner.named_parameters()}
     modes = {name: one.training for name, one in learner.named_modules()}
@@ -37,7 +36,7 @@ def test_a_target_that_is_trained_itself_needs_no_cache(lora):
     model = AutoModelForCausalLM.from_config(OpenAIGPTConfig(**SMALL)).eval()
     learner = learner_of(model, 3) if lora else Learner(model)
     probe(learner, answers=False)
-    with pytest.raises(ULDError, match="^OpenAIGPTLMHeadModel cannot be unlearned: .*cache"):
+    with pytest.raises(ULDError, match=r"^OpenAIGPTLMHeadModel cannot be unlearned: .*cache"):
         probe(learner_of(model), answers=True)
 
 
@@ -109,6 +108,6 @@ def test_nothing_is_written_for_a_model_that_does_not_work(task, tmp_path, monke
         raise ULDError("no")
 
     monkeypatch.setattr(uld.training, "probe", refuse)
-    with pytest.raises(ULDError, match="^no$"):
+    with pytest.raises(ULDError, match=r"^no$"):
         train(TrainConfig(**task.settings(tmp_path / "run")), progress=False)
     assert not (tmp_path / "run").exists()

@@ -23,9 +23,10 @@ _TOLD = 0.05  # share of the layers' matrices that may stay outside LoRA without
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Leave out a warning that PEFT causes by asking transformers for an attribute of an older name."""
+    """Leave out two of PEFT's warnings: of an attribute's older name, and of ranks of parameters, which it does use."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
 
 

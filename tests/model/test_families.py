@@ -1,4 +1,4 @@
-"""Families of transformers, by the checks that write docs/families.md: each works as the plain way does, or is refused."""
+"""Families of transformers, by the checks that write docs/families.md: each answers as the plain way, or is refused."""
 
 import json
 import sys
