@@ -16,12 +16,12 @@ from transformers import DynamicCache
 
 from uld.assistant import build_assistant, decoder_layers
 from uld.errors import ULDError
-from uld.fused import difference
 from uld.learners import Learner
 from uld.logits import Combination
 from uld.lora import some_tokens
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
+from uld.trial import difference
 
 _LENGTHS = (7, 4)  # tokens of the rows that are tried
 _STEPS = ((0, 5), (5, 6), (6, 7))  # a prompt and two cached steps
