@@ -169,3 +169,88 @@ def test_a_compiled_step_gives_the_same(make_target):
     wanted = model(**inputs, use_cache=False).logits
     compiled = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(compiled(**inputs, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def alibi(rows_of_bias, heads):
+    """A tiny model with biases by distance: MPT's are the same for all rows, Bloom's have one for each row and head."""
+    from transformers import AutoModelForCausalLM, BloomConfig, MptConfig
+
+    size = {"vocab_size": 30, "initializer_range": 0.2}
+    config = (
+        BloomConfig(hidden_size=32, n_layer=4, n_head=heads, **size)
+        if rows_of_bias
+        else MptConfig(d_model=32, n_layers=4, n_heads=heads, max_seq_len=32, **size)
+    )
+    with torch.inference_mode(False), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("rows_of_bias", [True, False])
+@pytest.mark.parametrize(("heads", "depths"), [(4, [2]), (2, [2]), (8, [1, 3])], ids=str)
+def test_inputs_without_rows_are_not_cut_whatever_their_size(rows_of_bias, heads, depths):
+    target = alibi(rows_of_bias, heads)
+    assistants = [assistant_of(target, depth, seed) for seed, depth in enumerate(depths)]
+    fused = FusedModel(target, assistants)
+    for rows in (1, 2, 3, 4):
+        ids = torch.randint(4, 30, (rows, 7), generator=torch.Generator().manual_seed(rows))
+        for one, other in zip(
+            fused.logits(input_ids=ids), separate([target, *assistants], {"input_ids": ids}), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_family_that_is_wrong_in_one_pass_runs_in_separate_ones(make_target, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    target = make_target("llama")
+    assistant = assistant_of(target, 2, 0)
+    plain = LlamaDecoderLayer.forward
+    mixing = lambda self, x, *a, **k: plain(self, x, *a, **k) + x.mean(0, keepdim=True)  # noqa: E731
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", mixing)
+    with pytest.raises(NotFusable, match="finds something else in one pass"):
+        FusedModel(target, [assistant])
+    model = ULDForCausalLM.join(target, assistant, Combination())
+    assert model.one_pass is None
+    inputs = batch()
+    for one, other in zip(model.all_logits(**inputs), separate([target, assistant], inputs), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_buffers_that_containers_hold_follow_the_target_to_another_dtype(make_target):
+    from transformers import AutoModelForCausalLM, GPTJConfig
+
+    with torch.inference_mode(False):
+        size = {"vocab_size": 30, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 32, "rotary_dim": 4}
+        target = AutoModelForCausalLM.from_config(GPTJConfig(**size, initializer_range=0.2)).eval()
+    assistant = assistant_of(target, 2, 0)
+    model = ULDForCausalLM.join(target, assistant, Combination())
+    inputs = batch()
+    assert model.one_pass is not None
+    model.double()
+    one = model.one_pass.logits(**inputs)
+    for found, wanted in zip(one, separate([target, assistant], inputs), strict=True):
+        keep = inputs["attention_mask"].bool()
+        torch.testing.assert_close(found[keep], wanted[keep])
+        assert found.dtype == torch.float64
+
+
+def test_experts_with_lora_run_in_one_pass():
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    size = {
+        "vocab_size": 30,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 4,
+        "initializer_range": 0.2,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    with torch.inference_mode(False):
+        target = AutoModelForCausalLM.from_config(MixtralConfig(**size, **heads)).eval()
+    assistants = [assistant_of(target, depth, depth) for depth in (1, 3)]
+    inputs = batch()
+    keep = inputs["attention_mask"].bool()
+    found = FusedModel(target, assistants).logits(**inputs, use_cache=False)
+    for one, other in zip(found, separate([target, *assistants], inputs), strict=True):
+        torch.testing.assert_close(one[keep], other[keep], rtol=1e-4, atol=1e-4)

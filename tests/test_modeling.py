@@ -577,3 +577,26 @@ def test_auto_classes_know_a_run_after_import_uld(run, imports):
     )
     expected = load(run)[0](torch.tensor([[1, 5, 9]])).logits.argmax(-1).tolist()
     assert python(code, str(run)) == f"ULDForCausalLM True\n{expected}\n"
+
+
+def test_several_tokens_behind_a_cache_are_refused_where_a_family_begins_anew(make_target, make_unlearned):
+    from transformers import AutoModelForCausalLM, BambaConfig
+
+    size = {"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "pad_token_id": 0}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_indices": [1, 3], "mamba_chunk_size": 8}
+    states = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+    bamba = AutoModelForCausalLM.from_config(BambaConfig(**size, **heads, **states, initializer_range=0.2)).eval()
+    ids = torch.arange(4, 12)[None]
+    for target, may in ((bamba, False), (make_target(), True)):
+        model = make_unlearned(target, 2)
+        wanted = model(ids, use_cache=False).logits
+        cache = model.new_cache()
+        model(ids[:, :4], past_key_values=cache)
+        step = model(ids[:, 4:5], past_key_values=cache).logits
+        torch.testing.assert_close(step, wanted[:, 4:5], rtol=1e-4, atol=1e-4)
+        if may:
+            rest = model(ids[:, 5:], past_key_values=cache).logits
+            torch.testing.assert_close(rest, wanted[:, 5:], rtol=1e-4, atol=1e-4)
+        else:
+            with pytest.raises(ULDError, match="BambaForCausalLM reads several tokens behind a cache"):
+                model(ids[:, 5:], past_key_values=cache)

@@ -10,8 +10,7 @@ modules are the target's own (`uld.assistant.build_assistant` with every layer),
 part and meet.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,13 +23,11 @@ from transformers.cache_utils import Cache
 from uld.assistant import base_model, build_assistant, decoder_layers, text_decoder
 from uld.caches import FusedCache
 from uld.errors import ULDError
-from uld.lora import some_tokens
+from uld.rows import RowExperts, RowLoRA, map_tensors, tensors_of
+from uld.trial import difference, padded_inputs
 
 _OF_ROWS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 """Inputs of a causal LM that have a row for each row of the batch, or one for all."""
-
-
-_EXACT, _ROUNDED = 0.01, 0.3  # of the logits' size: TF32 and other orders of sums; half precision
 
 
 class NotFusable(ULDError):
@@ -39,58 +36,6 @@ class NotFusable(ULDError):
 
 class _Learnt(Exception):
     """Ends a pass that was made to see a layer's inputs."""
-
-
-class _OfRows(nn.Module):
-    """A module of the target where assistants have LoRA."""
-
-    def __init__(self, layers: Sequence[LoraLayer | None], base: nn.Module) -> None:
-        """Take the assistants' LoRA layers (None where one has no LoRA here) in the order of their rows."""
-        super().__init__()
-        self.base = base
-        self.layers: tuple[Any, ...] = tuple(
-            layers
-        )  # a tuple, so that their parameters stay registered in the assistant alone
-
-    def __getattr__(self, name: str) -> Any:
-        """What other modules read of the target's own module (a weight's dtype, a bias)."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
-
-
-class _RowExperts(_OfRows):
-    """Stacked experts, whose weights LoRA changes: the target's own for its rows, each assistant's for its own."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run each model's share of the tokens, which lie one model behind the other."""
-        models = 1 + len(self.layers)
-        shares = [_share(args, kwargs, models, number) for number in range(models)]
-        runs = [self.base, *(self.base if layer is None else layer for layer in self.layers)]
-        return torch.cat([run(*own, **named) for run, (own, named) in zip(runs, shares, strict=True)])
-
-
-class _RowLoRA(_OfRows):
-    """A shared linear: the base product for every row, each assistant's LoRA update for its own rows."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``base(x)`` with the updates added: ``((1 + n)·B, ..., in)`` to ``((1 + n)·B, ..., out)``."""
-        y = self.base(x)
-        rows = x.shape[0] // (1 + len(self.layers))
-        for number, layer in enumerate(self.layers, start=1):
-            if layer is None or layer.disable_adapters:
-                continue
-            (name,) = layer.active_adapters
-            down, up = layer.lora_A[name].weight, layer.lora_B[name].weight  # (r, in), (out, r)
-            own = slice(number * rows, (number + 1) * rows)
-            inner = nn.functional.linear(x[own].flatten(0, -2).to(down.dtype), down)
-            scale = layer.scaling[name]
-            if up.dtype == y.dtype:
-                y[own].flatten(0, -2).addmm_(inner, up.t(), alpha=scale)
-            else:
-                y[own] += (nn.functional.linear(inner, up) * scale).to(y.dtype).view_as(y[own])
-        return y
 
 
 class FusedModel:
@@ -171,13 +116,13 @@ class FusedModel:
         sizes: list[dict[Any, int]] = []
 
         def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            sizes.append({place: tensor.shape[0] for place, tensor in _tensors((args, kwargs))})
+            sizes.append({place: tensor.shape[0] for place, tensor in tensors_of((args, kwargs))})
             raise _Learnt
 
         hook = layers[first].register_forward_pre_hook(look, with_kwargs=True)
         for rows in (2, 3):
             try:
-                self.logits(**_padded(self.skeleton, rows, 3), use_cache=False)
+                self.logits(**padded_inputs(self.skeleton, rows, 3), use_cache=False)
             except _Learnt:
                 continue
             finally:
@@ -194,7 +139,7 @@ class FusedModel:
     @torch.compiler.disable
     def _check(self, models: Sequence[Any]) -> None:
         """Compare a cached pass over padded rows with separate passes."""
-        inputs = _padded(self.skeleton, 3, 5)
+        inputs = padded_inputs(self.skeleton, 3, 5)
         last = self.skeleton.config.get_text_config(decoder=True)
         cache = self.cache(DynamicCache(config=last))
         steps = []
@@ -210,7 +155,7 @@ class FusedModel:
                 raise NotFusable(f"{type(models[0]).__name__} finds something else in one pass: {what}")
 
     def _share_linears(self, bases: Sequence[Any], name: str) -> None:
-        """Put `_RowLoRA` where an assistant has LoRA."""
+        """Put `RowLoRA` where an assistant has LoRA."""
         found: dict[str, dict[int, LoraLayer]] = {}
         for number, base in enumerate(bases):
             for path, module in base.named_modules():
@@ -221,7 +166,7 @@ class FusedModel:
             index = int(path.removeprefix(name + ".").split(".", 1)[0])
             parent, _, leaf = path.rpartition(".")
             alive = self.groups[index] - 1
-            kind = _RowExperts if any(isinstance(one, ParamWrapper) for one in layers.values()) else _RowLoRA
+            kind = RowExperts if any(isinstance(one, ParamWrapper) for one in layers.values()) else RowLoRA
             shared = kind([layers.get(i) for i in range(alive)], self.skeleton.get_submodule(path))
             setattr(self.skeleton.get_submodule(parent), leaf, shared)
 
@@ -246,7 +191,7 @@ class FusedModel:
                 entries = self._per_row.get(place, 0)
                 return tensor[: entries * rows] if tensor.shape[0] == entries * whole else tensor
 
-            return _map_tensors((args, kwargs), cut)
+            return map_tensors((args, kwargs), cut)
 
         return hook
 
@@ -281,7 +226,7 @@ class FusedModel:
         def repeat(place: Any, tensor: Tensor) -> Tensor:
             return tensor.repeat(times, *(1 for _ in tensor.shape[1:])) if tensor.shape[0] == batch else tensor
 
-        return inputs | {name: _map_tensors(inputs[name], repeat) for name in _OF_ROWS if name in inputs}
+        return inputs | {name: map_tensors(inputs[name], repeat) for name in _OF_ROWS if name in inputs}
 
     def _start(self) -> None:
         """Make ready for a pass."""
@@ -319,69 +264,3 @@ class FusedModel:
         for part, number in zip(rest, self.order, strict=True):
             given[number] = part
         return [target, *given]
-
-
-def _map_tensors(value: Any, change: Callable[[Any, Tensor], Tensor], place: tuple[Any, ...] = ()) -> Any:
-    """Change tensors of at least two dimensions in nested tuples, lists and dictionaries; what stays, stays itself."""
-    if isinstance(value, Tensor):
-        return change(place, value) if value.dim() >= 2 else value
-    if type(value) in (tuple, list):
-        new = [_map_tensors(item, change, (*place, number)) for number, item in enumerate(value)]
-        return value if all(a is b for a, b in zip(new, value, strict=True)) else type(value)(new)
-    if type(value) is dict:
-        named = {key: _map_tensors(item, change, (*place, key)) for key, item in value.items()}
-        return value if all(named[key] is value[key] for key in value) else named
-    return value
-
-
-def _tensors(value: Any) -> list[tuple[Any, Tensor]]:
-    """Every tensor of at least two dimensions, and its place."""
-    found: list[tuple[Any, Tensor]] = []
-
-    def keep(place: Any, tensor: Tensor) -> Tensor:
-        found.append((place, tensor))
-        return tensor
-
-    _map_tensors(value, keep)
-    return found
-
-
-def _share(args: tuple[Any, ...], kwargs: dict[str, Any], models: int, number: int) -> tuple[Any, Any]:
-    """One model's part of inputs whose first dimension is the tokens of all models."""
-    tokens = args[0].shape[0]
-
-    def part(place: Any, tensor: Tensor) -> Tensor:
-        return tensor.chunk(models)[number] if tensor.shape[0] == tokens else tensor
-
-    return _map_tensors((args, kwargs), part)
-
-
-def _padded(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Tensor]:
-    """Inputs for a small pass, as ``generate`` makes them: the first row is padded on the left."""
-    mask = torch.ones(rows, tokens, dtype=torch.long, device=model.device)
-    mask[0, : tokens // 2] = 0
-    inputs = {"input_ids": some_tokens(model, rows, tokens), "attention_mask": mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
-    return inputs
-
-
-def difference(found: Tensor, wanted: Tensor, mask: Tensor) -> str | None:
-    """How much logits differ beyond what rounding may do; None where they do not.
-
-    In full precision every position counts. In half precision the median of a row's positions: there rounding alone
-    sends a token to other experts now and then.
-
-    Args:
-        found: ``(batch, tokens, vocab)``.
-        wanted: The same.
-        mask: ``(batch, tokens)``, 0 where padded.
-    """
-    exact = wanted.dtype == torch.float32
-    wanted, found = wanted.float(), found.float()
-    size = (wanted - wanted.mean(-1, keepdim=True)).norm(dim=-1)
-    errors = (found - wanted).norm(dim=-1) / size.clamp_min(1e-6)
-    rows = [own[keep] for own, keep in zip(errors, mask.bool(), strict=True)]
-    values = [float(row.max() if exact else row.median()) for row in rows]
-    bad = [value for value in values if not value <= (_EXACT if exact else _ROUNDED)]  # so NaN is one, too
-    return f"logits differ by {bad[0]:.0%}" if bad else None

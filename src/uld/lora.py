@@ -23,9 +23,10 @@ _TOLD = 0.05  # share of the layers' matrices that may stay outside LoRA without
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Leave out a warning that PEFT causes by asking transformers for an attribute of an older name."""
+    """Leave out two of PEFT's warnings: of an attribute's older name, and of ranks of parameters, which it does use."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
 
 
@@ -125,6 +126,12 @@ def adapted(model: PeftModel) -> set[str]:
             plain = name.replace(".base_layer", "")
             found.add(f"{plain}.{module.parameter_name}" if isinstance(module, ParamWrapper) else f"{plain}.weight")
     return found
+
+
+def on_bytes(model: PeftModel) -> str | None:
+    """Name of a parameter with LoRA whose numbers are quantised, so that nothing can be added to them; or None."""
+    wrappers = (module for module in model.modules() if isinstance(module, ParamWrapper))
+    return next((one.parameter_name for one in wrappers if not one.get_param().is_floating_point()), None)
 
 
 def left_out(model: PeftModel, within: str) -> str | None:

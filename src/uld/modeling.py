@@ -28,6 +28,8 @@ from uld.errors import ULDError
 from uld.fields import field
 from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination, combine_all
+from uld.lora import on_bytes
+from uld.trial import continues
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +75,17 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
         settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
         if len(settings) != len(self.assistants):
             raise ULDError(f"{len(self.assistants)} assistants need as many combinations, not {len(settings)}")
+        for one in self.assistants:
+            if isinstance(one, PeftModel) and (name := on_bytes(one)) is not None:
+                raise ULDError(
+                    f"the run has LoRA on {name} as a parameter, and the target's is quantised: load it without "
+                    "quantization_config"
+                )
         self.combinations = settings
         self.manifests = list(manifests)
         self.fused = fused
         self._one_pass: FusedModel | NotFusable | None = None
+        self._continues: bool | None = None
         self.requires_grad_(False)
         self.eval()
         if target.generation_config is not None:
@@ -156,6 +165,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             use_cache = self.takes_cache
             past_key_values = self.new_cache() if use_cache else None
+        self._refuse_to_begin_anew(past_key_values, input_ids if input_ids is not None else inputs_embeds)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -201,6 +211,18 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
         return [
             text_decoder(model)(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
         ]
+
+    def _refuse_to_begin_anew(self, cache: Cache | None, tokens: Tensor | None) -> None:
+        """Refuse several tokens behind a cache where the family would read them as if nothing came before."""
+        if cache is None or tokens is None or tokens.shape[1] == 1 or not cache.get_seq_length():
+            return
+        if self._continues is None:
+            self._continues = continues(self.target)
+        if not self._continues:
+            raise ULDError(
+                f"{type(self.target).__name__} reads several tokens behind a cache as if nothing came before: "
+                "give them one at a time, or the whole text without past_key_values"
+            )
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:
         """The one pass, unless the cache belongs to separate ones."""

@@ -10,17 +10,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import DynamicCache
 
 from uld.assistant import build_assistant, decoder_layers
 from uld.errors import ULDError
-from uld.fused import difference
 from uld.learners import Learner
 from uld.logits import Combination
 from uld.lora import some_tokens
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
+from uld.trial import difference
 
 _LENGTHS = (7, 4)  # tokens of the rows that are tried
 _STEPS = ((0, 5), (5, 6), (6, 7))  # a prompt and two cached steps
@@ -57,10 +58,13 @@ def _try(sentence: str, trial: str, work: Callable[[], str | None]) -> None:
 
 @contextmanager
 def _untouched(learner: Learner) -> Iterator[None]:
-    """Put back modes, gradients' flags, LoRA's values and random numbers."""
+    """Put back modes, gradients' flags, LoRA's values and random numbers; meanwhile LoRA's scale is 1."""
     modes = {module: module.training for model in (learner, *learner.frozen_models) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for model in modes for parameter in model.parameters(recurse=False)}
     values = {one: one.detach().clone() for name, one in learner.named_parameters() if "lora_" in name}
+    scales = [(one.scaling, dict(one.scaling)) for one in learner.modules() if isinstance(one, LoraLayer)]
+    for scale, _ in scales:
+        scale.update(dict.fromkeys(scale, 1.0))
     device = next(learner.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -68,6 +72,8 @@ def _untouched(learner: Learner) -> Iterator[None]:
         finally:
             for parameter, value in values.items():
                 parameter.data.copy_(value)
+            for scale, own in scales:
+                scale.update(own)
             for parameter, flag in flags.items():
                 parameter.requires_grad_(flag)
             for module, mode in modes.items():

@@ -18,7 +18,7 @@ def settle(whole: Mapping[str, nn.Module], part: nn.Module, layers: str) -> str 
         layers: Name of the part's list of layers.
 
     Returns:
-        Name of a tensor whose shape depends on the number of layers, which no number can mend; None where there is none.
+        Name of a tensor whose shape depends on the number of layers, which nothing can mend; None if there is none.
     """
     for name, module in part.named_modules():
         other = whole.get(name)

@@ -1,0 +1,55 @@
+"""Small passes to try a model with, and what counts as the same."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from uld.lora import some_tokens
+
+_EXACT, _ROUNDED = 0.01, 0.3  # of the logits' size: TF32 and other orders of sums; half precision
+
+
+def padded_inputs(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Tensor]:
+    """Inputs for a small pass, as ``generate`` makes them: the first row is padded on the left."""
+    mask = torch.ones(rows, tokens, dtype=torch.long, device=model.device)
+    mask[0, : tokens // 2] = 0
+    inputs = {"input_ids": some_tokens(model, rows, tokens), "attention_mask": mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)
+    return inputs
+
+
+def difference(found: Tensor, wanted: Tensor, mask: Tensor) -> str | None:
+    """How much logits differ beyond what rounding may do; None where they do not.
+
+    In full precision every position counts. In half precision the median of a row's positions: there rounding alone
+    sends a token to other experts now and then.
+
+    Args:
+        found: ``(batch, tokens, vocab)``.
+        wanted: The same.
+        mask: ``(batch, tokens)``, 0 where padded.
+    """
+    exact = wanted.dtype == torch.float32
+    wanted, found = wanted.float(), found.float()
+    size = (wanted - wanted.mean(-1, keepdim=True)).norm(dim=-1)
+    errors = (found - wanted).norm(dim=-1) / size.clamp_min(1e-6)
+    rows = [own[keep] for own, keep in zip(errors, mask.bool(), strict=True)]
+    values = [float(row.max() if exact else row.median()) for row in rows]
+    bad = [value for value in values if not value <= (_EXACT if exact else _ROUNDED)]  # so NaN is one, too
+    return f"logits differ by {bad[0]:.0%}" if bad else None
+
+
+@torch.no_grad()
+@torch.compiler.disable
+def continues(model: Any) -> bool:
+    """Whether several tokens behind a cache find what they find without one; some families begin anew there."""
+    ids = some_tokens(model, 1, 6)
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids[:, :3], past_key_values=cache, use_cache=True)
+    found = model(input_ids=ids[:, 3:], past_key_values=cache, use_cache=True).logits
+    wanted = model(input_ids=ids, use_cache=False).logits[:, 3:]
+    return difference(found, wanted, torch.ones_like(ids[:, 3:])) is None
