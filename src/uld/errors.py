@@ -6,3 +6,7 @@ The command line prints such an error as a single sentence and ends with exit co
 
 class ULDError(Exception):
     """Bad input: says what was wrong, where (file, line, flag), and how to mend it."""
+
+
+class DataError(ULDError):
+    """A file or a line of it cannot be used."""

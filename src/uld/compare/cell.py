@@ -82,12 +82,18 @@ class Workspace:
         """Digest of everything that decides a cell."""
         own = self.training_digest(spec) if spec.method is not None else self.inputs["target"]
         parts = [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split)]
-        return _digest([*parts, self.inputs["data"], self.template])
+        return _digest([*parts, self.inputs["data"], self.template, *([self.date] if self.date else [])])
 
     @property
     def template(self) -> str | None:
         """Prompt template of the whole grid, with which every model is asked."""
         return self.grid.settings.get("template")
+
+    @property
+    def date(self) -> str | None:
+        """Day that a chat template with a clock writes for every model."""
+        day = self.grid.settings.get("date")
+        return str(day) if day is not None else None  # YAML reads a day as a date
 
     def run_folder(self, spec: Spec) -> Path:
         """Where a cell's training goes; cells that differ in their evaluation alone share it."""
@@ -198,7 +204,7 @@ def _evaluated(workspace: Workspace, model: str, split: str, name: str, **option
     folder = workspace.folder / WORK / "eval" / name
     if (folder / FILE_NAME).exists():
         return read_log(folder)
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load(model, date=workspace.date)
     settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False}
     return evaluate(loaded, tokenizer, split, folder, **settings, **options)
 
@@ -254,7 +260,7 @@ def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
 
 def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> list[float]:
     """Mean loss a token of each record's answer under a model, nats."""
-    loaded, tokenizer = load(model)
+    loaded, tokenizer = load(model, date=workspace.date)
     form = PromptFormat(tokenizer, workspace.template)
     rows = [form.encode(record, 2**31) for record in records]
     return [score.avg_loss for score in Scorer.of(loaded, tokenizer).score(rows)[0]]

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.errors import ULDError
+from uld.errors import DataError
 
 MAX_LINE_BYTES = 8 * 2**20
 FORMS = '{"question", "answer"}, {"prompt", "completion"}, {"messages": [...]} or {"text"}'
 _ROLES = ("system", "user", "assistant")
-
-
-class DataError(ULDError):
-    """A file or a line of it cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
