@@ -111,11 +111,11 @@ class Chat:
         """
         *asked, (_, answer) = messages
         before = self.text(asked, source, prompt=True)
+        said = self._answered(before, asked, answer, source)
         opening, found, closing = self._answered(before, asked, PROBE, source).partition(PROBE)
         if not found:
             raise DataError(f"{source}: the tokenizer's chat template leaves the answer out: {_CHOOSE}")
         opening = opening.rstrip(" ")  # a blank belongs to the token behind it
-        said = self._answered(before, asked, answer, source)
         if not said.startswith(opening):
             mark = opening[_shared(opening, said) :].strip()
             rest = answer.rpartition(mark)[2].lstrip() if mark and mark in answer else ""
@@ -139,9 +139,10 @@ class Chat:
         through = self.text([*asked, ("assistant", answer)], source, prompt=False)
         if not through.startswith(before):
             same = _shared(before, through)
+            wrote = through[same:].replace(PROBE, "ANSWER")[:20]
             raise DataError(
                 f"{source}: the tokenizer's chat template does not put the answer behind its prompt (it writes "
-                f"{through[same : same + 20]!r} where generation has {before[same : same + 20]!r}): {_CHOOSE}"
+                f"{wrote!r} where generation has {before[same : same + 20]!r}): {_CHOOSE}"
             )
         return through[len(before) :]
 
