@@ -87,6 +87,7 @@ class Manifest(BaseModel):
         num_layers: K.
         combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
         template: Prompt template that it was trained with; None: the tokenizer's chat template.
+        date: Day that stood in the prompts of a chat template with a clock; None: no clock, or an older run.
         data: Files that were trained on.
         versions: Versions of the libraries that trained it.
         training: Steps, rows, seconds, last losses and other facts of the run.
@@ -103,6 +104,7 @@ class Manifest(BaseModel):
     num_layers: int
     combination: CombinationSettings
     template: str | None = None
+    date: str | None = None
     data: dict[str, list[DataFile]] = {}
     versions: dict[str, str] = {}
     training: dict[str, Any] = {}

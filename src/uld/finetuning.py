@@ -27,6 +27,7 @@ from uld.artifact import (
 )
 from uld.assistant import check_head, load_config, load_target, quiet_transformers
 from uld.config import ConfigError, FinetuneConfig, flag
+from uld.data.clock import pinned_date
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.inputs import learnt_rows, read_learnt
@@ -77,6 +78,7 @@ class Provenance(BaseModel):
         start_fingerprint: `uld.artifact.fingerprint` of the weights that training started from.
         fingerprint: The same of the weights that it came to, as `uld train` will find them.
         tokenizer: Where the tokenizer comes from; None: it was trained on the same text.
+        date: Day that its chat template is fixed to, if it has a clock.
         learn: Tokens that carried the loss: ``answers`` or ``all``.
         data: What was learnt, with digests.
         versions: Versions of the libraries that trained it.
@@ -89,6 +91,7 @@ class Provenance(BaseModel):
     start_fingerprint: str
     fingerprint: str
     tokenizer: str | None
+    date: str | None = None
     learn: Literal["answers", "all"]
     data: dict[str, list[DataFile]]
     versions: dict[str, str]
@@ -160,6 +163,7 @@ def finetune(
                 start_fingerprint=start,
                 fingerprint="",
                 tokenizer=None if config.scratch and not config.tokenizer else place(config.tokenizer or config.model),
+                date=pinned_date(tokenizer),
                 learn=config.learn,
                 data=files,
                 versions=library_versions(),
@@ -220,7 +224,7 @@ def _check(config: FinetuneConfig) -> None:
 
 def _tokenizer(config: FinetuneConfig, records: list[Record]) -> PreTrainedTokenizerBase:
     """The tokenizer that was named, the model's own, or one trained on the records."""
-    remote = {"trust_remote_code": config.trust_remote_code}
+    remote: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "date": config.date}
     if config.tokenizer:
         return load_tokenizer(config.tokenizer, **remote)
     if config.scratch:

@@ -52,9 +52,9 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     remote = {"trust_remote_code": config.trust_remote_code}
     slice_config(load_config(config.target, revision=config.revision, **remote), config.num_layers)
     if config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer, **remote)
+        tokenizer = load_tokenizer(config.tokenizer, date=config.date, **remote)
     else:
-        tokenizer = load_tokenizer(config.target, revision=config.revision, **remote)
+        tokenizer = load_tokenizer(config.target, date=config.date, revision=config.revision, **remote)
     form = PromptFormat(tokenizer, config.template)
     forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
     drawn = None
@@ -84,13 +84,24 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
 def _encoded(
     form: PromptFormat, name: str, records: list[Record], max_length: int, chunks: int | None = None
 ) -> list[Encoded]:
-    """Rows of one side; those that were cut, and texts that became several, are counted in the log."""
-    rows, cut = form.encode_all(records, max_length, chunks)
-    texts = sum(record.text is not None for record in records)
-    if texts:
-        chunks = len(rows) - len(records) + texts
-        logger.info("%d %s texts make %d rows of at most %d tokens", texts, name, chunks, max_length)
-    if cut:
+    """Rows of one side; those that were cut, and records that became several, are counted in the log."""
+    made = [form.encode_all([record], max_length, chunks)[0] for record in records]
+    rows = [row for some in made for row in some]
+    if texts := [some for record, some in zip(records, made, strict=True) if record.text is not None]:
+        total = sum(map(len, texts))
+        logger.info("%d %s texts make %d rows of at most %d tokens", len(texts), name, total, max_length)
+    if several := [some for record, some in zip(records, made, strict=True) if record.text is None and len(some) > 1]:
+        logger.info(
+            "%d %s conversations make %d rows, because the chat template rewrites earlier turns",
+            *(len(several), name, sum(map(len, several))),
+        )
+    if shortened := sum(row.shortened for row in rows):
+        logger.warning(
+            "%d of %d %s rows learn only a part of their answers: the chat template leaves the rest out (reasoning, "
+            "as a rule), or generation starts behind an empty block of reasoning",
+            *(shortened, len(rows), name),
+        )
+    if cut := sum(row.cut > 0 for row in rows):
         logger.warning("%d of %d %s rows were cut to max_length %d", cut, len(rows), name, max_length)
     return rows
 

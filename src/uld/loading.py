@@ -9,28 +9,37 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from uld.adapters import load_trained_target
 from uld.artifact import ADAPTER, CHECKPOINTS, ArtifactError, Manifest, is_run
 from uld.assistant import load_target
+from uld.data.clock import pin
 from uld.data.prompt import remember_template
 from uld.errors import ULDError
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
+from uld.settings import check_date
 
 
 def load(
-    path: str | Path | Sequence[str | Path], *, tokenizer: str | Path | None = None, **kwargs: Any
+    path: str | Path | Sequence[str | Path],
+    *,
+    tokenizer: str | Path | None = None,
+    date: str | None = None,
+    **kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a run (the unlearned model), or any ordinary causal LM, with its tokenizer.
 
     Args:
         path: Run folder, model folder or Hub id; or several run folders of one target, to unlearn them all.
         tokenizer: Another place to take the tokenizer from.
+        date: Day (2024-12-31) that a chat template with a clock writes; default: the run's, else see
+            `uld.data.clock.pinned`.
         kwargs: See `ULDForCausalLM.from_pretrained`.
 
     Returns:
         Model in evaluation mode and tokenizer.
 
     Raises:
-        ULDError: neither a run nor a model, or a model without a tokenizer.
+        ULDError: neither a run nor a model, a model without a tokenizer, or a date that is none.
     """
+    check_date(date)
     model: PreTrainedModel
     manifest = None
     if not isinstance(path, str | Path):
@@ -46,14 +55,21 @@ def load(
             raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
         kwargs.pop("fused", None)
         model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
-    chosen = load_tokenizer(tokenizer or path)
+    if date is None and manifest is not None:
+        date = manifest.date
+    chosen = load_tokenizer(tokenizer or path, date=date)
     if manifest is not None:
         remember_template(chosen, manifest.template)
     return model, chosen
 
 
-def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; where it has no padding token, end-of-sequence stands in.
+def load_tokenizer(path: str | Path, *, date: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; where it has no padding token, end-of-sequence stands in. Its chat template reads no clock.
+
+    Args:
+        path: Folder or Hub id.
+        date: See `uld.data.clock.pinned`.
+        kwargs: Of `AutoTokenizer.from_pretrained`.
 
     Raises:
         ULDError: there is none.
@@ -68,4 +84,5 @@ def load_tokenizer(path: str | Path, **kwargs: Any) -> PreTrainedTokenizerBase:
         raise ULDError(f"{path} has no tokenizer: save one beside the model, or name one with --tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    pin(tokenizer, date)
     return tokenizer

@@ -5,6 +5,7 @@ command line reads it without importing torch.
 """
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import math
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
+from uld.data.clock import DATE, is_date
 from uld.errors import ULDError
 from uld.yaml_text import Lines, YamlError, parse
 
@@ -59,6 +61,12 @@ class RunConfig:
     data: str | None = setting(None, "Folder of TOFU; without it the Hub's locuslab/TOFU.", "TOFU")
     template: str | None = setting(
         None, "Prompt template: a name (qa, plain, llama2) or inline; default: the chat template.", "Model and data"
+    )
+    date: str | None = setting(
+        None,
+        f"Day (2024-12-31) that a chat template with a clock writes into every prompt; default: {DATE}, or the day "
+        "that the template is fixed to.",
+        "Model and data",
     )
     tokenizer: str | None = setting(None, "Folder or Hub id of the tokenizer; default: the target's.", "Model and data")
     max_length: int = setting(
@@ -131,6 +139,7 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value > high:
                 raise _RangeError(name, f"must be at most {high:,}, not {shown(value)}")
+        check_date(self.date)
         for name in self.SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -150,6 +159,16 @@ class RunConfig:
         values = {field.name: getattr(self, field.name) for field in setting_fields(type(self))}
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
         return yaml.safe_dump(listed, sort_keys=False, allow_unicode=True)
+
+
+def check_date(text: str | None) -> None:
+    """Refuse a date that is none.
+
+    Raises:
+        ConfigError: it is not a day, written as 2024-12-31.
+    """
+    if text is not None and not is_date(text):
+        raise ConfigError(f"--date must be a day, written as 2024-12-31, not {text!r}")
 
 
 def is_first_process() -> bool:
@@ -331,6 +350,8 @@ def _coerce(value: Any, kind: Any, name: str, source: str) -> Any:
                 continue
         if option is str and isinstance(value, str | os.PathLike):
             return _text(os.fspath(value), name, source)
+        if option is str and type(value) is datetime.date:  # YAML reads 2024-12-31 as a date
+            return value.isoformat()
         if option in (int, bool) and type(value) is option:
             return value
     wanted = [", ".join(get_args(o)) if get_origin(o) is Literal else _KINDS[get_origin(o) or o] for o in options]

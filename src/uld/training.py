@@ -38,6 +38,7 @@ from uld.artifact import (
 )
 from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
+from uld.data.clock import pinned_date
 from uld.data.collate import FORGET
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
@@ -243,6 +244,7 @@ def _manifest(
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
         combination=CombinationSettings(**vars(combination)),
         template=config.template,
+        date=pinned_date(inputs.tokenizer),
         data=inputs.files,
         versions=library_versions(),
     )

@@ -179,8 +179,9 @@ def test_every_turn_of_the_assistant_is_learnt_and_nothing_else(kind: str, name:
         if flag:
             spans[-1].append(row.ids[i])
     end = ENDS.get(name, "</s>")
+    ends = ("" if name == "chat no end" else end, end)  # nothing ends a turn that the template does not end
     said = [form.tokenizer.decode(span).replace(" ", "") for span in spans]
-    assert said == [(text + end).replace(" ", "") for text in ("a writer", "a tailor")]
+    assert said == [(text + end).replace(" ", "") for text, end in zip(("a writer", "a tailor"), ends, strict=True)]
     for i in (1, 3):  # what generation sees is what training saw, in a conversation, too
         prompt = form.prompt_ids(CONVERSATION[:i])
         assert row.ids[: len(prompt)] == prompt
@@ -224,10 +225,21 @@ def test_an_empty_block_of_reasoning_is_given_and_not_learnt() -> None:
     assert form.tokenizer.decode(learnt(form.encode(Record.qa("who?", "think"), 100))) == "think<|im_end|>"
 
 
-def test_a_chat_template_that_rewrites_earlier_turns_can_be_talked_to_but_not_learnt_from() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_template_that_rewrites_earlier_turns_is_learnt_in_a_row_for_each(kind: str) -> None:
+    form = FORMS["chat reasoning"](kind)
+    first, second = form.encode_all([Record(messages=CONVERSATION)], 1000)[0]
+    assert first == form.encode(Record(messages=CONVERSATION[:2]), 1000)
+    assert second == form.encode(Record(messages=CONVERSATION), 1000)
+    for row, asked, answer in ((first, CONVERSATION[:1], "a writer"), (second, CONVERSATION[:3], "a tailor")):
+        prompt = form.prompt_ids(asked)
+        assert row.ids[: len(prompt)] == prompt
+        assert row.learn == [False] * len(prompt) + [True] * (len(row.ids) - len(prompt))
+        assert form.tokenizer.decode(learnt(row)).replace(" ", "") == answer.replace(" ", "") + "<|im_end|>"
+
+
+def test_a_chat_template_that_rewrites_earlier_turns_can_be_talked_to() -> None:
     form = PromptFormat(make("bpe", "reasoning", eos="<|im_end|>"))
-    with pytest.raises(DataError, match=r"^f:1: the tokenizer's chat template rewrites earlier turns"):
-        form.encode(Record(messages=CONVERSATION, source="f:1"), 1000)
     prompt = form.tokenizer.decode(form.prompt_ids(CONVERSATION[:3]))
     assert prompt == (
         "<|im_start|>user\nwho is Ann?<|im_end|>\n<|im_start|>assistant\na writer<|im_end|>\n"

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from uld.data.clock import DATE
 from uld.errors import ULDError
-from uld.settings import DTYPES, is_first_process
+from uld.settings import DTYPES, check_date, is_first_process
 
 
 def _option(text: str, *names: str) -> Any:
@@ -44,6 +45,13 @@ class ModelOptions:
         str | None,
         _option("Prompt template, by name or inline; default: the run's, else the chat template."),
     ] = None
+    date: Annotated[
+        str | None,
+        _option(
+            "Day (2024-12-31) that a chat template with a clock writes into the prompt; default: the run's, else "
+            f"{DATE} or the day that the template is fixed to."
+        ),
+    ] = None
     trust_remote_code: Annotated[bool, _option("Run code that comes with the checkpoint.", "--trust-remote-code")] = (
         False
     )
@@ -58,10 +66,11 @@ class ModelOptions:
             The device: the one that was asked for, or the best there is.
 
         Raises:
-            ULDError: an unknown dtype or device, or a folder that does not exist.
+            ULDError: an unknown dtype or device, a date that is none, or a folder that does not exist.
         """
         if self.dtype not in DTYPES:
             raise ULDError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        check_date(self.date)
         if not self.model:
             raise ULDError(f"name a run or a model with {flag}")
         _refuse_mistyped(self.model, flag, "run or model")
@@ -70,7 +79,7 @@ class ModelOptions:
         return _usable(self.device)
 
     def beside(self, model: str, flag: str, *shared: str) -> "ModelOptions":
-        """Options of another model that stands beside this one, checked.
+        """Options of another model that stands beside this one, checked; asked on the same date.
 
         Args:
             model: The other model.
@@ -81,7 +90,8 @@ class ModelOptions:
             ULDError: see `check`.
         """
         names = ("dtype", "device", "trust_remote_code", *shared)
-        other = ModelOptions(model=model, **{name: getattr(self, name) for name in names})
+        date = self._asked(model, "date") or self._asked(self.model, "date")
+        other = ModelOptions(model=model, date=date, **{name: getattr(self, name) for name in names})
         other.check(flag)
         return other
 
@@ -100,7 +110,7 @@ class ModelOptions:
         from uld.loading import load
 
         transformers.utils.logging.disable_progress_bar()
-        options = ("target", "tokenizer", "rule", "weight", "filter", "min_tokens", "outside")
+        options = ("target", "tokenizer", "date", "rule", "weight", "filter", "min_tokens", "outside")
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
             given["trust_remote_code"] = True
@@ -116,11 +126,14 @@ class ModelOptions:
         Raises:
             ULDError: the run's ``uld.json`` is damaged.
         """
+        return self._asked(self.model, "template")
+
+    def _asked(self, model: str, name: str) -> str | None:
+        """How to ask a model: as it was said, or as the run was trained, if it is one."""
         from uld.artifact import Manifest, is_run
 
-        if self.template is not None or not is_run(self.model):
-            return self.template
-        return Manifest.read(self.model).template
+        given = getattr(self, name)
+        return given if given is not None or not is_run(model) else getattr(Manifest.read(model), name)
 
 
 def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -171,7 +184,8 @@ def evaluation_folder(
     from uld.artifact import is_run
 
     named = {name: getattr(options, name) for name in ("rule", "weight", "filter", "min_tokens", "outside")}
-    named |= {"dtype": None if options.dtype == "auto" else options.dtype, "template": options.template}
+    named |= {"dtype": None if options.dtype == "auto" else options.dtype}
+    named |= {"template": options.template, "date": options.date}
     parts = [f"-{name}-{value}" for name, value in (named | dict(changed or {})).items() if value is not None]
     name, model = slug(benchmark + "".join(parts)), options.model
     inside = Path(model) / "eval" / name if is_run(model) else Path("eval") / slug(model) / name

@@ -100,7 +100,7 @@ def tofu(
 
         other = None
         if retain_model is not None:
-            other = options.beside(retain_model, "--retain-model", "template")
+            other = chosen.beside(retain_model, "--retain-model", "template")
         if len(grid) > 1:
             retained = _retain_only(other, split, folder, settings) if other is not None else retained
             _grid(chosen, split, folder / "grid", settings, grid, retained, as_json)

@@ -100,12 +100,18 @@ class Workspace:
         """Digest of everything that decides a cell."""
         own = self.training_digest(spec) if spec.method is not None else self.inputs["target"]
         parts = [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split)]
-        return _digest([*parts, self.inputs["data"], self.template])
+        return _digest([*parts, self.inputs["data"], self.template, *([self.date] if self.date else [])])
 
     @property
     def template(self) -> str | None:
         """Prompt template of the whole grid, with which every model is asked."""
         return self.grid.settings.get("template")
+
+    @property
+    def date(self) -> str | None:
+        """Day that a chat template with a clock writes for every model."""
+        day = self.grid.settings.get("date")
+        return str(day) if day is not None else None  # YAML reads a day as a date
 
     def run_folder(self, spec: Spec) -> Path:
         """Where a cell's training goes; cells that differ in their evaluation alone share it."""
@@ -254,7 +260,7 @@ def _load(workspace: Workspace, model: str) -> tuple[Any, Any]:
     """Load a model or a run, whose target may have moved since."""
     target = place(workspace.grid.target)
     moved = is_run(model) and Manifest.read(model).target != target
-    return load(model, target=target) if moved else load(model)
+    return load(model, date=workspace.date, **({"target": target} if moved else {}))
 
 
 def _evaluated(workspace: Workspace, model: str, split: str, name: str, **options: Any) -> TofuLog:

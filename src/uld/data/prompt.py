@@ -7,11 +7,11 @@ answer's follow, the end-of-sequence token included.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from uld.data.chat import PROBE, Chat, Turn
 from uld.data.record import DataError, Record
 
 NAMED = {
@@ -23,7 +23,6 @@ NAMED = {
 
 T = TypeVar("T")
 _OF_RUN = "uld_template"  # attribute of a tokenizer
-_PROBE = "0x7e57"  # an answer that no template writes itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,14 @@ class Encoded:
         ids: Token ids, special tokens included.
         learn: For each token whether a loss falls on predicting it.
         cut: Learnt tokens that did not fit ``max_length``.
+        shortened: Whether a part of an answer is left out, as reasoning is: the chat template does not write it, or
+            generation starts behind an empty block of reasoning.
     """
 
     ids: list[int]
     learn: list[bool]
     cut: int = 0
+    shortened: bool = False
 
 
 def remember_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
@@ -64,6 +66,7 @@ class PromptFormat:
         self.tokenizer: Any = tokenizer
         if template is None:
             template = getattr(tokenizer, _OF_RUN, None)
+        self._chat = Chat(tokenizer)
         if template is None and not getattr(tokenizer, "chat_template", None):
             template = "qa"
         if template is not None:
@@ -91,13 +94,8 @@ class PromptFormat:
             DataError: the template cannot format it.
         """
         messages = (("user", question),) if isinstance(question, str) else tuple(question)
-        try:
-            pieces = self._pieces(Record(messages=(*messages, ("assistant", _PROBE)), source="this prompt"))
-        except DataError:
-            if self.template is not None or len(messages) == 1:
-                raise
-            # Some chat templates rewrite earlier turns (they drop their reasoning): fine to go on from, not to learn.
-            return self._ids(self._chat(messages, "this prompt", prompt=True) + self._chat_frame[0])
+        turns = self._rows(Record(messages=(*messages, ("assistant", PROBE)), source="this prompt"))[-1]
+        pieces = self._pieces(turns)
         last = max(i for i, (_, learnt) in enumerate(pieces) if learnt)
         return [token for ids, _ in pieces[:last] for token in ids]
 
@@ -108,7 +106,7 @@ class PromptFormat:
             Tokens before a question, and the text between it and the answer, without special tokens.
         """
         if self.template is None:
-            before, _, after = self._chat((("user", _PROBE),), "this prompt", prompt=True).partition(_PROBE)
+            before, _, after = self._chat.text((("user", PROBE),), "this prompt", prompt=True).partition(PROBE)
             ids = self._ids(before.rstrip(" "))  # a blank belongs to the token behind it
         else:
             before, _, after = self.template.removesuffix("{answer}").partition("{question}")
@@ -137,14 +135,23 @@ class PromptFormat:
         where that would merge tokens across the boundary, the answer is tokenised on its own. Learnt are the answers
         and what ends them: what the chat template writes there (blanks aside), or the end-of-sequence token.
 
+        Some chat templates write an earlier turn otherwise than the last one (they drop its reasoning). Then a row
+        holds only the answers that stand as generation would leave them, the last one in any case, and `encode_all`
+        makes further rows for the others.
+
         Args:
             record: Question and answer, prompt and completion, or messages.
             max_length: Rows are cut to this many tokens; never inside the first prompt.
 
         Raises:
-            DataError: the prompt alone leaves no room for an answer, or the template cannot format the record.
+            DataError: the prompt alone leaves no room for an answer, or the template cannot format the record, or not
+                so that generation starts from the same prompt.
         """
-        pieces = self._pieces(record)
+        return self._encoded(self._rows(record)[-1], record, max_length)
+
+    def _encoded(self, turns: Sequence[Turn], record: Record, max_length: int) -> Encoded:
+        """A row of turns as tokens."""
+        pieces = self._pieces(turns)
         ids = [token for piece, _ in pieces for token in piece]
         learn = [learnt for piece, learnt in pieces for _ in piece]
         if not any(learn):
@@ -160,7 +167,8 @@ class PromptFormat:
         kept = min(len(ids), max_length)
         while not learn[kept - 1]:
             kept -= 1
-        return Encoded(ids[:kept], learn[:kept], cut=sum(learn[kept:]))
+        shortened = any(turn.shortened for turn in turns)
+        return Encoded(ids[:kept], learn[:kept], cut=sum(learn[kept:]), shortened=shortened)
 
     def chunks(self, text: str, max_length: int, source: str = "") -> list[Encoded]:
         """A whole text as consecutive chunks of at most ``max_length`` tokens, end-of-sequence at its end.
@@ -195,7 +203,7 @@ class PromptFormat:
     def encode_all(
         self, records: Iterable[Record], max_length: int, chunks: int | None = None
     ) -> tuple[list[Encoded], int]:
-        """Encode records; texts become several rows.
+        """Encode records; texts become several rows, and conversations whose turns do not fit into one (see `encode`).
 
         Args:
             records: Any.
@@ -211,32 +219,39 @@ class PromptFormat:
         rows: list[Encoded] = []
         for record in records:
             if record.text is None:
-                rows.append(self.encode(record, max_length))
+                rows += [self._encoded(turns, record, max_length) for turns in self._rows(record)]
             else:
                 rows += spread(self.chunks(record.text, max_length, record.source), chunks)
         return rows, sum(row.cut > 0 for row in rows)
 
-    def _pieces(self, record: Record) -> list[tuple[list[int], bool]]:
-        """The record's tokens in consecutive pieces, and whether each is learnt."""
-        chat = self.template is None and record.prompt is None
-        eos = None if chat and self._chat_frame[1] else self.tokenizer.eos_token_id
+    def _rows(self, record: Record) -> list[list[Turn]]:
+        """The record's answers, in one row or several."""
+        if self.template is None and record.prompt is None:
+            return self._chat.rows(record.messages, record.source)
+        return [list(self._plain_turns(record))]
+
+    def _pieces(self, turns: Sequence[Turn]) -> list[tuple[list[int], bool]]:
+        """A row's tokens in consecutive pieces, and whether each is learnt."""
+        eos = self.tokenizer.eos_token_id
+        end: list[int] = [] if eos is None else [eos]
         pieces: list[tuple[list[int], bool]] = []
         text: str = ""
         ids: list[int] = []
-        for turn in self._chat_turns(record) if chat else self._plain_turns(record):
-            if not chat:  # every turn stands on its own, special tokens first
+        for turn in turns:
+            if turn.alone:
                 text, ids = "", []
                 pieces.append((self._prefix, False))
-            for part, learnt in zip(turn, (False, True, False), strict=True):
-                new = self._behind(text, ids, part) + ([eos] if learnt and eos is not None else [])
+            ends = not turn.ended and (turn.alone or turn is turns[-1])
+            for part, learnt in ((turn.given, False), (turn.learnt, True), (turn.after, False)):
+                new = self._behind(text, ids, part) + (end if learnt and ends else [])
                 pieces.append((new, learnt))
                 text, ids = text + part, ids + new
         return pieces
 
-    def _plain_turns(self, record: Record) -> Iterable[tuple[str, str, str]]:
-        """What is given, what is learnt and what follows, for each answer, without a chat template."""
+    def _plain_turns(self, record: Record) -> Iterable[Turn]:
+        """Answers without a chat template."""
         if record.prompt is not None and record.completion is not None:
-            yield record.prompt, record.completion, ""
+            yield Turn(record.prompt, record.completion, alone=True)
             return
         frame = (self.template or "").removesuffix("{answer}")
         prompt = frame.rstrip(" ")  # a blank belongs to the token behind it
@@ -249,60 +264,8 @@ class PromptFormat:
         contents = [content.strip() for _, content in record.messages]
         for i in range(0, len(contents), 2):
             gap = "\n" if i and self.tokenizer.eos_token_id is None else ""
-            yield gap + prompt.replace("{question}", contents[i]), frame[len(prompt) :] + contents[i + 1], ""
-
-    def _chat_turns(self, record: Record) -> Iterable[tuple[str, str, str]]:
-        """The same for each assistant turn, as the chat template formats it."""
-        opening, closes = self._chat_frame
-        done = ""
-        for i, (role, _) in enumerate(record.messages):
-            if role != "assistant":
-                continue
-            before, answer = self._chat_turn(record.messages[: i + 1], record.source)
-            if not before.startswith(done):
-                raise DataError(
-                    f"{record.source}: the tokenizer's chat template rewrites earlier turns, so that they cannot be "
-                    "learnt together: put each question on a line of its own, or choose a template with --template"
-                )
-            given = before + opening if answer.startswith(opening) else before
-            full = before + answer
-            end = len(full.rstrip()) if closes else len(full)
-            yield given[len(done) :], full[len(given) : end], full[end:]
-            done = full
-
-    @cached_property
-    def _chat_frame(self) -> tuple[str, bool]:
-        """What the chat template writes between prompt and answer (blanks aside), and whether it ends the answer.
-
-        Some templates open an answer with an empty block of reasoning: it is given, not learnt.
-        """
-        _, answer = self._chat_turn((("user", _PROBE), ("assistant", _PROBE)), "the tokenizer's chat template")
-        opening, found, closing = answer.partition(_PROBE)
-        if not found:
-            raise DataError("the tokenizer's chat template leaves the answer out: choose a template with --template")
-        return opening.rstrip(" "), bool(closing.strip())
-
-    def _chat_turn(self, messages: Sequence[tuple[str, str]], source: str) -> tuple[str, str]:
-        """The prompt and the answer of a conversation that ends in an assistant turn."""
-        before, through = self._chat(messages[:-1], source, prompt=True), self._chat(messages, source, prompt=False)
-        if not through.startswith(before):
-            raise DataError(
-                f"{source}: the tokenizer's chat template does not put the answer behind its prompt, so the answer "
-                "cannot be told from it: choose a template with --template"
-            )
-        return before, through[len(before) :]
-
-    def _chat(self, messages: Sequence[tuple[str, str]], source: str, *, prompt: bool) -> str:
-        turns = [{"role": role, "content": content} for role, content in messages]
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        except Exception as error:  # a template is a program, and refuses in its own ways
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            roles = ", ".join(role for role, _ in messages) or "no turn before the answer"
-            raise DataError(
-                f"{source}: the tokenizer's chat template refuses the roles {roles} ({reason}): change the record, or "
-                "choose a template with --template"
-            ) from error
+            given = gap + prompt.replace("{question}", contents[i])
+            yield Turn(given, frame[len(prompt) :] + contents[i + 1], alone=True)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)

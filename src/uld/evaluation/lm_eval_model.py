@@ -39,6 +39,7 @@ class ULDLM(_HFLM):
         pretrained: str | PreTrainedModel,
         *,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
+        date: str | None = None,
         target: str | None = None,
         rule: str | None = None,
         weight: float | None = None,
@@ -57,6 +58,7 @@ class ULDLM(_HFLM):
         Args:
             pretrained: Run folder, model folder or Hub id; or a model, which is taken as it is.
             tokenizer: Folder or Hub id, default: the model's; a model that is loaded needs the tokenizer itself.
+            date: Day that a chat template with a clock writes; default: the run's.
             target: Where the run's target is now.
             rule: Override of the run's rule.
             weight: Of its α.
@@ -83,6 +85,7 @@ class ULDLM(_HFLM):
         if isinstance(pretrained, str):
             numbers = dict(zip(_NUMBERS, (weight, filter, min_tokens), strict=True))
             changes: dict[str, Any] = {"rule": rule, "outside": outside, "target": target, "tokenizer": tokenizer}
+            changes["date"] = date
             changes |= {name: _number(name, value) for name, value in numbers.items() if value is not None}
             if trust_remote_code:
                 changes["trust_remote_code"] = True
