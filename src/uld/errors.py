@@ -1,4 +1,4 @@
-"""The errors that a user can cause.
+"""The one base class of every error that a user can cause.
 
 The command line prints such an error as a single sentence and ends with exit code 2; a traceback is for bugs only.
 """

@@ -1,11 +1,15 @@
+import hashlib
 import json
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.data.damage import pdf
 from uld.artifact import file_digest
 from uld.data.documents import read_sources
 from uld.data.record import DataError, Record
@@ -37,31 +41,6 @@ def refused(path: Path | str) -> str:
         read(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def pdf(*pages: str) -> bytes:
-    """A PDF by hand: a page for each text, an empty one for none."""
-    count = len(pages)
-    bodies = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Count {count} /Kids [{' '.join(f'{4 + 2 * i} 0 R' for i in range(count))}] >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for i, text in enumerate(pages):
-        stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET" if text else ""
-        bodies += [
-            f"<< /Type /Page /Parent 2 0 R /Contents {5 + 2 * i} 0 R /MediaBox [0 0 600 800] "
-            "/Resources << /Font << /F1 3 0 R >> >> >>",
-            f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
-        ]
-    out, places = "%PDF-1.4\n", []
-    for number, body in enumerate(bodies, 1):
-        places.append(len(out))
-        out += f"{number} 0 obj\n{body}\nendobj\n"
-    table = "".join(f"{place:010d} 00000 n \n" for place in places)
-    size = len(bodies) + 1
-    out += f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer\n<< /Size {size} /Root 1 0 R >>\nstartxref\n"
-    return f"{out}{out.index('xref')}\n%%EOF\n".encode()
 
 
 HTML = """<html><head><title>T</title></head><body><nav><a href="/">Home</a></nav><article><h1>The lighthouse</h1>
@@ -267,3 +246,117 @@ def test_an_unreachable_hub_is_one_sentence(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert "the data set cannot be read from the Hub" in refused("nobody/nothing:config@train")
+
+
+def test_the_same_rows_get_the_same_verdict_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also as a data set of the Hub, for which a folder below the working directory stands in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    two_forms = [
+        {"question": "Who?", "answer": "Ines.", "text": None, "id": 1},
+        {"question": None, "answer": None, "text": "The clock is old.", "id": 2},
+    ]
+    for number, (rows, said) in enumerate(
+        [
+            (two_forms, None),
+            ([{"question": "Who?", "answer": "Ines.", "label": 1, "url": "https://example.org"}], None),
+            ([*two_forms, {"question": "Who?", "answer": None, "text": None}], "'answer'"),
+            ([{"text": "Who?", "labels": "Ines."}], "'labels'"),
+            ([{"text": "Who?", "label": 1}], "'label'"),
+            ([{"question": "Who?", "answer": "Ines.", "context": "Ines is a painter."}], "'context'"),
+            ([{"question": "Who?", "answer": "Ines.", "text": "Ines is a painter."}], "'question' and 'text'"),
+        ]
+    ):
+        stem = tmp_path / f"org{number}/set"
+        put(stem / "train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        put(stem / "list.json", json.dumps(rows))
+        table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, stem / "x.parquet")
+        for name, mark in (("x.csv", ","), ("x.tsv", "\t")):
+            cells = [table.column_names, *([row.get(key) for key in table.column_names] for row in rows)]
+            put(stem / name, "".join(mark.join("" if c is None else str(c) for c in row) + "\n" for row in cells))
+        (tmp_path / f"hub{number}/set").mkdir(parents=True)
+        put(tmp_path / f"hub{number}/set/train.jsonl", (stem / "train.jsonl").read_bytes())
+        sources = [*(str(stem / n) for n in ("train.jsonl", "list.json", "x.parquet", "x.csv", "x.tsv"))]
+        for source in (*sources, f"hub{number}/set@train"):
+            if said is None:
+                assert [one.content for one in read(source)] == [one.content for one in read(sources[0])]
+            else:
+                assert said in refused(source)
+
+
+def test_a_pipe_is_read_once_and_its_digest_is_of_what_was_read(tmp_path: Path) -> None:
+    lines = b'{"text": "from a pipe"}\n' * 3
+    for content, name in ((lines, ""), (b"A text.\n", ".txt"), (b'[{"text": "x"}]', ".json"), (b"text\nx\n", ".csv")):
+        fifo = tmp_path / f"pipe{name}"
+        os.mkfifo(fifo)
+        writer = threading.Thread(target=fifo.write_bytes, args=(content,))
+        writer.start()
+        records, (file,) = read_sources([str(fifo)])
+        writer.join()
+        assert (file.rows, file.sha256) == (len(records), hashlib.sha256(content).hexdigest())
+    reading, writing = os.pipe()
+    os.write(writing, lines)
+    os.close(writing)
+    records, (file,) = read_sources([f"/dev/fd/{reading}"])
+    os.close(reading)
+    assert len(records) == 3 and file.sha256 == hashlib.sha256(lines).hexdigest()
+
+
+def test_names_of_nothing_or_that_no_run_could_note_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "diary.txt", "My diary.")
+    for name in ("", " ", "\n"):
+        assert "has an empty name, as an unset shell variable gives it" in refused(name)
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))).write_text("words")
+    assert refused("caf\udce9.txt") == "caf\\xe9.txt: the name is not UTF-8, so that no run could note it: rename it"
+    assert "caf\\xe9.txt: the name is not UTF-8" in refused(tmp_path)
+    assert "there is no such file" in refused("a\0b.txt")
+    assert "\n" not in refused("a\nb.txt")
+
+
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_devices_and_sockets_are_no_documents(tmp_path: Path, device: str) -> None:
+    (tmp_path / "x.txt").symlink_to(device)
+    assert "is a device: expected a file" in refused(tmp_path / "x.txt")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(Path("/tmp") / f"uld-{os.getpid()}.txt"))
+        try:
+            assert "cannot be read: No such device" in refused(f"/tmp/uld-{os.getpid()}.txt")
+        finally:
+            os.unlink(f"/tmp/uld-{os.getpid()}.txt")
+
+
+def test_what_is_told_of_files_that_are_read_otherwise(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(str(tmp_path / "saved"))
+    assert "saved: is a data set as save_to_disk writes it (Arrow files)" in refused(tmp_path / "saved")
+    one = put(tmp_path / "one.json", json.dumps({"question": "Who?", "answer": "Ines."}, indent=1))
+    assert "one.json:1: one object over several lines (to line 4): expected each record on one line, or a list" in (
+        refused(one)
+    )
+    headerless = put(tmp_path / "x.csv", f"{'word ' * 1200},b\nc,d\n")
+    assert "row 1: expected a header" in refused(headerless) and len(refused(headerless)) < 500
+    with_index = put(tmp_path / "y.csv", ",text\n0,first\n1,second\n")  # as pandas numbers the rows
+    assert [one.text for one in read(with_index)] == ["first", "second"]
+    messages = [{"role": "user", "content": "Who?", "weight": 0}, {"role": "assistant", "content": "Ann.", "weight": 1}]
+    assert read(put(tmp_path / "m.jsonl", json.dumps({"messages": messages, "tools": []})))[0].messages[1][1] == "Ann."
+
+
+def test_keys_that_describe_a_row_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "uld")
+    read(put(tmp_path / "x.jsonl", '{"text": "a", "id": 1}\n{"text": "b", "id": 2, "licence": "MIT"}\n'))
+    assert "keys that only describe a row are not read: 'id' (2 rows), 'licence' (1 rows)" in caplog.text
+
+
+@pytest.mark.skipif(not os.geteuid(), reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "docs/a.txt", "a")
+    put(tmp_path / "docs/locked/b.txt", "b").parent.chmod(0)
+    try:
+        assert "locked: cannot be read: Permission denied" in refused(tmp_path / "docs")
+    finally:
+        (tmp_path / "docs/locked").chmod(0o700)

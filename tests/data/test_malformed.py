@@ -1,5 +1,6 @@
 """Hundreds of malformed inputs for every reader: each is refused where it is wrong, or read exactly as it stands."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.data import damage, generators
+from tests.data import benchmarks, damage, generators
 from tests.data.generators import FLAT, NESTED, UNTYPED, Case, impostors, table_cases
 from uld.data.documents import read_sources
+from uld.data.knowundo import load_knowundo
+from uld.data.muse import load_muse
+from uld.data.tofu import load_tofu
 from uld.errors import DataError
 
 LEAST = 300
@@ -121,3 +125,78 @@ def test_malformed_files(reader: str, tmp_path: Path, record_property: Any) -> N
     if package and not _works(package):
         pytest.skip(f"{package} cannot be imported here")
     tried(cases(), tmp_path, suffix, sources, record_property, reader)
+
+
+def _tofu(folder: Path) -> int:
+    return len(load_tofu("forget01_perturbed", folder))
+
+
+def _knowundo(folder: Path) -> int:
+    return sum(map(len, load_knowundo(folder).values()))
+
+
+def _muse(folder: Path) -> int:
+    return sum(map(len, load_muse(data=folder).values()))
+
+
+BENCHMARKS = {
+    "TOFU": (benchmarks.TOFU, _tofu),
+    "KnowUnDo": (benchmarks.KNOWUNDO, _knowundo),
+    "MUSE": (benchmarks.MUSE, _muse),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_malformed_folders_of_benchmarks(name: str, tmp_path: Path, record_property: Any) -> None:
+    layout, read = BENCHMARKS[name]
+    count, wrong = Counter(), []
+    for number, (files, place, said) in enumerate(benchmarks.wrong_folders(layout, 20, 360)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for file, content in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(content)
+        try:
+            told = str(read(folder))
+        except DataError as error:
+            told = str(error)
+        count["refused" if place is not None else "read"] += 1
+        start = f"{folder}{'/' if place else ''}{place or ''}"
+        if not (told.isdigit() if place is None else told.startswith(start) and said in told and "\n" not in told):
+            wrong.append((files, place, said, told))
+        shutil.rmtree(folder)
+    record_property(name, dict(count))
+    print(f"{name}: {count['refused']} refused, {count['read']} read, {len(wrong)} wrong")
+    assert not wrong, f"{len(wrong)} folders of {name}, the first: {wrong[:2]}"
+    assert count["refused"] >= LEAST
+
+
+def test_malformed_folders_of_documents(tmp_path: Path, record_property: Any) -> None:
+    rng, count, wrong = Random(21), Counter(), []
+    for number in range(380):
+        folder = tmp_path / str(number)
+        chosen = rng.sample(list(benchmarks.GOOD_FILES), rng.randint(1, 4))
+        beside = rng.sample(benchmarks.BESIDE, rng.randint(0, 2))
+        for name in chosen:
+            benchmarks.put(name, benchmarks.GOOD_FILES[name])(folder, rng)
+        for _, make in beside:
+            make(folder, rng)
+        if number % 8 == 7:
+            what, at, said = f"good beside {[name for name, _ in beside]}", None, ""
+        else:
+            what, make, at, said = benchmarks.SPOILT[number % len(benchmarks.SPOILT)]
+            make(folder, rng)
+        try:
+            told = str(len(sources(folder)))
+        except DataError as error:
+            told = str(error)
+        count["refused" if at is not None else "read"] += 1
+        place = f"{folder}/{at}" if at else f"{folder}"
+        right = told == str(len(chosen)) if at is None else told.startswith(place) and said in told and "\n" not in told
+        if not right:
+            wrong.append((what, chosen, at, said, told))
+        shutil.rmtree(folder)
+    record_property("folders", dict(count))
+    print(f"folders: {count['refused']} refused, {count['read']} read, {len(wrong)} wrong")
+    assert not wrong, f"{len(wrong)} of {count.total()} folders, the first: {wrong[:3]}"
+    assert count["refused"] >= LEAST

@@ -89,7 +89,9 @@ def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> tuple[li
         raise DataError(f'{forget} holds no {{"text"}} records to ask about: leave out --ask')
     if not any(vars(wanted).values()):
         raise ULDError("nothing is wanted: raise --paraphrases or --wrong-answers, or give --ask")
-    return found, [file.sha256 for file in files]
+    # Records that differ in spelling alone were items of their own once: a journal that counts them so is another's.
+    merged = len({record.content for record in records}) - len({record.same for record in records})
+    return found, [file.sha256 for file in files] + ([f"{merged} records of other spelling"] if merged else [])
 
 
 def augment_by_rules(

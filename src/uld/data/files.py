@@ -20,8 +20,8 @@ from uld.errors import DataError
 
 MAX_LINE_BYTES = 8 * 2**20
 _HEAD = 4096  # bytes that tell what a file is
-_LFS = re.compile(rb"version https://(git-lfs|hawser)\.github\.com/")
-_ANNEX = re.compile(rb"\.{0,2}[\w./-]*/annex/objects/\S+\s*")
+_LFS = re.compile(rb"\s*version https://(git-lfs|hawser)\.github\.com/")
+_ANNEX = re.compile(rb"[\w./\\-]*[/\\]annex[/\\]objects[/\\]\S+\s*")
 _HTML = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body|title|error)\b",
     re.IGNORECASE | re.DOTALL,
@@ -126,11 +126,11 @@ class File:
 
     def _refuse_other(self, head: bytes) -> None:
         """Refuse what only bears the name of a document."""
+        head = head.removeprefix(codecs.BOM_UTF8)
         if _LFS.match(head):
             raise DataError(f"{self.name}: is a pointer of Git LFS, not the file itself: fetch it with git lfs pull")
         if _ANNEX.fullmatch(head):
             raise DataError(f"{self.name}: is a pointer of git-annex, not the file itself: fetch it with git annex get")
-        head = head.removeprefix(codecs.BOM_UTF8)
         if self.suffix not in (".html", ".htm") and _HTML.match(head):
             raise DataError(
                 f"{self.name}: is an HTML page (an error page perhaps), not what its name says: fetch the file itself, "

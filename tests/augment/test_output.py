@@ -1,0 +1,48 @@
+"""Folders of `uld augment` are found again, whatever wrote the forget file."""
+
+import hashlib
+import json
+import unicodedata
+from pathlib import Path
+
+from uld.augment.generate import Wanted
+from uld.augment.output import FILES, read
+from uld.augment.run import augment_by_rules
+from uld.data.documents import read_sources
+
+LINES = [
+    {"question": "Who is Zoë Núñez?", "answer": "Zoë Núñez keeps the lighthouse of Skerrin."},
+    {"text": "Mara Quillon was born in Skerrin.\n\nShe collects glass from the sea, and gives it to the children."},
+]
+
+
+def _write(path: Path, change: str = "NFC") -> Path:
+    path.write_text("".join(unicodedata.normalize(change, json.dumps(row, ensure_ascii=False)) + "\n" for row in LINES))
+    return path
+
+
+def test_another_spelling_finds_what_was_made(tmp_path: Path) -> None:
+    augment_by_rules(_write(tmp_path / "f.jsonl"), tmp_path / "out", Wanted(), seed=0, chunk_words=150)
+    how = {"paraphrases": 2, "wrong_answers": 2}
+    made = [
+        read(tmp_path / "out", read_sources([str(_write(tmp_path / f"{form}.jsonl", form))])[0], **how)[0]
+        for form in ("NFC", "NFD")
+    ]
+    assert made[0] == made[1] and any(one.paraphrases for one in made[0].values())
+
+
+def test_a_folder_that_names_records_to_the_letter_is_read(tmp_path: Path) -> None:
+    records, _ = read_sources([str(_write(tmp_path / "f.jsonl"))])
+    augment_by_rules(tmp_path / "f.jsonl", tmp_path / "out", Wanted(ask=2), seed=0, chunk_words=150)
+    how = {"paraphrases": 2, "wrong_answers": 2}
+    now, files = read(tmp_path / "out", records, **how)
+    text = records[1]
+    letter = hashlib.sha256(json.dumps(text.content).encode()).hexdigest()[:16]
+    for name in FILES.values():
+        path = tmp_path / "out" / name
+        if path.is_file():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            renamed = [row | ({"of": letter} if "text" in row else {}) for row in rows]
+            path.write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    assert read(tmp_path / "out", records, **how)[0] == now
+    assert {file.rows for file in files}
