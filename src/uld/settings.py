@@ -218,7 +218,7 @@ def read_yaml(path: str | Path) -> FileSettings:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error} (--config)") from error
     except YamlError as error:
         where = f"{path}:{error.line}" if error.line is not None else str(path)
-        raise ConfigError(f"{where}: not a YAML file: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a YAML file: it is not UTF-8") from error
     if values is not None and not isinstance(values, dict):
