@@ -277,7 +277,7 @@ def place(source: str, layer: Mapping[str, Any], *keys: str | int) -> str:
 
 def guess(name: object, known: Iterable[str]) -> str:
     """What was probably meant by an unknown name, as the end of a message: ``: did you mean 'x'?``, or nothing."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
 
