@@ -71,11 +71,11 @@ def of_fields(config: type[RunConfig]) -> Iterator[Case]:
         yield f"{BEFORE}{name}: null\n{name}: null\n", (5, f"'{name}' stands there twice, first in line 4")
         if kind is str and field.default != "":
             yield f"{BEFORE}{name}: ''\n", (4, name)
-        for text, value in RIGHT.get(kind, ()):
+        right = RIGHT.get(kind, ()) if name != "method" else (("'ga'", "ga"), ("npo+kl", "npo+kl"))
+        for text, value in right:
             yield f"{BEFORE}{name}: {text}\n", {name: value}
         yield f"{BEFORE}{name}:\n", {}
-        if kind in RIGHT:
-            text, value = RIGHT[kind][0]
+        for text, value in right[:1]:
             yield f'{{output: somewhere, "{name}": {text}}}\n', {name: value}
 
 
@@ -107,6 +107,7 @@ WHOLE: list[Case] = [
     ("output: x\nepochs: \x07\n", (2, "character")),
     (LAUGHS, (5, "values")),
     ("%YAML 9.9\n---\noutput: x\n", (1, "YAML")),
+    ("output: x\nepochs: 3\nepochs: 4\n", (3, "'epochs' stands there twice, first in line 2")),
     ("", {}),
     ("# nothing\n", {}),
     ("---\n", {}),
