@@ -205,8 +205,9 @@ def _typed(signature: inspect.Signature, name: str) -> str:
     for info in getattr(signature.parameters[name].annotation, "__metadata__", ()):
         if isinstance(info, ArgumentInfo):
             return name.upper()
-        if isinstance(info, OptionInfo) and info.param_decls:
-            return info.param_decls[0].partition("/")[0]
+        if isinstance(info, OptionInfo):  # in Annotated, the first of its names stands where a default would
+            names = [one for one in (info.default, *(info.param_decls or ())) if isinstance(one, str)]
+            return max(names, key=len, default=flag(name)).partition("/")[0]
     return flag(name)
 
 
