@@ -190,6 +190,8 @@ def _refuse_unusable(signature: inspect.Signature, given: Mapping[str, Any]) -> 
         ULDError: names the flag.
     """
     for name, value in given.items():
+        if value == signature.parameters[name].default:  # not given; `ModelOptions.check` asks for a model
+            continue
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, str) and not one.strip() and name not in MAY_BE_EMPTY:
                 raise ULDError(
