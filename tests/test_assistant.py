@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from uld.artifact import save_adapter
 from uld.assistant import (
@@ -371,3 +371,15 @@ def test_a_plain_reload_of_the_target_is_not_disturbed(make_target, tmp_path):
     target.save_pretrained(tmp_path)
     build_assistant(target, 2)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(target))
+
+
+def test_a_rank_that_no_matrix_has_room_for_and_modules_that_are_not_there_are_refused():
+    target = LlamaForCausalLM(
+        LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    )
+    for rank in (2**32, 10**5):
+        with pytest.raises(ULDError, match=f"--lora-rank {rank} is more than the model's matrices have room for"):
+            add_lora(build_assistant(target, 1), rank=rank, alpha=8)
+    for modules in ("(", "nothing_of_the_kind", ["neither_this"]):
+        with pytest.raises(ULDError, match="LoRA cannot be put on"):
+            add_lora(build_assistant(target, 1), rank=2, alpha=8, target_modules=modules)

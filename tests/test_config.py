@@ -22,6 +22,7 @@ from uld.config import (
     setting_fields,
     train_config,
 )
+from uld.errors import ULDError
 from uld.logits import Combination
 from uld.methods.registry import get_method
 
@@ -262,3 +263,34 @@ def test_both_commands_share_their_common_settings() -> None:
     assert train.keys() & finetune.keys() - common == {"split", "num_layers"}  # of the same name, but not the same
     for name, field in finetune.items():
         assert field.metadata["help"].endswith((".", "…")) and field.metadata["group"], name
+
+
+def test_a_warm_up_of_more_steps_than_the_training_has_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    from uld.trainer import refuse_long_warmup
+
+    for warmup in (0.1, 0.99, 5, 9):
+        refuse_long_warmup(TrainConfig(warmup=warmup), 10)
+    for warmup in (10, 1000):
+        with pytest.raises(ConfigError, match=f"--warmup {warmup} takes at least as many steps as the whole"):
+            refuse_long_warmup(TrainConfig(warmup=warmup), 10)
+    assert not caplog.records
+    refuse_long_warmup(FinetuneConfig(scratch=True), 10)  # a default is told of, and not refused
+    assert "the learning rate does not reach its peak" in caplog.text
+
+
+def test_a_weight_that_would_overflow_is_refused() -> None:
+    for value in (1e7, 1e308):
+        with pytest.raises(ConfigError, match="--weight must be at most 1,000,000"):
+            TrainConfig(weight=value)
+        with pytest.raises(ULDError, match=r"weight \(α\) must be at most 1,000,000"):
+            Combination(weight=value)
+
+
+def test_python_takes_paths_and_refuses_what_files_do() -> None:
+    assert TrainConfig(output=Path("a") / "b", forget=Path("f")) == TrainConfig(output="a/b", forget=("f",))  # type: ignore[arg-type]
+    for wrong in ({"epoch": 3}, {"epochs": "3"}, {"epochs": True}, {"forget": ("",)}, {"template": " "}, {"chunks": 0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}"):
+            TrainConfig(**wrong)  # type: ignore[arg-type]
+    assert TrainConfig(epochs=None, rule=None) == TrainConfig()  # type: ignore[arg-type]
+    changed = dataclasses.replace(TrainConfig(method="npo+kl"), seed=1)
+    assert changed == TrainConfig(method="npo+kl", seed=1)

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from uld.errors import ULDError
 from uld.settings import (
     ConfigError,
     RunConfig,
+    ValueFault,
     flag,
     layered,
     preset_names,
@@ -107,14 +109,17 @@ class TrainConfig(RunConfig):
         """The method's own defaults.
 
         Raises:
-            ULDError: there is no such method.
+            ConfigError: there is no such method.
         """
         method = given.get("method", "uld")
         if method == "uld":  # which has the class's; asking for it would import torch
             return cls.__name__, {}
         from uld.methods.registry import get_method
 
-        return f"method {method}", get_method(method).defaults
+        try:
+            return f"method {method}", get_method(method).defaults
+        except ULDError as error:
+            raise ValueFault("method", "", str(error)) from error
 
     @classmethod
     def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":

@@ -28,12 +28,18 @@ class ConfigError(ULDError):
     """A setting is unknown, of the wrong type or out of range."""
 
 
-class _RangeError(ConfigError):
-    """A setting is out of range: what of it, and how; `layered` says where it stands."""
+class ValueFault(ConfigError):
+    """A setting has a value that it cannot have; `layered` says where it stands.
 
-    def __init__(self, name: str, wanted: str) -> None:
-        super().__init__(f"{flag(name)} {wanted}")
-        self.name, self.wanted = name, wanted
+    Attributes:
+        name: The setting.
+        in_file: The sentence where the setting is called by its name.
+    """
+
+    def __init__(self, name: str, wanted: str, sentence: str | None = None) -> None:
+        """Take the setting and what it must be, or a sentence that says it all."""
+        super().__init__(sentence or f"{flag(name)} {wanted}")
+        self.name, self.in_file = name, sentence or f"{name} {wanted}"
 
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -130,29 +136,29 @@ class RunConfig:
         """
         for name, value in vars(self).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise _RangeError(name, f"must be a finite number, not {value}")
+                raise ValueFault(name, f"must be a finite number, not {value}")
         for name, low in self.LEAST.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                raise _RangeError(name, f"must be at least {low}, not {shown(value)}")
+                raise ValueFault(name, f"must be at least {low}, not {shown(value)}")
         for name, high in self.MOST.items():
             value = getattr(self, name)
             if value is not None and value > high:
-                raise _RangeError(name, f"must be at most {high:,}, not {shown(value)}")
+                raise ValueFault(name, f"must be at most {high:,}, not {shown(value)}")
         check_date(self.date)
         for name in self.SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise _RangeError(name, f"must lie between 0 and 1, not {value}")
+                raise ValueFault(name, f"must lie between 0 and 1, not {value}")
         if self.batch_tokens is not None and self.micro_batch_size is not None:
             raise ConfigError("--batch-tokens and --micro-batch-size do not go together: give one of them")
         for name in self.BELOW_ONE:
             if not 0 <= getattr(self, name) < 1:
-                raise _RangeError(name, f"must be at least 0 and less than 1, not {getattr(self, name)}")
+                raise ValueFault(name, f"must be at least 0 and less than 1, not {getattr(self, name)}")
         if self.warmup >= 1 and self.warmup != int(self.warmup):
-            raise _RangeError("warmup", f"must be a share below 1, or a whole number of steps, not {self.warmup}")
+            raise ValueFault("warmup", f"must be a share below 1, or a whole number of steps, not {self.warmup}")
         if not 0 < self.learning_rate < 1:
-            raise _RangeError("learning_rate", f"must lie between 0 and 1, not {self.learning_rate}")
+            raise ValueFault("learning_rate", f"must lie between 0 and 1, not {self.learning_rate}")
 
     def to_yaml(self) -> str:
         """Every setting, as a file that ``--config`` reads back."""
@@ -237,7 +243,7 @@ def read_yaml(path: str | Path) -> FileSettings:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error} (--config)") from error
     except YamlError as error:
         where = f"{path}:{error.line}" if error.line is not None else str(path)
-        raise ConfigError(f"{where}: not a YAML file: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a YAML file: it is not UTF-8") from error
     if values is not None and not isinstance(values, dict):
@@ -282,10 +288,10 @@ def layered(kind: type[C], layers: Sequence[tuple[str, Mapping[str, Any]]]) -> C
         places |= {name: place(source, layer, name) if isinstance(layer, FileSettings) else None for name in found}
     try:
         return kind(**values)
-    except _RangeError as error:
+    except ValueFault as error:
         if (where := places.get(error.name)) is None:
             raise
-        raise ConfigError(f"{where}: {error.name} {error.wanted}") from error
+        raise ConfigError(f"{where}: {error.in_file}") from error
 
 
 def place(source: str, layer: Mapping[str, Any], *keys: str | int) -> str:
@@ -296,7 +302,7 @@ def place(source: str, layer: Mapping[str, Any], *keys: str | int) -> str:
 
 def guess(name: object, known: Iterable[str]) -> str:
     """What was probably meant by an unknown name, as the end of a message: ``: did you mean 'x'?``, or nothing."""
-    close = difflib.get_close_matches(str(name), known, n=1)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1)
     return f": did you mean {close[0]!r}?" if close else ""
 
 

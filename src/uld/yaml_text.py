@@ -53,13 +53,17 @@ def parse(text: str) -> tuple[Any, Lines]:
             value = loader.construct_document(root)
         finally:
             loader.dispose()
+    except _RefusedError as error:
+        raise YamlError(str(error.problem), error.line) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         words = error.problem or error.context or "it cannot be read"
+        words = f"{error.context}, {words}" if words.startswith("but ") else words
+        words = f"not a YAML file: {words}"
         raise YamlError(words, mark.line + 1 if mark is not None else None) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise YamlError(f"a character that no text file has ({error.character:#x})", line) from error
+        raise YamlError(f"not a YAML file: it has a character that no text has ({error.character:#x})", line) from error
     lines: Lines = {}
     _note(root, (), lines)
     return value, lines
@@ -77,12 +81,22 @@ def _note(node: yaml.Node, path: tuple[str | int, ...], lines: Lines) -> None:
             lines[*path, key.value] = key.start_mark.line + 1
 
 
+class _RefusedError(yaml.MarkedYAMLError):
+    """Something that YAML has and a file of settings does not."""
+
+    def __init__(self, sentence: str, mark: Any, keys: list[str] | None = None) -> None:
+        names = "".join(f"{key}: " for key in (keys or [])[-1:])
+        super().__init__(problem=names + sentence, problem_mark=mark)
+        self.line = mark.line + 1
+
+
 class _Loader(yaml.SafeLoader):
     """Composes nodes that have a plain value, and nothing else."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
+        self._keys: list[str] = []  # those that lead to the node
         self._sizes: dict[int, tuple[int, int]] = {}  # values in a node and levels below it; none while it is composed
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -90,11 +104,13 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise _refused("an alias stands inside of what it repeats", mark)
+                raise _RefusedError("an alias stands inside of what it repeats", mark, self._keys)
             return node
+        named = isinstance(index, yaml.ScalarNode)
+        self._keys += [index.value[:40]] if named else []
         self._depth += 1
         if self._depth > DEEPEST:
-            raise _refused(f"more than {DEEPEST} levels of lists and mappings", mark)
+            raise _RefusedError(f"more than {DEEPEST} levels of lists and mappings", mark, self._keys)
         node: Any = super().compose_node(parent, index)
         self._depth -= 1
         parts = []
@@ -106,13 +122,20 @@ class _Loader(yaml.SafeLoader):
         elif node.tag == _TAG + "seq":
             parts = node.value
         if not isinstance(node, yaml.ScalarNode) and node.tag not in (_TAG + "seq", _TAG + "map"):
-            raise _refused(f"the tag {node.tag.replace(_TAG, '!!')} is not for settings: leave it out", node.start_mark)
+            raise self._refused(node, f"the tag {node.tag.replace(_TAG, '!!')} is not for settings: leave it out")
         sizes = [self._sizes[id(part)] for part in parts]
         size, below = 1 + sum(one for one, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
         if size > MOST_NODES or below > DEEPEST:
-            raise _refused(f"more than {MOST_NODES:,} values, or {DEEPEST} levels of them, with its aliases", mark)
+            raise _RefusedError(
+                f"more than {MOST_NODES:,} values, or {DEEPEST} levels of them, with its aliases", mark, self._keys
+            )
         self._sizes[id(node)] = size, below
+        if named:
+            self._keys.pop()
         return node
+
+    def _refused(self, node: yaml.Node, sentence: str) -> _RefusedError:
+        return _RefusedError(sentence, node.start_mark, self._keys)
 
     def _check_scalar(self, node: yaml.ScalarNode) -> None:
         kind = node.tag.removeprefix(_TAG)
@@ -120,21 +143,17 @@ class _Loader(yaml.SafeLoader):
         if node.tag == _MERGE:
             return
         if kind == "timestamp":
-            raise _refused(f"{shown} is a date to YAML, and no setting is one: put it in quotes", node.start_mark)
+            raise self._refused(node, f"{shown} is a date to YAML, and no setting is one: put it in quotes")
         if kind not in _KINDS:
-            raise _refused(
-                f"{shown!r} has the tag {kind}, which is not for settings: put it in quotes", node.start_mark
-            )
+            raise self._refused(node, f"{shown!r} has the tag {kind}, which is not for settings: put it in quotes")
         if kind == "int" and not _PLAIN_INT.fullmatch(node.value) and re.match(r"[-+]?\d", node.value):
-            raise _refused(
-                f"{shown} is another number to YAML than it seems: write it in plain digits", node.start_mark
-            )
+            raise self._refused(node, f"{shown} is another number to YAML than it seems: write it in plain digits")
         if kind == "float" and ":" in node.value:
-            raise _refused(f"{shown} is minutes and seconds to YAML: put it in quotes", node.start_mark)
+            raise self._refused(node, f"{shown} is minutes and seconds to YAML: put it in quotes")
         try:
             self.yaml_constructors[node.tag](self, node)
         except (ValueError, KeyError, AttributeError, OverflowError) as error:  # what its constructors let through
-            raise _refused(f"{shown!r} is not {_KINDS[kind]}", node.start_mark) from error
+            raise self._refused(node, f"{shown!r} is not {_KINDS[kind]}") from error
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
@@ -143,11 +162,9 @@ def _check_keys(node: yaml.MappingNode) -> None:
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TAG + "str", _MERGE):
             shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-            raise _refused(f"a key must be a text, not {str(shown)[:40]}: put it in quotes", key.start_mark)
+            raise _RefusedError(f"a key must be a text, not {str(shown)[:40]}: put it in quotes", key.start_mark)
         if key.value in seen:
-            raise _refused(f"{key.value[:40]!r} stands there twice, first in line {seen[key.value]}", key.start_mark)
+            raise _RefusedError(
+                f"{key.value[:40]!r} stands there twice, first in line {seen[key.value]}", key.start_mark
+            )
         seen[key.value] = key.start_mark.line + 1
-
-
-def _refused(sentence: str, mark: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=sentence, problem_mark=mark)

@@ -21,6 +21,16 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.mark.parametrize("name", all_methods())
+def test_an_option_that_is_no_finite_number_is_refused(name):
+    for option, default in all_methods()[name].options.items():
+        for value in ("nan", "inf", "-inf", "x", "", "1e400"):
+            with pytest.raises(ULDError, match=f"--option {option}={value}: {option} must be a"):
+                all_methods()[name].read_options([f"{option}={value}"])
+        with pytest.raises(ULDError, match="has no such option"):
+            all_methods()[name].read_options([f"{option}x={default}"])
+
+
 def test_every_module_of_the_package_is_a_method_under_its_name() -> None:
     modules = {module.name for module in pkgutil.iter_modules(uld.methods.__path__)} - {"registry", "terms"}
     assert len(all_methods()) >= len(modules) >= 1

@@ -113,7 +113,9 @@ def _refuse_unusable(parameter: Any, value: Any) -> None:
     Raises:
         ULDError: names the flag.
     """
-    name = parameter.name.upper() if parameter.param_type_name == "argument" else parameter.opts[0]
+    if value == parameter.default:  # not given; `ModelOptions.check` asks for a model
+        return
+    name = parameter.name.upper() if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
     for one in value if isinstance(value, list | tuple) else [value]:
         if isinstance(one, str) and not one.strip() and parameter.name not in MAY_BE_EMPTY:
             raise ULDError(f"{name} is empty: give it a value, or leave it out (is it a variable that is not set?)")

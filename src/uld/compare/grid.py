@@ -20,7 +20,7 @@ cells:
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Annotated, Any, get_args
@@ -162,7 +162,7 @@ def read_grid(source: str, changes: Mapping[str, Any] | None = None) -> Grid:
     try:
         grid = Grid.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_sentence(source, values, error.errors()[0])) from error
+        raise ConfigError(_sentence(source, values, error.errors())) from error
     _check_names(source, values, grid)
     if not grid.target:
         raise ConfigError(f"{source} names no target: name one with --target")
@@ -186,8 +186,9 @@ def _where(source: str, values: FileSettings, keys: tuple[str | int, ...]) -> st
 _LEVELS: dict[str | None, type[BaseModel]] = {None: Grid, "cells": CellGroup, "learning_rates": LearningRates}
 
 
-def _sentence(source: str, values: FileSettings, fault: Any) -> str:
-    """What pydantic found wrong, as a sentence."""
+def _sentence(source: str, values: FileSettings, faults: Sequence[Any]) -> str:
+    """What pydantic found wrong, as a sentence; an unknown key comes first, for then another is missing."""
+    fault = min(faults, key=lambda one: one["type"] != "extra_forbidden")
     keys = tuple(key for key in fault["loc"] if key != "[key]")
     where, given = _where(source, values, keys), shown(fault["input"])
     if fault["type"] == "extra_forbidden":
@@ -196,7 +197,9 @@ def _sentence(source: str, values: FileSettings, fault: Any) -> str:
     if fault["type"] == "literal_error":
         return f"{where}: there is no table {given}{_meant(fault['input'], get_args(TableName))}"
     wanted = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {wanted[0].lower()}{wanted[1:]}" + ("" if fault["type"] == "missing" else f", not {given}")
+    return f"{where}: {wanted[0].lower()}{wanted[1:]}" + (
+        "" if fault["type"] in ("missing", "value_error") else f", not {given}"
+    )
 
 
 def _meant(name: object, known: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ def plain(column: str, key: str, value: Any) -> Any:
     try:
         if column == "generated":
             prompt, generation, truth = value
-            if not all(isinstance(text, str) for text in value):
+            if isinstance(value, str | dict) or not all(isinstance(text, str) for text in value):
                 raise TypeError
             return prompt, generation, truth
         number = _whole if "tokens" in column else _real

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +118,8 @@ class Method:
                 options[name] = kind(value)
             except ValueError as error:
                 raise ULDError(f"--option {text}: {name} must be {_KINDS.get(kind, kind.__name__)}") from error
+            if kind is float and not math.isfinite(options[name]):
+                raise ULDError(f"--option {text}: {name} must be a finite number")
         return options
 
 
