@@ -187,7 +187,7 @@ def test_a_name_may_be_as_long_as_files_may_be_called(tmp_path, letter):
     with new_folder(tmp_path / "y" / name) as folder:
         (folder / "z").touch()
     assert (tmp_path / name).read_text() == "x" and (tmp_path / "y" / name / "z").exists()
-    with pytest.raises(ArtifactError, match="cannot write to .*File name too long"):
+    with pytest.raises(ArtifactError, match=r"cannot write to .*File name too long"):
         write_text(tmp_path / (letter * 300) / "x", "x")
 
 
