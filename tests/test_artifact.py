@@ -18,7 +18,10 @@ from uld.artifact import (
     file_digest,
     fingerprint,
     is_run,
+    new_file,
     new_folder,
+    read_object,
+    sweep,
     write_text,
     writing,
 )
@@ -175,3 +178,58 @@ def test_training_on_a_full_disk(task, small_disk, kib):
         assert list((small_disk / "x/checkpoints").glob("checkpoint-*/complete.json"))
         (small_disk / "ballast").unlink()
         assert train(config, resume=True, progress=False).steps == 8
+
+
+@pytest.mark.parametrize("letter", ["a", "ä", "漢"])
+def test_a_name_may_be_as_long_as_files_may_be_called(tmp_path, letter):
+    name = letter * (255 // len(letter.encode()))
+    write_text(tmp_path / name, "x")
+    with new_folder(tmp_path / "y" / name) as folder:
+        (folder / "z").touch()
+    assert (tmp_path / name).read_text() == "x" and (tmp_path / "y" / name / "z").exists()
+    with pytest.raises(ArtifactError, match=r"cannot write to .*File name too long"):
+        write_text(tmp_path / (letter * 300) / "x", "x")
+
+
+def test_a_limit_on_the_size_of_files_is_named(tmp_path):
+    """In Python's own words, and in those of torch and safetensors."""
+    import resource
+
+    from safetensors.torch import save_file
+
+    ways = {
+        "a.json": lambda path: write_text(path, "x" * 200_000),
+        "b.safetensors": lambda path: save_file({"x": torch.zeros(50_000)}, path),
+        "c.pt": lambda path: torch.save(torch.zeros(50_000), path),
+    }
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name, write in ways.items():
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+            with pytest.raises(ArtifactError, match=r"ulimit -f"), writing(tmp_path):
+                write(tmp_path / name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "a.json").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_what_is_being_written_is_not_swept_and_what_was_left_is(tmp_path):
+    with new_folder(tmp_path / "x") as folder, new_file(tmp_path / "y.json") as file:
+        sweep(tmp_path)
+        assert folder.exists() and file.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y.json"]
+    for name in (".x.abcd1234.uld", ".y.json.abcd1234.uld", ".z.abcd1234.uld", ".mine.uld.txt"):
+        (tmp_path / name).touch()
+    write_text(tmp_path / "y.json", "{}")  # removes what was left of its own
+    assert {path.name for path in tmp_path.glob(".*")} == {".x.abcd1234.uld", ".z.abcd1234.uld", ".mine.uld.txt"}
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.glob(".*")} == {".mine.uld.txt"}
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b'{"a": ', b"[" * 100_000, b"\xff"])
+def test_a_file_of_ours_that_is_no_object_is_damaged(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"x\.json is damaged: do it again"):
+        read_object(tmp_path / "x.json", "do it again")
+    with pytest.raises(ArtifactError, match="cannot read"):
+        read_object(tmp_path / "gone.json", "do it again")

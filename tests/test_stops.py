@@ -8,13 +8,13 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-import uld
 from uld.artifact import Manifest, new_folder, write_text
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Wanted
@@ -33,6 +33,7 @@ from uld.evaluation.tofu import evaluate
 from uld.finetuning import finetune
 from uld.loading import load
 from uld.logits import Combination
+from uld.run_folder import held, stored_settings
 from uld.training import train
 from uld.tuning import Point, tune
 
@@ -389,7 +390,6 @@ def test_an_overwritten_run_is_the_old_or_none_or_the_new(stopped, task, tmp_pat
     for name in ("train.yaml", "uld.json", "metrics.jsonl", "adapter/a", "checkpoints/started.json", "eval/log.json"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("{}")
-    from uld.run_folder import held
 
     def clear() -> None:
         with held(run, overwrite=True):
@@ -402,4 +402,125 @@ def test_an_overwritten_run_is_the_old_or_none_or_the_new(stopped, task, tmp_pat
         present = tree(run)
         assert "uld.json" not in present or present.items() >= whole.items()
         assert "train.yaml" in present or not any(not name.startswith(".") for name in present)
-    assert uld and tree(run) == {}
+    assert tree(run) == {}
+
+
+def test_ctrl_c_in_the_last_step_of_an_epoch_keeps_the_epoch(task, tmp_path, monkeypatch):
+    from uld.journal import Journal
+    from uld.training import Interrupted
+
+    step = Journal.on_step_end
+
+    def interrupted(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.interrupted = state.global_step == 1
+        step(self, args, state, control, **kwargs)
+
+    config = settings(task, tmp_path / "x", save_steps=100)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Journal, "on_step_end", interrupted)
+        train(config, progress=False)
+    assert sorted(path.name for path in (tmp_path / "x/checkpoints").glob("checkpoint-*")) == ["checkpoint-1"]
+    train(config, resume=True, progress=False)
+    for number in (1, 2):
+        assert Manifest.read(tmp_path / "x" / "epochs" / str(number)).training["steps"] == number
+
+
+@pytest.fixture(scope="module")
+def at_the_end(task, tmp_path_factory) -> Path:
+    """A run with a drawn retain set and references, killed before its ``uld.json``."""
+    output = tmp_path_factory.mktemp("end") / "x"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uld.training.tidy", lambda folder: None)
+        config = settings(task, output, retain=(), draw_retain=4, method="npo+kl", keep_epochs=False, num_layers=None)
+        train(config, progress=False)
+    (output / "uld.json").rename(output.parent / "uld.json")
+    return output
+
+
+DAMAGES = {"a list": b"[]", "cut short": b'{"a": ', "deep": b"[" * 100_000, "binary": b"\xff\x00", "a number": b"1"}
+LOST = "started.json", "metrics.jsonl"  # without these nothing can be continued
+
+
+CACHES = [
+    ("references.json", "a list"),
+    ("drawn.json", "a list"),
+    ("retain_drawn.jsonl", "deep"),
+    ("complete.json", "a list"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), [*itertools.product(LOST, DAMAGES), *CACHES])
+def test_damaged_records_of_a_stopped_run(at_the_end, tmp_path, monkeypatch, name, damage):
+    run = shutil.copytree(at_the_end, tmp_path / "x")
+    files = list(run.rglob(name))
+    assert files
+    for path in files:
+        path.write_bytes(DAMAGES[damage])
+    config = replace(stored_settings(run), output=str(run))
+    if name in LOST:
+        with pytest.raises(ULDError, match=f"{name} is damaged: start over with --overwrite"):
+            train(config, resume=True, progress=False)
+        return
+    train(config, resume=True, progress=False)
+    expected, found = Manifest.read(at_the_end.parent), Manifest.read(run)
+    assert plain(found.model_dump()) == plain(expected.model_dump())
+
+
+def test_a_finished_run_that_was_not_tidied(at_the_end, tmp_path):
+    run = shutil.copytree(at_the_end, tmp_path / "x")
+    shutil.copy(at_the_end.parent / "uld.json", run)
+    config = replace(stored_settings(run), output=str(run))
+    before = (run / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    result = train(config, resume=True, progress=False)
+    assert result.steps == 2 and not (run / "checkpoints").exists()
+    assert (
+        run / "adapter" / "adapter_model.safetensors"
+    ).stat().st_mtime_ns == before  # nothing was trained or written again
+    with pytest.raises(ULDError, match="nothing to resume"):
+        train(config, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("change", ["keep_epochs", "save_steps", "target", "none"])
+def test_a_cell_is_continued_whatever_changed_outside_its_digest(grid, micro, tmp_path, monkeypatch, change):
+    from uld.compare import cell as cells
+    from uld.compare.cell import trained
+    from uld.compare.grid import specs
+
+    moved = shutil.copytree(micro.target, tmp_path / "moved")
+    changes = {"keep_epochs": {"keep_epochs": True}, "save_steps": {"save_steps": 2}, "target": {"target": str(moved)}}
+    workspace = grid()
+    spec = next(spec for spec in specs(workspace.grid, {}) if spec.method)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("uld.training._write", lambda *_: 1 / 0)  # everything is trained, nothing is written
+        trained(workspace, spec)
+    run = workspace.run_folder(spec)
+    assert (run / "checkpoints").exists() and not (run / "uld.json").exists()
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(cells, "train", lambda config, **how: asked.append(how) or train(config, **how))
+    workspace = grid(**changes.get(change, {}))
+    spec = next(spec for spec in specs(workspace.grid, {}) if spec.method)
+    assert workspace.run_folder(spec) == run
+    trained(workspace, spec)
+    assert Manifest.read(run).training["epochs"] == 2
+    if change == "keep_epochs":  # those that have passed are lost, so it starts over
+        assert asked[-1]["overwrite"] and all(Manifest.read(run / "epochs" / str(n)) for n in (1, 2))
+    else:
+        assert [how.get("resume") for how in asked] == [True]
+    shutil.rmtree(moved) if change != "target" else None
+    model, _ = cells._load(workspace, str(run))
+    assert model.config.target == workspace.grid.target
+
+
+def test_a_result_of_another_grid_is_kept(grid, tmp_path):
+    from uld.compare.cell import OtherGridError
+    from uld.compare.grid import specs
+
+    workspace, other = grid(), grid(epochs=3)
+    spec, changed = (next(spec for spec in specs(one.grid, {}) if spec.method) for one in (workspace, other))
+    workspace.write(spec, error="it failed")
+    other.refuse_other(changed)  # nothing to keep
+    path = tmp_path / "x" / "cells" / f"{spec.name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"error": None}))
+    workspace.refuse_other(spec)
+    with pytest.raises(OtherGridError, match=r"of another grid .* replace its results with --replace"):
+        other.refuse_other(changed)

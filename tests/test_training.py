@@ -1,6 +1,7 @@
 """What a training run does, from the settings to the finished folder."""
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -206,6 +207,43 @@ def test_the_logs_of_trackers_receive_both_losses(task, tmp_path, monkeypatch):
         assert logs["learning_rate"] == line["learning_rate"]
     mean = sum(line["forget_loss"] + 6.5 * line["uniform_loss"] for line in lines[:10]) / 10
     assert steps[0]["loss"] == pytest.approx(mean, rel=1e-3)
+
+
+def test_a_loss_that_was_not_measured_is_absent(task, tmp_path, monkeypatch, capfd):
+    """One forget row among five steps: the others say nothing of it, rather than 0."""
+    one = tmp_path / "one.jsonl"
+    one.write_text(task.forget.read_text().splitlines()[0] + "\n")
+    told: list[dict] = []
+    log = uld.trainer.UnlearningTrainer.log
+
+    def spy(self, logs, start_time=None):
+        told.append(dict(self.last_losses))
+        log(self, logs, start_time)
+
+    monkeypatch.setattr(uld.trainer.UnlearningTrainer, "log", spy)
+    result = train(TrainConfig(**task.settings(tmp_path / "x", forget=(str(one),), epochs=1, batch_size=3)))
+    lines = journal(tmp_path / "x")
+    measured = [line for line in lines if "forget_loss" in line]
+    assert len(lines) == 5 and len(measured) == 1 and measured[0]["forget_loss"] > 0
+    assert all(line["uniform_loss"] > 0 for line in lines if "uniform_loss" in line)
+    assert result.forget_loss == measured[0]["forget_loss"]
+    assert Manifest.read(tmp_path / "x").training["forget_loss"] == measured[0]["forget_loss"]
+    assert told and all(0.0 not in losses.values() for losses in told)
+    assert "forget 0.000" not in capfd.readouterr().err
+
+
+def test_a_weight_that_follows_the_retain_loss_waits_for_one(task, tmp_path):
+    """Without a retain row in a step, pdu's weight stays: an unmeasured loss is no loss of 0."""
+    one = tmp_path / "one.jsonl"
+    one.write_text(task.retain.read_text().splitlines()[0] + "\n")
+    options = ("warmup=0", "step=1", "bound=0")
+    changes = {"method": "pdu", "num_layers": None, "option": options, "retain": (str(one),), "batch_size": 3}
+    run(task, tmp_path / "x", **changes, epochs=1)
+    lines = journal(tmp_path / "x")
+    for line, after in itertools.pairwise(lines):
+        moved = line.get("gd_loss", 0.0)
+        assert after["retain_weight"] == pytest.approx(line["retain_weight"] + moved)
+    assert sum("gd_loss" in line for line in lines) == 1 < len(lines)
 
 
 def test_tensorboard_files_stay_in_the_run(task, tmp_path):

@@ -76,7 +76,7 @@ def _stored(config: TrainConfig) -> DrawnRetain | None:
         digest = noted.pop(_DIGEST, None)
         found = DrawnRetain(rows.read_text(encoding="utf-8"), noted)
         return found if found.records and digest in (None, found.file.sha256) else None
-    except (OSError, ValueError, ULDError):  # the same seed draws the same rows again
+    except (OSError, ValueError, RecursionError, ULDError):  # the same seed draws the same rows again
         return None
 
 

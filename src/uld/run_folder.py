@@ -117,9 +117,10 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     output = Path(config.output)
     with writing(output):
         refuse_busy(output)
-        if not (resume and needs_tidying(output, layout_of(config))):
-            check_output(output, layout_of(config), resume=resume, overwrite=overwrite)
+        if not resume:
+            check_output(output, layout_of(config), resume=False, overwrite=overwrite)
     if resume:
+        check_resumable(output, layout_of(config))
         stored = stored_finetuning(output) if isinstance(config, FinetuneConfig) else stored_settings(output)
         refuse_other_settings(output, config, stored)
 
@@ -170,6 +171,17 @@ def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite:
         raise ArtifactError(
             f"{output} is not empty and holds no run of {layout.command}: choose another folder (--output)"
         )
+
+
+def check_resumable(output: Path, layout: Layout = RUN) -> None:
+    """Refuse a folder that holds no run to resume; a finished one may still have to be tidied.
+
+    Raises:
+        ArtifactError: what is in the way and which flag mends it.
+    """
+    with writing(output):
+        if not needs_tidying(output, layout):
+            check_output(output, layout, resume=True, overwrite=False)
 
 
 def needs_tidying(output: Path, layout: Layout = RUN) -> bool:

@@ -216,3 +216,27 @@ def test_dtype_is_what_was_asked_for(micro):
     for name, dtype in {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}.items():
         model, _ = ModelOptions(model=str(micro.target), dtype=name, device="cpu").load()
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --target TARGET --forget FORGET --retain RETAIN --output NAME",
+        "finetune --model TARGET --file FORGET --output NAME",
+        "augment FORGET --rules --output NAME",
+        "draw --model TARGET --forget FORGET --output NAME",
+        "draw --model TARGET --forget FORGET --output NAME/x.jsonl",
+        "eval tofu --model TARGET --data DATA --output NAME",
+        "tune NAME",
+        "report NAME",
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_sentence(command, task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"TARGET": task.target, "FORGET": task.forget, "RETAIN": task.retain, "NAME": "n" * 300, "DATA": tmp_path}
+    for name, place in places.items():
+        command = command.replace(name, str(place))
+    done = uld_command(*command.split())
+    assert done.exit_code == 2, done.output
+    assert done.stderr.count("\n") == 1 and "File name too long" in done.stderr
+    assert list(tmp_path.iterdir()) == []

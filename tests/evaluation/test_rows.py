@@ -2,10 +2,12 @@
 
 import json
 import math
+import threading
 
 import pytest
 
 from uld.artifact import ArtifactError
+from uld.evaluation import rows
 from uld.evaluation.rows import RowFile, claim, dumps
 
 ABOUT = {"model": "a", "weights": "sha256:1", "split": "forget10"}
@@ -102,3 +104,51 @@ def test_folders_with_other_things_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"thesis\.tex is a file"):
         claim(tmp_path / "thesis.tex", ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("damage", ["[]", "1", "null", '{"model": ', "[" * 100_000, "\ud800"])
+def test_settings_that_are_no_object_are_damaged(tmp_path, damage):
+    claim(tmp_path / "x", ABOUT)
+    (tmp_path / "x/settings.json").write_bytes(damage.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ArtifactError, match=r"settings\.json is damaged: remove .*x, or name another"):
+        claim(tmp_path / "x", ABOUT)
+
+
+def test_of_two_that_look_at_once_one_takes_the_folder(tmp_path, monkeypatch):
+    """The other waits until it is said whose the folder is, and is refused."""
+    write, found = rows.write_text, []
+    monkeypatch.setattr(rows, "_WAIT", 20.0)
+
+    def other() -> None:
+        try:
+            claim(tmp_path / "x", ABOUT | {"weights": "sha256:2"})
+            found.append("taken")
+        except ArtifactError as error:
+            found.append(str(error))
+
+    def slow(path, text):
+        monkeypatch.setattr(rows, "write_text", write)
+        thread.start()
+        thread.join(0.3)  # it has looked, if anything lets it look
+        write(path, text)
+
+    thread = threading.Thread(target=other)
+    monkeypatch.setattr(rows, "write_text", slow)
+    claim(tmp_path / "x", ABOUT)
+    thread.join()
+    assert len(found) == 1 and "with other settings (weights)" in found[0]
+    assert json.loads((tmp_path / "x/settings.json").read_text()) == ABOUT
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["settings.json"]
+
+
+def test_who_waits_too_long_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_WAIT", 0.0)
+    with rows.claiming(tmp_path / "x", "evaluation"), pytest.raises(ArtifactError, match="about to begin in"):
+        claim(tmp_path / "x", ABOUT)
+
+
+def test_what_a_kill_left_is_not_foreign_and_goes(tmp_path):
+    for name in (".settings.json.abcd1234.uld", ".lock", ".forget.jsonl.abcd1234.uld"):
+        (tmp_path / name).write_text("{")
+    claim(tmp_path, ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]

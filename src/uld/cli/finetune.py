@@ -25,10 +25,10 @@ def finetune(**given: Any) -> None:
     layers = own_layers(config_file, given)
     config = finetune_config(layers)
     from uld.finetuning import finetune as run
-    from uld.run_folder import MODEL, check_output, stored_finetuning
+    from uld.run_folder import MODEL, check_resumable, stored_finetuning
 
     if resume and config.output:
-        check_output(Path(config.output), MODEL, resume=True, overwrite=False)
+        check_resumable(Path(config.output), MODEL)
         config = replace(stored_finetuning(Path(config.output)), **chosen(layers, config))
     result = first_speaks(run, config, resume=resume, overwrite=overwrite, progress=not quiet)
     if is_first_process():

@@ -79,19 +79,20 @@ def train(**given: Any) -> None:
     resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
     layers = [(f"preset {name}", read_preset(name)) for name in presets] + own_layers(config_file, given)
     config = train_config(layers)
-    from uld.run_folder import check_output, stored_settings
+    from uld.run_folder import check_resumable, stored_settings
     from uld.training import train as run
 
     if resume and config.output:
-        check_output(Path(config.output), resume=True, overwrite=False)
+        check_resumable(Path(config.output))
         config = replace(stored_settings(Path(config.output)), **chosen(layers, config))
     result = first_speaks(run, config, resume=resume, overwrite=overwrite, progress=not quiet)
     if not is_first_process():
         return
+    forget = "not measured" if result.forget_loss is None else f"{result.forget_loss:.3f}"
     retain = "" if result.retain_loss is None else f", retain loss {result.retain_loss:.3f}"
     say(
         f"{result.output}: {result.steps} steps in {result.seconds:.0f} s, "
-        f"forget loss {result.forget_loss:.3f}{retain} nats, weights {readable_size(result.weights_bytes)}"
+        f"forget loss {forget}{retain} nats, weights {readable_size(result.weights_bytes)}"
     )
 
 
