@@ -24,6 +24,7 @@ from uld.compare import rates
 from uld.compare.cell import WORK, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ULDError
+from uld.faults import report, told
 from uld.report.cells import CELLS, PLAN, Cell, Identity, Plan
 
 GRID = "grid.yaml"
@@ -202,9 +203,9 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, writer: Connection, watc
     except ULDError as error:
         writer.send(str(error))
         sys.exit(_WRONG)
-    except BaseException as error:
-        writer.send(f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+    except Exception as error:
+        writer.send((told(error) or report(error)).sentence)
+        sys.exit(_WRONG)
 
 
 def _end_with_parent(watched: Connection) -> None:
