@@ -24,7 +24,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from uld.errors import ULDError
 from uld.locks import hold, is_held
 from uld.machine import files_are_limited
-from uld.terminal import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,10 +62,15 @@ class CombinationSettings(BaseModel):
     outside: Literal["keep", "mask"]
 
 
+def _utf8(name: str) -> str:
+    """A name that JSON can hold: bytes in it that are not UTF-8 are escaped."""
+    return name.encode("utf-8", UNENCODABLE).decode() if isinstance(name, str) else name
+
+
 class DataFile(BaseModel):
     """One input file: where it was, what was in it."""
 
-    path: Annotated[str, BeforeValidator(visible)]  # a name that is not UTF-8 is one that JSON cannot hold
+    path: Annotated[str, BeforeValidator(_utf8)]
     sha256: str
     rows: int
 

@@ -77,6 +77,10 @@ def told(error: BaseException) -> Outcome | None:
         )
     if isinstance(error, RuntimeError) and _NO_THREADS in text:
         return Outcome(WRONG, "the system allows no more threads: raise the limit (ulimit -u), or end other programs")
+    if isinstance(error, RuntimeError) and "determine home directory" in text:
+        return Outcome(
+            WRONG, "there is no home folder to keep anything in: set HOME (uld demo: or name one with --cache)"
+        )
     if isinstance(error, ValueError) and "embedded null byte" in text:
         return Outcome(WRONG, "a name of a file holds a null byte, which no name can: correct it")
     if "surrogates not allowed" in text or "lone leading surrogate" in text or "lone surrogate" in text:

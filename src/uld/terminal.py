@@ -138,13 +138,14 @@ def screens() -> Iterator[None]:
 
     Standard output is made visible only on a terminal: what is piped is data. Standard error always is, also in the
     file that it is kept in and looked at later, and a failure to write to it stops nothing. A stream that is closed is
-    opened on nothing, so that no file of ours takes its place.
+    opened on nothing, so that no file of ours takes its place. Standard input is read as UTF-8, whatever the locale.
     """
     _reopen()
     before = sys.stdout, sys.stderr
     errors = [getattr(stream, "errors", None) for stream in before]
+    _reconfigure(sys.stdin, encoding="utf-8", errors="strict")
     for stream in before:
-        _reconfigure(stream, _ERRORS)
+        _reconfigure(stream, errors=_ERRORS)
     sys.stdout = Screen(before[0], shows=before[0].isatty(), comments=False)  # type: ignore[assignment]
     sys.stderr = Screen(before[1], shows=True, comments=True)  # type: ignore[assignment]
     try:
@@ -152,23 +153,19 @@ def screens() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before
         for stream, error in zip(before, errors, strict=True):
-            _reconfigure(stream, error)
+            _reconfigure(stream, errors=error)
 
 
 def _reopen() -> None:
-    """Open what of the three standard streams is closed."""
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is not None:
-            continue
-        with suppress(OSError):
-            os.fstat(number)
-            continue
-        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  the lowest free number: this one
+    """Open what of the three standard streams is closed; a free number goes to the first one that asks, so in order."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def _reconfigure(stream: Any, errors: str | None) -> None:
-    with suppress(AttributeError, ValueError, OSError):  # a stream of another kind, closed, or full
-        stream.reconfigure(errors=errors)
+def _reconfigure(stream: Any, **changes: str | None) -> None:
+    with suppress(AttributeError, ValueError, OSError):  # a stream of another kind, closed, full, or read from already
+        stream.reconfigure(**changes)
 
 
 def discard(stream: Any) -> None:

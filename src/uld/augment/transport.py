@@ -117,13 +117,14 @@ async def _answer(send: Callable[..., Awaitable[Any]], request: Any, options: di
     """
     options |= {"stream": True, "follow_redirects": False}
     origin = _origin(request.url)
-    for hop in range(_HOPS + 1):
-        response = await send(request, **options)
+    response = await send(request, **options)
+    for _ in range(_HOPS):
         following = response.next_request
-        if following is None or response.status_code not in _KEPT or _origin(following.url) != origin or hop == _HOPS:
+        if following is None or response.status_code not in _KEPT or _origin(following.url) != origin:
             break
         await response.aclose()
         request = following
+        response = await send(request, **options)
     where = shown(str(request.url))
     try:
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):

@@ -158,8 +158,10 @@ def _refuse_undecodable(words: Sequence[str]) -> None:
             continue
         if os.path.isfile(value) or not (flag.startswith("-") or os.path.isdir(value)):
             continue  # a file is opened by its bytes; of what is no name, the command knows what it is
-        what = f"{flag} " if flag.startswith("-") else ""
-        raise ULDError(f"{what}{visible(value)}: the name is not UTF-8: rename it, or take another folder")
+        what = f"{flag} {visible(value)}" if flag.startswith("-") else visible(value)
+        if (taken := sys.getfilesystemencoding()) != "utf-8":
+            raise ULDError(f"{what}: Python takes names for {taken} here: set LC_ALL=C.UTF-8, and not PYTHONUTF8=0")
+        raise ULDError(f"{what}: the name is not UTF-8: rename it, or take another folder")
 
 
 @contextmanager

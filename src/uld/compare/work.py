@@ -25,6 +25,7 @@ from uld.compare import rates
 from uld.compare.cell import WORK, OtherGridError, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ULDError
+from uld.faults import report, told
 from uld.locks import LOCK, locked
 from uld.report.cells import ANSWERS, CELLS, PLAN, RATES, Identity, Plan
 
@@ -216,9 +217,9 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, replace: bool, writer: C
     except ULDError as error:
         writer.send(str(error))
         sys.exit(_WRONG)
-    except BaseException as error:
-        writer.send(f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
+    except Exception as error:
+        writer.send((told(error) or report(error)).sentence)
+        sys.exit(_WRONG)
 
 
 def _end_with_parent(watched: Connection) -> None:
