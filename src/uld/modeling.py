@@ -19,10 +19,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
-from uld.artifact import ADAPTER, Manifest, new_folder, save_adapter, writing
+from uld.artifact import ADAPTER, Manifest, new_folder, refuse_changed, save_adapter, writing
 from uld.assistant import base_model, build_assistant, load_target
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
+from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.fused import FusedModel, NotFusable
 from uld.logits import Combination, combine_all
@@ -280,6 +281,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ULDError(
                     f"{folder} was trained by {one.method}: the rule {how.rule} does not go with it (--rule)"
                 )
+            refuse_changed(folder, one)
         config = kwargs.pop("config", None)
         moved = kwargs.pop("target", None) or getattr(config, "target", None)  # the Auto classes put it into the config
         place = str(moved or manifests[0].target)
@@ -294,14 +296,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             target = load_target(place, **kwargs)
         except ULDError as error:
             raise ULDError(f"{error}; if the target of {folders[0]} is elsewhere now, name it with --target") from error
+        trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
             if manifest.trains == "offset":
-                assistants += offset_pair(target, manifest, folder, place)
+                assistants += offset_pair(target, manifest, folder, place, **trust)
                 fused = fused and manifest.small is None
                 continue
             assistant = build_assistant(target, manifest.num_layers)
-            verify_target(assistant, manifest, place)
+            verify_target(assistant, manifest, place, **trust)
             assistants.append(load_adapter(assistant, folder / ADAPTER))
         settings = [part for one in settings for part in one.parts]
         manifests = [manifest.model_copy(update={"target": place}) for manifest in manifests]
@@ -351,7 +354,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             if self.generation_config is not None:
                 self.generation_config.save_pretrained(folder)
         settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
-        updated = self.manifest.model_dump() | {"combination": settings}
+        updated = self.manifest.model_dump() | {"combination": settings, "weights": weights_digests(folder)}
         Manifest.model_validate(updated).write(folder)
 
 

@@ -39,6 +39,7 @@ from uld.artifact import (
 from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
 from uld.data.collate import FORGET
+from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, read_metrics, stop_on_interrupt
@@ -283,7 +284,7 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
     lines = read_metrics(root / METRICS)
     losses = {key: value for key, value in lines[-1].items() if key.endswith("_loss")}
     facts = inputs.counts | run_facts(trainer, lines, size) | losses
-    manifest.model_copy(update={"training": facts}).write(output)
+    manifest.model_copy(update={"training": facts, "weights": weights_digests(output)}).write(output)
 
 
 def run_facts(trainer: UnlearningTrainer, lines: list[dict[str, Any]], size: int) -> dict[str, Any]:

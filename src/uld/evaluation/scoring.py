@@ -21,6 +21,7 @@ from uld.errors import ULDError
 from uld.logits import Combination, combine_all, label_losses
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
+from uld.vocabulary import embedding_rows, refuse_foreign
 
 _LENGTH_MULTIPLE = 16
 _BATCH_TOKENS = 1024
@@ -179,6 +180,7 @@ class Scorer:
             For each batch the row of every learnt token ``(tokens,)``, and its values ``(values, tokens)``. A row is
             whole within a batch, and its tokens are in order.
         """
+        refuse_foreign((max(row.ids) for row in rows), embedding_rows(self.parts[0]), self.parts[0].name_or_path)
         trees = _trees(rows, shared=all(len(row.ids) <= self.longest for row in rows))
         for batch in length_batches([len(tree.ids) for tree in trees]):
             yield self._batch([trees[i] for i in batch], piece)
@@ -381,6 +383,7 @@ def generate_ids(
         ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    refuse_foreign([pad, *map(max, prompts)], embedding_rows(model), model.name_or_path)
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
