@@ -218,15 +218,13 @@ def load_config(target: str | Path, *, trust_remote_code: bool | None = False, *
     if os.path.isfile(target) or (os.path.isabs(target) and not os.path.isdir(target)):
         raise ULDError(f"{what}: it is {'a file' if os.path.isfile(target) else 'no folder'}")
     with explained(what):
-        reason = of_files(
-            *(json_of(target, name, **hub) for name in ("config.json", "adapter_config.json", "uld.json"))
-        )
-        if reason is None:
+        files = [json_of(target, name, **hub) for name in ("config.json", "adapter_config.json", "uld.json")]
+    if (reason := of_files(*files)) is None:
+        with explained(what):
             config = AutoConfig.from_pretrained(str(target), trust_remote_code=bool(trust_remote_code), **hub)
-            reason = of_config(config)
-        if reason is not None:
-            raise ULDError(f"{what}: {reason}")
-        return config
+        if (reason := of_config(config)) is None:
+            return config
+    raise ULDError(f"{what}: {reason}")
 
 
 def load_target(

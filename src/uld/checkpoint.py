@@ -5,6 +5,7 @@ model's code. A reason comes back, or None.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -77,13 +78,15 @@ def of_files(config: Any, adapter: Any, manifest: Any) -> str | None:
         )
     if config is not None and not isinstance(config, Mapping):
         return "its config.json is not one JSON object"
-    return _of_counts(config or {})
+    return _of_numbers(config or {})
 
 
-def _of_counts(config: Mapping[str, Any]) -> str | None:
+def _of_numbers(config: Mapping[str, Any]) -> str | None:
     for name, value in config.items():
-        if isinstance(value, Mapping) and (reason := _of_counts(value)):
+        if isinstance(value, Mapping) and (reason := _of_numbers(value)):
             return reason
+        if isinstance(value, float) and math.isnan(value):
+            return f"its config.json says NaN for {name}"
         count = isinstance(value, int | float) and not isinstance(value, bool) and _LAYER_COUNT.fullmatch(name)
         if count and not 0 <= value <= _MOST_LAYERS:
             return f"its config.json says {value} for {name}"

@@ -29,7 +29,6 @@ from uld.artifact import (
 from uld.assistant import check_head, load_config, load_target, quiet_transformers
 from uld.config import ConfigError, FinetuneConfig, flag
 from uld.data.record import Record
-from uld.errors import ULDError
 from uld.inputs import learnt_rows, read_learnt
 from uld.journal import Journal, read_metrics, stop_on_interrupt
 from uld.learners import Learner, trainable

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
-from uld.artifact import ADAPTER, Manifest, new_folder, refuse_changed, save_adapter, writing
+from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, refuse_changed, save_adapter, writing
 from uld.assistant import base_model, build_assistant, load_target
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
@@ -273,7 +273,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             raise ULDError("name at least one run to load")
         manifests = [Manifest.read(folder) for folder in folders]
         changes = {name: kwargs.pop(name, None) for name in Combination.__dataclass_fields__}
-        settings = [Combination(**one.combination.model_dump()).override(**changes) for one in manifests]
+        settings = [_stored(one, folder).override(**changes) for one, folder in zip(manifests, folders, strict=True)]
         for one, how, folder in zip(manifests, settings, folders, strict=True):
             if one.trains == "target":
                 raise ULDError(f"{folder} holds a target that {one.method} has trained, not an assistant: use uld.load")
@@ -303,7 +303,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 assistants += offset_pair(target, manifest, folder, place, **trust)
                 fused = fused and manifest.small is None
                 continue
-            assistant = build_assistant(target, manifest.num_layers)
+            try:
+                assistant = build_assistant(target, manifest.num_layers)
+            except ULDError as error:
+                raise ULDError(f"{folder}: {error}") from error
             verify_target(assistant, manifest, place, **trust)
             assistants.append(load_adapter(assistant, folder / ADAPTER))
         settings = [part for one in settings for part in one.parts]
@@ -356,6 +359,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
         updated = self.manifest.model_dump() | {"combination": settings, "weights": weights_digests(folder)}
         Manifest.model_validate(updated).write(folder)
+
+
+def _stored(manifest: Manifest, folder: Path) -> Combination:
+    """The combination that a run's manifest says."""
+    try:
+        return Combination(**manifest.combination.model_dump())
+    except ULDError as error:
+        raise ULDError(f"{folder / MANIFEST} is damaged: {error}") from error
 
 
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)
