@@ -139,6 +139,7 @@ _OTHER_KEYS = (
 CONFIGS: list[Case] = [
     *((f"{key} {value!r}", change_json(CONFIG, **{key: value}), "refused") for key in _COUNTS for value in _ODD),
     *((f"{key} {value!r}", change_json(CONFIG, **{key: value}), "either") for key in _OTHER_KEYS for value in _ODD),
+    ("quantised in no known way", change_json(CONFIG, quantization_config={"quant_method": "nosuch"}), "either"),
     ("no such dtype", change_json(CONFIG, dtype="float33"), "refused"),
     ("fewer layers", change_json(CONFIG, num_hidden_layers=4), "refused"),
     ("more layers", change_json(CONFIG, num_hidden_layers=6), "refused"),
@@ -164,7 +165,7 @@ CONFIGS: list[Case] = [
         for method, more in (
             *(("gptq", {"bits": 4, "group_size": 128}), ("awq", {"bits": 4, "version": "gemm", "zero_point": True})),
             *(("bitsandbytes", {"load_in_4bit": True}), ("bitsandbytes", {"load_in_8bit": True})),
-            *(("compressed-tensors", {"config_groups": {}}), ("hqq", {}), ("fp8", {}), ("nosuch", {}), (None, {})),
+            *(("compressed-tensors", {"config_groups": {}}), ("hqq", {}), (None, {})),
         )
     ),
 ]
@@ -334,7 +335,6 @@ UNSEALED: list[Case] = [
             "rank_pattern": ({_SLOW: 4}, {"q_proj": 10**12}, {"q_proj": 2}, [1]),
             "alpha_pattern": ({_SLOW: 4}, {"q_proj": NAN}),
             "layers_pattern": (_SLOW,),
-            "layers_to_transform": ([7],),
             "layer_replication": ([[0, 1], [0, 1]],),
             "trainable_token_indices": ([1, 2],),
             "modules_to_save": (["lm_head"],),
@@ -347,6 +347,7 @@ UNSEALED: list[Case] = [
         for key, value in {
             "target_modules": _SLOW,
             "lora_dropout": 0.5,
+            "layers_to_transform": [7],
             "inference_mode": False,
             "base_model_name_or_path": None,
             "of_a_later_peft": 1,
