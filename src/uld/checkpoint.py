@@ -87,8 +87,9 @@ def _of_numbers(config: Mapping[str, Any]) -> str | None:
             return reason
         if isinstance(value, float) and math.isnan(value):
             return f"its config.json says NaN for {name}"
-        count = isinstance(value, int | float) and not isinstance(value, bool) and _LAYER_COUNT.fullmatch(name)
-        if count and not 0 <= value <= _MOST_LAYERS:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _LAYER_COUNT.fullmatch(name):
+            continue
+        if not 0 <= value <= _MOST_LAYERS:
             return f"its config.json says {value} for {name}"
     return None
 
