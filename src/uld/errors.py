@@ -44,6 +44,8 @@ def words(error: BaseException) -> str:
     first = lines[0] if lines else ""
     if first.endswith(":") and len(lines) > 1:
         first = f"{first} {lines[1]}"
+    if any("trust_remote_code=True" in line for line in lines):
+        first = f"{first.rstrip(' .')}; if you trust it, --trust-remote-code runs it"
     first = "".join(letter if letter.isprintable() else " " for letter in first)
     if not first:
         return "out of memory" if isinstance(error, MemoryError) else type(error).__name__
