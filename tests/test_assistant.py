@@ -204,7 +204,7 @@ def test_a_missing_shard_of_the_first_layers_is_named(make_target, tmp_path):
     needed, _ = shards_by_depth(tmp_path, "model.layers.", 2)
     gone = sorted(needed)[0]
     (tmp_path / gone).unlink()
-    with pytest.raises(ULDError, match=f"{tmp_path.name}' lacks {gone}"):
+    with pytest.raises(ULDError, match=f"{tmp_path.name}': it lacks {gone}"):
         load_sliced(tmp_path, 2)
 
 

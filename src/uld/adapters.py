@@ -1,42 +1,110 @@
 """Adapters from disk: put on the model that they were trained on, and on no other."""
 
-import warnings
+import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint
+from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, refuse_changed
 from uld.assistant import build_assistant, load_sliced, load_target
+from uld.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
+from uld.errors import explained
 from uld.lora import quiet_peft
+
+_OURS = {  # what may differ from PEFT's defaults: the rest would change weights that are the target's, or run regexes
+    *("task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    "target_parameters",
+    *("modules_to_save", "layers_to_transform", "fan_in_fan_out", "init_lora_weights", "inference_mode"),
+}
+_ROOT = "base_model.model."
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put a saved adapter on a model.
+    """Put a saved LoRA adapter on a model; nothing of the model itself is changed, whatever the files say.
 
     Raises:
-        ArtifactError: it is missing or damaged, or made for other layers.
+        ArtifactError: it is missing or damaged, holds NaN, is more than LoRA, or was made for other layers.
     """
-    try:
-        with quiet_peft():
-            warnings.filterwarnings("error", "Found missing adapter keys")
-            # LoRA in the target's dtype: as many bytes as are needed, and no casts in every layer.
-            return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"the adapter in {folder} cannot be loaded: {first}") from error
+    what = f"the adapter in {folder} cannot be loaded"
+    with explained(what, ArtifactError):
+        tensors = load_file(str(folder / ADAPTER_WEIGHTS))
+    if broken := first_broken(tensors.items()):
+        raise ArtifactError(f"{what}: {broken} holds NaN or infinite numbers")
+    config = _lora_config(folder, tensors, what)
+    with explained(what, ArtifactError), quiet_peft():
+        # LoRA in the target's dtype: as many bytes as are needed, and no casts in every layer.
+        adapter = PeftModelForCausalLM(model, config, autocast_adapter_dtype=False)
+        wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+    for name in sorted(wanted.keys() ^ tensors.keys()):
+        whose = "is not in its file" if name in wanted else "has no place in the model: it was made for other layers"
+        raise ArtifactError(f"{what}: {name} {whose}")
+    for name, tensor in wanted.items():
+        if tensor.shape != tensors[name].shape:
+            raise ArtifactError(f"{what}: {name} is {list(tensors[name].shape)}, and has to be {list(tensor.shape)}")
+    with explained(what, ArtifactError):
+        set_peft_model_state_dict(adapter, tensors)
+    return adapter.eval()
 
 
-def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) -> None:
+def _lora_config(folder: Path, tensors: dict[str, Tensor], what: str) -> LoraConfig:
+    """The adapter's own settings, if they are those of plain LoRA that touches nothing but itself.
+
+    Raises:
+        ArtifactError: which setting is none.
+    """
+
+    def refuse(name: str, value: Any) -> None:
+        raise ArtifactError(f"{what}: its {ADAPTER_CONFIG} says {name} {str(value)[:80]!r}, which no run has")
+
+    with explained(f"{what}: {ADAPTER_CONFIG}", ArtifactError):
+        given: Any = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if not isinstance(given, dict):
+        raise ArtifactError(f"{what}: its {ADAPTER_CONFIG} is not one JSON object")
+    for name, own in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if given.get(name) != own:
+            refuse(name, given.get(name))
+    plain = LoraConfig(task_type="CAUSAL_LM").to_dict()  # type: ignore[arg-type]
+    for name, value in given.items():
+        if name in plain and name not in _OURS and value not in (plain[name], None, [], {}):
+            refuse(name, value)
+    if isinstance(start := given.get("init_lora_weights"), str) and start not in ("gaussian", "orthogonal"):
+        refuse("init_lora_weights", start)
+    patterns = {name: given.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    for name, value in patterns.items():
+        if not isinstance(value, dict) or not all(re.fullmatch(r"[\w.]+", key) for key in value):
+            refuse(name, value)
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    for rank in (given.get("r"), *patterns["rank_pattern"].values()):
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= longest:
+            refuse("r", rank)  # before PEFT makes tensors of it
+    for alpha in (given.get("lora_alpha"), *patterns["alpha_pattern"].values()):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            refuse("lora_alpha", alpha)
+    own = {name: value for name, value in given.items() if name in _OURS & plain.keys() and name != "peft_type"}
+    # The tensors say where LoRA is, so that no pattern from a file is matched; all of them are overwritten by theirs.
+    own |= {"init_lora_weights": True, "inference_mode": True}
+    if isinstance(own.get("target_modules"), str):
+        own["target_modules"] = sorted({name.removeprefix(_ROOT).rpartition(".lora_")[0] for name in tensors})
+    with explained(what, ArtifactError):
+        return LoraConfig(**own)
+
+
+def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str, **trust: Any) -> None:
     """Refuse a target whose shared tensors are not those that the adapter was trained on.
 
     Args:
         assistant: From `build_assistant` or `load_sliced`, before LoRA is added.
         manifest: The run's.
         place: Where the target came from, for the message.
+        trust: ``trust_remote_code``, as the target was loaded.
 
     Raises:
         ArtifactError: names both fingerprints.
@@ -47,7 +115,7 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) ->
     if found != manifest.target_fingerprint and assistant.dtype == torch.float16:
         # fp16 cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
         revision = manifest.target_revision if place == manifest.target else None
-        stored = load_sliced(place, manifest.num_layers, revision=revision)
+        stored = load_sliced(place, manifest.num_layers, revision=revision, **trust)
         found = fingerprint(stored.named_parameters())
     if found != manifest.target_fingerprint:
         raise ArtifactError(
@@ -57,7 +125,7 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str) ->
 
 
 def offset_pair(
-    target: PreTrainedModel, manifest: Manifest, folder: Path, place: str
+    target: PreTrainedModel, manifest: Manifest, folder: Path, place: str, **trust: Any
 ) -> list[PreTrainedModel | PeftModel]:
     """The trained small model of an Offset run, and the same before training; they share every weight but LoRA.
 
@@ -66,16 +134,17 @@ def offset_pair(
         manifest: The run's.
         folder: The run folder.
         place: Where the target came from, for messages.
+        trust: ``trust_remote_code``, for both.
 
     Raises:
         ULDError: the target or the small model is not the run's.
     """
     if manifest.small is None:
         frozen = build_assistant(target, manifest.num_layers)
-        verify_target(frozen, manifest, place)
+        verify_target(frozen, manifest, place, **trust)
     else:
         refuse_other("target", fingerprint(target.named_parameters()), manifest.target_fingerprint, place)
-        frozen = load_target(manifest.small, dtype=target.dtype).to(target.device)  # type: ignore[arg-type]
+        frozen = load_target(manifest.small, dtype=target.dtype, **trust).to(target.device)  # type: ignore[arg-type]
         refuse_other("small model", fingerprint(frozen.named_parameters()), manifest.small_fingerprint, manifest.small)
     trained = build_assistant(frozen, manifest.num_layers)
     return [load_adapter(trained, folder / ADAPTER), frozen]
@@ -95,8 +164,12 @@ def load_trained_target(
     Raises:
         ULDError: the target is another one, or the weights cannot be read.
     """
+    refuse_changed(folder, manifest)
     if not (folder / ADAPTER).exists():
-        return load_target(folder, **kwargs)
+        model = load_target(folder, **kwargs)
+        if broken := first_broken(model.named_parameters()):
+            raise ArtifactError(f"the weights in {folder} cannot be used: {broken} holds NaN or infinite numbers")
+        return model
     place = str(target or manifest.target)
     if kwargs.get("revision") is None and place == manifest.target:
         kwargs["revision"] = manifest.target_revision

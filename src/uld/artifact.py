@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from uld.errors import ULDError
+from uld.digests import ADAPTER as ADAPTER
+from uld.digests import content_digest, first_broken
+from uld.errors import ULDError, explained
 from uld.locks import hold, is_held
 from uld.machine import files_are_limited
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "uld.json"
-ADAPTER = "adapter"
+FORMAT = 1
 METRICS = "metrics.jsonl"
 SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
@@ -92,6 +94,8 @@ class Manifest(BaseModel):
         combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
         template: Prompt template that it was trained with; None: the tokenizer's chat template.
         date: Day that stood in the prompts of a chat template with a clock; None: no clock, or an older run.
+        weights: `content_digest` of each file that holds what was trained, by its name in the run; none in runs that
+            were written before there was this field.
         data: Files that were trained on.
         versions: Versions of the libraries that trained it.
         training: Steps, rows, seconds, last losses and other facts of the run.
@@ -109,6 +113,7 @@ class Manifest(BaseModel):
     combination: CombinationSettings
     template: str | None = None
     date: str | None = None
+    weights: dict[str, str] = {}
     data: dict[str, list[DataFile]] = {}
     versions: dict[str, str] = {}
     training: dict[str, Any] = {}
@@ -122,13 +127,21 @@ class Manifest(BaseModel):
         """
         path = Path(folder) / MANIFEST
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            return cls.model_validate_json(text)
         except FileNotFoundError as error:
             raise ArtifactError(f"{folder} is not a finished uld run: it has no {MANIFEST}") from error
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValidationError, UnicodeDecodeError) as error:
             detail = error.errors()[0] if isinstance(error, ValidationError) else None
-            if detail and detail["loc"] == ("format",):
-                raise ArtifactError(f"{path} was written by a newer version of uld: update uld to read it") from error
+            if (
+                detail
+                and detail["loc"] == ("format",)
+                and isinstance(detail["input"], int)
+                and detail["input"] > FORMAT
+            ):
+                raise ArtifactError(_newer(path, detail["input"])) from error
             where = ".".join(str(part) for part in detail["loc"]) if detail else "its text"
             raise ArtifactError(f"{path} is damaged at {where or 'its top level'}: train the run again") from error
 
@@ -137,14 +150,26 @@ class Manifest(BaseModel):
         write_text(Path(folder) / MANIFEST, self.model_dump_json(indent=2) + "\n")
 
 
+def _newer(path: Path, found: int) -> str:
+    """What to say of a run that a later version has written."""
+    from importlib.metadata import version
+
+    versions = json.loads(path.read_text(encoding="utf-8")).get("versions")
+    by = versions.get("uld") if isinstance(versions, dict) else None
+    return (
+        f"{path} was written by a newer version of uld ({by or 'unknown'}, format {found}), and this one "
+        f"({version('uld-llm')}) reads format {FORMAT}: update uld to read it"
+    )
+
+
 def place(model: str) -> str:
     """How an artefact names a model: a folder by its absolute path, a Hub id as it is."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
+    return str(Path(model).absolute()) if os.path.isdir(model) else model
 
 
 def is_run(path: str | Path) -> bool:
     """Whether a path is a finished run folder (and not a plain model)."""
-    return (Path(path) / MANIFEST).is_file()
+    return os.path.isfile(os.path.join(path, MANIFEST))  # unlike Path's, false for a name that is too long
 
 
 def fingerprint(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
@@ -177,6 +202,33 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_changed(folder: Path, manifest: Manifest) -> None:
+    """Refuse a run whose weights are not those that its ``uld.json`` was written for; one without digests passes.
+
+    Raises:
+        ArtifactError: names the file.
+    """
+    for name, digest in manifest.weights.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{folder} lacks {name}, which its {MANIFEST} names: copy the run again, whole")
+        with explained(f"{path} cannot be read", ArtifactError):
+            found = content_digest(path)
+        if found != digest:
+            raise ArtifactError(
+                f"{path} is not the file that was trained: its digest is another than {MANIFEST} says; copy the run "
+                "again, or train it again"
+            )
+
+
+def _refuse_broken(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
+    if broken := first_broken(tensors):
+        raise ArtifactError(
+            f"training came to NaN or infinite numbers ({broken}), and such weights are not written: lower "
+            "--learning-rate, or train with --dtype fp32"
+        )
 
 
 def rows_digest(rows: Iterable[dict[str, Any]]) -> str:
@@ -379,7 +431,13 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
         adapter: A `peft.PeftModel`.
         folder: Where to.
         target: Folder or Hub id of the target.
+
+    Raises:
+        ArtifactError: a weight is NaN or infinite.
     """
+    from peft import get_peft_model_state_dict
+
+    _refuse_broken(get_peft_model_state_dict(adapter, save_embedding_layers=False).items())
     adapter.peft_config["default"].base_model_name_or_path = target
     adapter.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
@@ -396,10 +454,14 @@ def save_model(model: Any, folder: Path, dtype: Any) -> int:
 
     Returns:
         Bytes of the weights on disk.
+
+    Raises:
+        ArtifactError: a weight is NaN or infinite.
     """
     own = model.dtype
     wanted = own if dtype is None else dtype
     weights = model.state_dict()
+    _refuse_broken(weights.items())
     model.config.dtype = wanted
     try:
         model.save_pretrained(

@@ -14,32 +14,38 @@ import copy
 import json
 import logging
 import math
+import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file
 
-from uld.errors import ULDError
+from uld.checkpoint import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    file_of,
+    json_of,
+    layers_of,
+    of_config,
+    of_files,
+    of_weights,
+    quiet_transformers,
+)
+from uld.errors import ULDError, explained, is_out_of_memory
 from uld.fields import number
 from uld.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
 from uld.slicing import settle
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
+HUB = ("revision", "token", "cache_dir", "local_files_only")
 _LEAST_MOST_RANK = 64  # tiny models are also trained with the usual ranks
-_HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 
 def default_num_layers(total: int) -> int:
@@ -167,104 +173,138 @@ def load_sliced(
     Raises:
         ULDError: the model cannot be found or K is out of range.
     """
-    files = {"revision": revision} | {name: kwargs[name] for name in _HUB if name in kwargs}
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    files = {"revision": revision} | {name: kwargs[name] for name in HUB if name in kwargs}
     config = load_config(target, trust_remote_code=trust_remote_code, **files)
     sliced = slice_config(config, num_layers)
-    with torch.device("meta"), quiet_transformers():
-        whole, skeleton = (
-            AutoModelForCausalLM.from_config(one, trust_remote_code=trust_remote_code) for one in (config, sliced)
+    skeleton = _skeleton(target, config, trust_remote_code)
+    if type(sliced) is not type(skeleton.config):
+        raise ULDError(
+            f"{str(target)!r} is a {type(skeleton).__name__}, which is more than a text decoder (it also reads images "
+            "or sound): only decoder-only language models can be used"
         )
-    modules = dict(whole.named_modules())
-    _settle(modules, skeleton)
-    index_file = _file(target, WEIGHTS_INDEX, **files)
-    if index_file is None:
-        _file(target, WEIGHTS, **files)  # downloaded here, where its progress is shown
+    keep, total = sliced.num_hidden_layers, skeleton.config.num_hidden_layers
+    what = f"the first {keep} layers of {str(target)!r} cannot stand alone (--num-layers)"
+    modules = dict(skeleton.named_modules())
+    with explained(what), torch.device("meta"):
+        first = AutoModelForCausalLM.from_config(sliced, trust_remote_code=trust_remote_code)
+    _settle(modules, first)
+    with explained(_cannot_load(target)):
+        index_file = file_of(target, WEIGHTS_INDEX, **files)
+        single = file_of(target, WEIGHTS, **files)  # downloaded here, where its progress is shown
+    _refuse_odd_weights(target, skeleton, keep)
+    if index_file is None or single is not None:
         with quiet_transformers():
-            model = _from_pretrained(
-                target, sliced, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **kwargs
-            )
+            model = _from_pretrained(target, sliced, skeleton, dtype=dtype, **hub, **kwargs)
         _settle(modules, model)
         return model
-    index = json.loads(index_file.read_text())
-    deeper = _deeper_layer_prefixes(skeleton, sliced.num_hidden_layers, config)
-    index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith(deeper)}
+    with explained(_cannot_load(target)):
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        deeper = tuple(f"{decoder_layers(skeleton)[0]}.{i}." for i in range(keep, total)) or ("\0",)
+        index["weight_map"] = {k: v for k, v in index["weight_map"].items() if not k.startswith(deeper)}
+        shards = {shard: file_of(target, shard, **files) for shard in sorted(set(index["weight_map"].values()))}
     with tempfile.TemporaryDirectory(prefix="uld-slice-") as folder:
-        for shard in set(index["weight_map"].values()):
-            path = _file(target, shard, **files)
+        for shard, path in shards.items():
             if path is None:
-                raise ULDError(f"{str(target)!r} lacks {shard}, which holds tensors of its first layers")
+                raise ULDError(f"{_cannot_load(target)}: it lacks {shard}, which holds tensors of its first layers")
             Path(folder, shard).symlink_to(path.resolve())
         Path(folder, WEIGHTS_INDEX).write_text(json.dumps(index))
         config.save_pretrained(folder)
         with quiet_transformers():
-            model = _from_pretrained(folder, sliced, name=str(target), dtype=dtype, **kwargs)
+            kwargs |= {"trust_remote_code": trust_remote_code, "dtype": dtype}
+            model = _from_pretrained(folder, sliced, skeleton, name=str(target), **kwargs)
     _settle(modules, model)
     model.name_or_path = model.config.name_or_path = str(target)
     return model
 
 
-def _file(target: str | Path, name: str, **hub: Any) -> Path | None:
-    """Path of a file of a model folder or Hub model, downloaded if need be; None where there is none."""
-    found = cached_file(str(target), name, _raise_exceptions_for_missing_entries=False, **hub)
-    return None if found is None else Path(str(found))
+def load_config(target: str | Path, *, trust_remote_code: bool | None = False, **hub: Any) -> PreTrainedConfig:
+    """The config of a decoder-only language model in a folder or on the Hub.
 
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Leave out transformers' progress bars and warnings, such as its table of tensors that are left on purpose."""
-    log = transformers.utils.logging
-    verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bar:
-            log.enable_progress_bar()
-
-
-def load_config(target: str | Path, **hub: Any) -> PreTrainedConfig:
-    """`AutoConfig.from_pretrained` with one clear sentence when the model cannot be found.
+    Args:
+        target: Folder or Hub id.
+        trust_remote_code: Run code that comes with it. Always handed on: left out, transformers would ask a terminal.
+        hub: Revision and the like.
 
     Raises:
-        ULDError: no such folder or Hub model.
+        ULDError: no such folder or Hub model, or it is none of a decoder-only language model.
     """
-    try:
-        return AutoConfig.from_pretrained(str(target), **hub)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ULDError(f"cannot load a model from {str(target)!r}: {first}") from error
+    what = f"cannot load a model from {str(target)!r}"
+    if os.path.isfile(target) or (os.path.isabs(target) and not os.path.isdir(target)):
+        raise ULDError(f"{what}: it is {'a file' if os.path.isfile(target) else 'no folder'}")
+    with explained(what):
+        files = [json_of(target, name, **hub) for name in ("config.json", "adapter_config.json", "uld.json")]
+    if (reason := of_files(*files)) is None:
+        with explained(what):
+            config = AutoConfig.from_pretrained(str(target), trust_remote_code=bool(trust_remote_code), **hub)
+        if (reason := of_config(config)) is None:
+            return config
+    raise ULDError(f"{what}: {reason}")
 
 
-def load_target(target: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> PreTrainedModel:
+def load_target(
+    target: str | Path, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool | None = False, **kwargs: Any
+) -> PreTrainedModel:
     """Load a whole causal LM from a folder or the Hub.
 
     Raises:
         ULDError: the model cannot be found or read.
     """
-    hub = {name: kwargs[name] for name in (*_HUB, "trust_remote_code") if name in kwargs}
-    return _from_pretrained(target, load_config(target, **hub), dtype=dtype, **kwargs)
+    hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    trust = bool(trust_remote_code)
+    config = load_config(target, trust_remote_code=trust, **hub)
+    skeleton = _skeleton(target, config, trust)
+    _refuse_odd_weights(target, skeleton)
+    return _from_pretrained(target, config, skeleton, dtype=dtype, trust_remote_code=trust, **kwargs)
 
 
-def _from_pretrained(target: str | Path, config: PreTrainedConfig, *, name: str = "", **kwargs: Any) -> PreTrainedModel:
+def _cannot_load(target: str | Path) -> str:
+    return f"cannot load a causal language model from {str(target)!r}"
+
+
+def _skeleton(target: str | Path, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The whole model without a byte of weights: a config that makes no model is found out before they are read."""
+    with explained(_cannot_load(target)), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _refuse_odd_weights(target: str | Path, skeleton: PreTrainedModel, keep: int | None = None) -> None:
+    """Refuse weights in a folder that are damaged or not those that the config says; of K layers, only what is read.
+
+    Raises:
+        ULDError: with the first reason.
+    """
+    with explained(_cannot_load(target)):
+        if reason := of_weights(Path(target), skeleton, keep):
+            raise ULDError(f"{_cannot_load(target)}: {reason}")
+
+
+def _from_pretrained(
+    target: str | Path, config: PreTrainedConfig, skeleton: PreTrainedModel, *, name: str = "", **kwargs: Any
+) -> PreTrainedModel:
     """Load weights into the architecture that the config says; missing weights are an error, surplus ones are not.
 
     Args:
         target: Where the files are.
         config: The architecture.
+        skeleton: The whole model on the meta device.
         name: What the user calls the place, for messages.
         kwargs: Handed to ``from_pretrained``.
     """
     name = name or str(target)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(target), config=config, output_loading_info=True, **kwargs
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ULDError(
-            f"cannot load a causal language model from {name!r}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    with explained(_cannot_load(name)):
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(target), config=config, output_loading_info=True, **kwargs
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = sum(one.numel() * one.element_size() for one in skeleton.parameters())
+            raise ULDError(
+                f"{name!r} does not fit into memory: all of its weights are {size / 2**30:,.2f} GiB as "
+                f"{str(skeleton.dtype).removeprefix('torch.')} (--dtype bf16 takes two bytes a weight)"
+            ) from error
     model, info = loaded
     if info["missing_keys"]:
         raise ULDError(
@@ -272,13 +312,6 @@ def _from_pretrained(target: str | Path, config: PreTrainedConfig, *, name: str 
             f"the first is {sorted(info['missing_keys'])[0]}"
         )
     return model.eval()
-
-
-def _deeper_layer_prefixes(skeleton: PreTrainedModel, num_layers: int, config: PreTrainedConfig) -> tuple[str, ...]:
-    """Checkpoint-key prefixes of layers K…L−1."""
-    name = decoder_layers(skeleton)[0]
-    total = config.get_text_config(decoder=True).num_hidden_layers
-    return tuple(f"{name}.{i}." for i in range(num_layers, total)) or ("\0",)
 
 
 def base_model(model: Any) -> Any:
@@ -292,10 +325,9 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     Raises:
         ULDError: the model has no list of ``num_hidden_layers`` modules.
     """
+    if (found := layers_of(model)) is not None:
+        return found
     total = model.config.get_text_config(decoder=True).num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == total:
-            return name, module
     raise ULDError(
         f"{type(model).__name__} has no list of {total} decoder layers: only decoder-only models can be used"
     )
@@ -331,7 +363,7 @@ def add_lora(
         raise ULDError(f"--lora-rank {rank} is more than the model's matrices have room for: give at most {most}")
     try:
         if target_modules != "all-linear":
-            return put_lora(assistant, target_modules, {}, **settings)
+            return put_lora(assistant, target_modules, {}, **settings)  # type: ignore[arg-type]  # PEFT also takes a regex
         linears = acting_linears(assistant, layers)
         stacks = {} if dropout else expert_stacks(assistant, layers)
         model = put_lora(assistant, linears, stacks, **settings)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache, QuantizedCache, StaticCache
-from transformers.generation import GenerationMode
+from transformers.generation.configuration_utils import GenerationMode
 
 from uld.caches import FusedCache, PairedCache
 from uld.context import check_positions
@@ -157,7 +157,9 @@ class JointGeneration(GenerationMixin):
         asked = generation_config.compile_config is not None
         return asked and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
 
-    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *rest: Any) -> None:
+    def _validate_generated_length(  # type: ignore[override]
+        self, generation_config: Any, input_ids_length: int, *rest: Any
+    ) -> None:
         """Refuse a text that the models have no positions for."""
         new = generation_config.max_length - input_ids_length
         models = (model for model, _ in self._each(None))

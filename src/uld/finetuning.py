@@ -29,7 +29,6 @@ from uld.assistant import check_head, load_config, load_target, quiet_transforme
 from uld.config import ConfigError, FinetuneConfig, flag
 from uld.data.clock import pinned_date
 from uld.data.record import Record
-from uld.errors import ULDError
 from uld.inputs import learnt_rows, read_learnt
 from uld.journal import Journal, read_metrics, stop_on_interrupt
 from uld.learners import Learner, trainable
@@ -52,6 +51,7 @@ from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_t
 from uld.settings import DTYPES, is_first_process
 from uld.trainer import UnlearningTrainer, trainer_arguments, training_dtype
 from uld.training import RunResult, run_facts, run_steps
+from uld.vocabulary import embedding_rows, own_ids, refuse_foreign
 
 _LEARN = Method("finetune", "Cross-entropy on everything.", "", "target", Loss("finetune", remember))
 _NAMES = ("loss", None)
@@ -135,6 +135,7 @@ def finetune(
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
     model = _model(config, tokenizer, dtype)
+    refuse_foreign((max(row.encoded.ids) for row in rows.rows), embedding_rows(model), config.tokenizer or config.model)
     start = fingerprint(model.named_parameters())
     learner = _learner(config, model)
     journal = Journal(output, _NAMES, progress and first)
@@ -240,12 +241,7 @@ def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: st
     model = load_target(
         config.model, dtype=wanted, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    tokens, vocab = len(tokenizer), model.config.get_text_config(decoder=True).vocab_size  # type: ignore[arg-type]
-    if tokens > vocab:
-        raise ULDError(
-            f"{config.tokenizer or config.model} has a tokenizer of {tokens} tokens, but {config.model} knows only "
-            f"{vocab}: name its own with --tokenizer"
-        )
+    refuse_foreign(own_ids(tokenizer), embedding_rows(model), config.tokenizer or config.model)
     return model
 
 

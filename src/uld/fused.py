@@ -76,7 +76,7 @@ class FusedModel:
         try:
             self._learn(layers)
             self._hook(layers)
-            self._check([target, *bases])
+            self._check([target, *bases])  # type: ignore[attr-defined]  # torch.compiler.disable hides its type
         except NotFusable:
             raise
         except Exception as error:  # whatever a family's forward comes upon with rows that it did not expect
@@ -122,7 +122,7 @@ class FusedModel:
         hook = layers[first].register_forward_pre_hook(look, with_kwargs=True)
         for rows in (2, 3):
             try:
-                self.logits(**padded_inputs(self.skeleton, rows, 3), use_cache=False)
+                self.logits(None, **padded_inputs(self.skeleton, rows, 3), use_cache=False)
             except _Learnt:
                 continue
             finally:
@@ -135,8 +135,8 @@ class FusedModel:
             if entries and not rest and three.get(place) == entries * 3 * models:
                 self._per_row[place] = entries
 
-    @torch.no_grad()
     @torch.compiler.disable
+    @torch.no_grad()
     def _check(self, models: Sequence[Any]) -> None:
         """Compare a cached pass over padded rows with separate passes."""
         inputs = padded_inputs(self.skeleton, 3, 5)

@@ -23,6 +23,7 @@ from uld.data.tofu import check_split, split_records, training_set
 from uld.loading import load_tokenizer
 from uld.methods.registry import Method
 from uld.retain_set import DrawnRetain, retain_set
+from uld.vocabulary import own_ids, refuse_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,12 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
         ULDError: what is missing or wrong.
     """
     remote = {"trust_remote_code": config.trust_remote_code}
-    slice_config(load_config(config.target, revision=config.revision, **remote), config.num_layers)
+    text = slice_config(load_config(config.target, revision=config.revision, **remote), config.num_layers)
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer, date=config.date, **remote)
     else:
         tokenizer = load_tokenizer(config.target, date=config.date, revision=config.revision, **remote)
+    refuse_foreign(own_ids(tokenizer), text.vocab_size, config.tokenizer or config.target)
     form = PromptFormat(tokenizer, config.template)
     forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
     drawn = None
@@ -69,6 +71,8 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     sides = {"forget": forget, "retain": retain, "alternative": others}
     few = {"forget": config.chunks}
     encoded = {name: _encoded(form, name, records, config.max_length, few.get(name)) for name, records in sides.items()}
+    ids = (max(row.ids) for side in encoded.values() for row in side)
+    refuse_foreign(ids, text.vocab_size, config.tokenizer or config.target)
     rows = Rows(
         encoded["forget"],
         encoded["retain"],

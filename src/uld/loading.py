@@ -1,5 +1,6 @@
 """`load`: a run, a target that a method has trained, or any ordinary causal LM, with its tokenizer."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.adapters import load_trained_target
 from uld.artifact import ADAPTER, CHECKPOINTS, ArtifactError, Manifest, is_run
-from uld.assistant import load_target
+from uld.assistant import HUB, load_target
 from uld.data.clock import pin
 from uld.data.prompt import remember_template
-from uld.errors import ULDError
+from uld.errors import ULDError, explained
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
 from uld.settings import check_date
+from uld.vocabulary import embedding_rows, own_ids, refuse_foreign
 
 
 def load(
@@ -37,18 +39,21 @@ def load(
         Model in evaluation mode and tokenizer.
 
     Raises:
-        ULDError: neither a run nor a model, a model without a tokenizer, or a date that is none.
+        ULDError: neither a run nor a model, a model without a tokenizer, a tokenizer that is another model's, or a date
+            that is none.
     """
     check_date(date)
     model: PreTrainedModel
     manifest = None
+    trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
+    own = {name: kwargs[name] for name in HUB if name in kwargs and isinstance(path, str | Path) and not is_run(path)}
     if not isinstance(path, str | Path):
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
         path, manifest = path[0], model.manifest
     elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
     else:
-        if manifest is None and ((Path(path) / ADAPTER).exists() or (Path(path) / CHECKPOINTS).exists()):
+        if manifest is None and any(os.path.exists(os.path.join(path, name)) for name in (ADAPTER, CHECKPOINTS)):
             raise ArtifactError(f"{path} is an unfinished run: finish it with --resume (of uld train or uld finetune)")
         given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
         if any(kwargs.pop(name) is not None for name in given):
@@ -57,31 +62,35 @@ def load(
         model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
     if date is None and manifest is not None:
         date = manifest.date
-    chosen = load_tokenizer(tokenizer or path, date=date)
+    place, hub = (tokenizer, {}) if tokenizer else (path, own)
+    found = load_tokenizer(place, date=date, **trust, **hub)
+    refuse_foreign(own_ids(found), embedding_rows(model), str(place))
     if manifest is not None:
-        remember_template(chosen, manifest.template)
-    return model, chosen
+        remember_template(found, manifest.template)
+    return model, found
 
 
-def load_tokenizer(path: str | Path, *, date: str | None = None, **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str | Path, *, date: str | None = None, trust_remote_code: bool | None = False, **kwargs: Any
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer; where it has no padding token, end-of-sequence stands in. Its chat template reads no clock.
 
     Args:
         path: Folder or Hub id.
         date: See `uld.data.clock.pinned`.
-        kwargs: Of `AutoTokenizer.from_pretrained`.
+        trust_remote_code: Run code that comes with it.
+        kwargs: Revision and the like.
 
     Raises:
         ULDError: there is none.
     """
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), **kwargs)
-    except Exception as error:  # tokenizers raise everything from OSError to KeyError for a folder without one
-        raise ULDError(
-            f"{path} has no tokenizer that can be loaded: save one beside the model, or name one with --tokenizer"
-        ) from error
-    if tokenizer.vocab_size == 0 or len(tokenizer) == 0:
-        raise ULDError(f"{path} has no tokenizer: save one beside the model, or name one with --tokenizer")
+    mend = "save one beside the model, or name one with --tokenizer"
+    with explained(f"{path} has no tokenizer that can be loaded ({mend})"):
+        # Left out, trust_remote_code makes transformers ask whoever sits at the terminal.
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=bool(trust_remote_code), **kwargs)
+        known = min(tokenizer.vocab_size, len(tokenizer))
+    if known == 0:
+        raise ULDError(f"{path} has no tokenizer: {mend}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     pin(tokenizer, date)

@@ -19,11 +19,12 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
-from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, save_adapter, writing
+from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, refuse_changed, save_adapter, writing
 from uld.assistant import base_model, build_assistant, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.decoding import JointGeneration
+from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.fields import field
 from uld.fused import FusedModel, NotFusable
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
 
 
-class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
+class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
 
     Target and assistants run as one pass (`uld.fused`) where that is possible, and one after the other where not.
@@ -56,6 +57,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _continues: bool | None
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
         self.manifests = list(manifests)
         self.fused = fused
         self._one_pass: FusedModel | NotFusable | None = None
-        self._continues: bool | None = None
+        self._continues = None
         self.requires_grad_(False)
         self.eval()
         if target.generation_config is not None:
@@ -217,7 +219,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
         if cache is None or tokens is None or tokens.shape[1] == 1 or not cache.get_seq_length():
             return
         if self._continues is None:
-            self._continues = continues(self.target)
+            self._continues = continues(self.target)  # type: ignore[assignment]
         if not self._continues:
             raise ULDError(
                 f"{type(self.target).__name__} reads several tokens behind a cache as if nothing came before: "
@@ -277,7 +279,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
             raise ULDError("name at least one run to load")
         manifests = [Manifest.read(folder) for folder in folders]
         changes = {name: kwargs.pop(name, None) for name in Combination.__dataclass_fields__}
-        settings = [Combination(**one.combination.model_dump()).override(**changes) for one in manifests]
+        settings = [_stored(one, folder).override(**changes) for one, folder in zip(manifests, folders, strict=True)]
         for one, how, folder in zip(manifests, settings, folders, strict=True):
             if one.trains == "target":
                 raise ULDError(f"{folder} holds a target that {one.method} has trained, not an assistant: use uld.load")
@@ -285,6 +287,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
                 raise ULDError(
                     f"{folder} was trained by {one.method}: the rule {how.rule} does not go with it (--rule)"
                 )
+            refuse_changed(folder, one)
         config = kwargs.pop("config", None)
         moved = kwargs.pop("target", None) or getattr(config, "target", None)  # the Auto classes put it into the config
         place = str(moved or manifests[0].target)
@@ -299,14 +302,18 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
             target = load_target(place, **kwargs)
         except ULDError as error:
             raise ULDError(f"{error}; if the target of {folders[0]} is elsewhere now, name it with --target") from error
+        trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
             if manifest.trains == "offset":
-                assistants += offset_pair(target, manifest, folder, place)
+                assistants += offset_pair(target, manifest, folder, place, **trust)
                 fused = fused and manifest.small is None
                 continue
-            assistant = build_assistant(target, manifest.num_layers)
-            verify_target(assistant, manifest, place)
+            try:
+                assistant = build_assistant(target, manifest.num_layers)
+            except ULDError as error:
+                raise ULDError(f"{folder}: {error}") from error
+            verify_target(assistant, manifest, place, **trust)
             assistants.append(load_adapter(assistant, folder / ADAPTER))
         settings = [part for one in settings for part in one.parts]
         manifests = [manifest.model_copy(update={"target": place}) for manifest in manifests]
@@ -353,8 +360,16 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):
             if self.generation_config is not None:
                 self.generation_config.save_pretrained(folder)
         settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
-        updated = self.manifest.model_dump() | {"combination": settings}
+        updated = self.manifest.model_dump() | {"combination": settings, "weights": weights_digests(folder)}
         Manifest.model_validate(updated).write(folder)
+
+
+def _stored(manifest: Manifest, folder: Path) -> Combination:
+    """The combination that a run's manifest says."""
+    try:
+        return Combination(**manifest.combination.model_dump())
+    except ULDError as error:
+        raise ULDError(f"{folder / MANIFEST} is damaged: {error}") from error
 
 
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)

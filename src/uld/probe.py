@@ -105,7 +105,7 @@ def _trains(learner: Learner) -> str | None:
     return None
 
 
-def _asked(learner: Learner) -> list[Tensor]:
+def _asked(learner: Learner) -> Sequence[Tensor]:
     """Parameters whose gradients tell: LoRA's second matrices, or the smallest trained parameter of each layer."""
     trained = [(name, one) for name, one in learner.named_parameters() if one.requires_grad]
     if second := [one for name, one in trained if "lora_B" in name]:

@@ -40,6 +40,7 @@ from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
 from uld.data.clock import pinned_date
 from uld.data.collate import FORGET
+from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
@@ -314,7 +315,7 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
         inputs.tokenizer.save_pretrained(output)
     lines = read_metrics(Path(config.output) / METRICS)
     facts = inputs.counts | run_facts(trainer, lines, size) | last_losses(lines)
-    manifest.model_copy(update={"training": facts}).write(output)
+    manifest.model_copy(update={"training": facts, "weights": weights_digests(output)}).write(output)
 
 
 def run_facts(trainer: UnlearningTrainer, lines: list[dict[str, Any]], size: int) -> dict[str, Any]:

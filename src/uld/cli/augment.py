@@ -41,7 +41,9 @@ def augment(
     ] = "OPENAI_API_KEY",
     concurrency: Annotated[int, _option("Requests at a time.", panel=API, min=1, max=256)] = 4,
     retries: Annotated[int, _option("Most repetitions of a failed request.", panel=API, min=0, max=1000)] = 5,
-    timeout: Annotated[float, _option("Seconds of a request, to its last byte.", panel=API, min=0.1, max=10**6)] = 120.0,
+    timeout: Annotated[
+        float, _option("Seconds of a request, to its last byte.", panel=API, min=0.1, max=10**6)
+    ] = 120.0,
     temperature: Annotated[float, _option("Of sampling.", panel=API, min=0.0, max=100.0)] = 0.7,
     price_in: Annotated[
         float, _option("Price of a million prompt tokens, for the sum.", panel=API, min=0.0, max=10**9)

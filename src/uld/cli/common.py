@@ -16,6 +16,8 @@ from uld.data.clock import DATE
 from uld.errors import ULDError
 from uld.settings import DTYPES, check_date, is_first_process
 
+_LONGEST_ID = 192  # an owner and a name of 96 letters at most
+
 
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="Model")
@@ -272,10 +274,11 @@ def _refuse_mistyped(place: str | None, flag: str, what: str) -> None:
     """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name."""
     if place is None:
         return
-    path = Path(place)
-    is_hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not place.startswith(".")
-    beside_folders = path.parent != Path() and path.parent.is_dir()
-    if not place or (not path.exists() and (not is_hub_id or beside_folders)):
+    from os.path import exists, isdir, isfile  # unlike Path's, they say no to a name that is too long
+
+    is_hub_id = len(place) <= _LONGEST_ID and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not place.startswith(".")
+    beside_folders = Path(place).parent != Path() and isdir(Path(place).parent)
+    if not place or (not exists(place) and (not is_hub_id or beside_folders)):
         raise ULDError(f"there is no {what} in {place or repr(place)}: {flag} takes a folder or a Hub id")
-    if path.is_file():
+    if isfile(place):
         raise ULDError(f"{place} is a file: {flag} takes a folder or a Hub id")

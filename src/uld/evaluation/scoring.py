@@ -23,6 +23,7 @@ from uld.evaluation.trees import NEVER, Tree, Trust, alike, batch_inputs, grow, 
 from uld.logits import Combination, combine_all, label_losses
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
+from uld.vocabulary import embedding_rows, refuse_foreign
 
 _LENGTH_MULTIPLE = 16
 _BATCH_TOKENS = 1024
@@ -133,6 +134,7 @@ class Scorer:
             For each batch the row of every learnt token ``(tokens,)``, and its values ``(values, tokens)``. A row is
             whole within a batch, and its tokens are in order.
         """
+        refuse_foreign((max(row.ids) for row in rows), embedding_rows(self.parts[0]), self.parts[0].name_or_path)
         longest = max((len(row.ids) for row in rows), default=0)
         check_positions(self.parts, longest - 1, f"a row of {longest} tokens")
         waiting = {number: row for number, row in enumerate(rows) if True in row.learn[1:]}
@@ -335,6 +337,7 @@ def generate_ids(
             for a package that is missing.
     """
     pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    refuse_foreign([pad, *map(max, prompts)], embedding_rows(model), str(model.name_or_path))
     width = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
