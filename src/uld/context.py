@@ -83,7 +83,8 @@ class _CheckedIndices(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Check what looks up rows of a table."""
         aten = torch.ops.aten
-        table, index = args[:2] if len(args) > 1 else (None, None)
+        given: tuple[Any, ...] = (*args, None, None)
+        table, index = given[:2]
         if func is aten.embedding.default:
             _check(index, table.shape[0])
         elif func is aten.index.Tensor:
