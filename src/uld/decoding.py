@@ -67,7 +67,7 @@ class JointGeneration(GenerationMixin):
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, *rest: Any, **kwargs: Any
-    ) -> None:
+    ) -> Any:
         """Make the kind of cache that the user asked for, for all models; none where the target has none."""
         kind = generation_config.cache_implementation
 
@@ -157,15 +157,22 @@ class JointGeneration(GenerationMixin):
         asked = generation_config.compile_config is not None
         return asked and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
 
+<<<<<<< HEAD
     def _validate_generated_length(  # type: ignore[override]
         self, generation_config: Any, input_ids_length: int, *rest: Any
+=======
+    def _validate_generated_length(
+        self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
+>>>>>>> part/caches
     ) -> None:
         """Refuse a text that the models have no positions for."""
         new = generation_config.max_length - input_ids_length
         models = (model for model, _ in self._each(None))
         what = f"a prompt of {input_ids_length} tokens with {new} new ones"
         check_positions(models, generation_config.max_length - 1, what)
-        super()._validate_generated_length(generation_config, input_ids_length, *rest)  # type: ignore[misc]
+        super()._validate_generated_length(  # type: ignore[misc]
+            generation_config, input_ids_length, has_default_max_length
+        )
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse transformers' paged cache, which holds the keys of one model."""

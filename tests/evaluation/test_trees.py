@@ -174,6 +174,31 @@ def test_a_model_without_windows_is_asked_once_for_each_larger_size(monkeypatch)
     assert len(asked) == first
 
 
+def test_a_model_that_looks_ahead_is_refused(monkeypatch):
+    size = {"hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 48, "num_hidden_layers": 2}
+    prompt = {"prompt_length": 4, "prompt_types": 4, "segment_types": 4}
+    monkeypatch.setitem(FAMILIES, "cpmant", ("CpmAntConfig", {"vocab_size": VOCAB, **size, **prompt}))
+    with pytest.raises(ULDError, match="CpmAntForCausalLM sees the tokens behind the one that it reads"):
+        Scorer(make("cpmant"), PAD)
+
+
+def test_a_model_that_does_not_bear_padding_reads_each_row_alone(monkeypatch):
+    model = make("llama")
+    forward = type(model.model).forward
+
+    def counts_padding(self, input_ids, **kwargs):
+        out = forward(self, input_ids, **kwargs)
+        out.last_hidden_state = out.last_hidden_state * (1 + (input_ids == PAD).sum())
+        return out
+
+    rows = BATCHES["short and long"]
+    wanted = [alone(model, row) for row in rows]
+    monkeypatch.setattr(type(model.model), "forward", counts_padding)
+    scorer = Scorer(model, PAD)
+    assert not scorer.trust.pads
+    assert [score.loss for score in scorer.score(rows)[0]] == pytest.approx(wanted, abs=1e-3)
+
+
 def test_rows_of_nan_are_scored_as_such():
     model = make("llama")
     with torch.no_grad():

@@ -92,7 +92,7 @@ class Scorer:
             self.plain_head = True
         except (ULDError, AttributeError, TypeError):
             self.plain_head = False  # an unusual head: its own forward makes the logits, at every position
-        self.trust = Trust(self.parts)
+        self.trust = Trust(self.parts, pad_token_id)
 
     @classmethod
     def of(
@@ -152,7 +152,7 @@ class Scorer:
         trees = grow(rows, self.trust.longest, self.trust.largest, _TREE_TOKENS)
         bare = [tree for tree in trees if len(tree.rows[0][1].ids) > self.trust.longest]
         for part in (bare, [tree for tree in trees if len(tree.rows[0][1].ids) <= self.trust.longest]):
-            for batch in length_batches([len(tree.ids) for tree in part]):
+            for batch in length_batches([len(tree.ids) for tree in part], _BATCH_TOKENS if self.trust.pads else 1):
                 yield [part[i] for i in batch]
 
     def mean_loss(self, row: Encoded) -> Tensor:
@@ -205,7 +205,7 @@ class Scorer:
         return self._pieced(trees, states, piece)
 
     def _inputs(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
-        most = min(context_length(part) for part in self.parts)
+        most = min(context_length(part) for part in self.parts) if self.trust.pads else 0
         return batch_inputs(trees, self.pad_token_id, self.parts[0].dtype, self.model.device, _LENGTH_MULTIPLE, most)
 
     def _alone(self, row: Encoded, masked: bool) -> list[Tensor]:

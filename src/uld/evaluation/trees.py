@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from uld.data.prompt import Encoded
+from uld.errors import ULDError
 
 NEVER = 2**31 - 1
 
@@ -148,6 +149,33 @@ def follows_masks(model: Any) -> bool:
     return bool(torch.allclose(found[1], found[2], rtol=1e-2, atol=1e-2))
 
 
+@torch.inference_mode()
+def bears_padding(model: Any, pad: int) -> bool:
+    """Whether a model finds the same in a row with padding behind it.
+
+    Raises:
+        ULDError: it sees what is behind a token, so its logits predict nothing.
+    """
+    row, other = (
+        [token for token in range(12) if token != pad][:5],
+        [token for token in range(12) if token != pad][8:11],
+    )
+
+    def read(*behind: int) -> Tensor:
+        ids = torch.tensor([[*row, *behind]], device=model.device)
+        return model(input_ids=ids, use_cache=False).logits[0, : len(row)]
+
+    wanted, found = read(), read(pad, pad, pad)
+    if bool(wanted.isnan().any()) or alike([found], [wanted]):
+        return True
+    if not alike([read(*other)], [read(*reversed(other))]):
+        raise ULDError(
+            f"{type(model).__name__} sees the tokens behind the one that it reads: it is no causal model, and what it "
+            "gives a text cannot be scored"
+        )
+    return False
+
+
 class Trust:
     """How large trees may be so that a model finds the same in them as in their rows alone.
 
@@ -157,13 +185,15 @@ class Trust:
     same is the same.
 
     Attributes:
+        pads: Whether rows may be padded at all.
         longest: Tokens of the longest row that may be part of a tree; 0 for no trees.
         largest: Nodes of the largest tree.
     """
 
-    def __init__(self, models: Sequence[Any]) -> None:
-        """Ask each model whether it follows masks."""
-        self.longest = NEVER if all(follows_masks(model) for model in models) else 0
+    def __init__(self, models: Sequence[Any], pad: int) -> None:
+        """Ask each model whether it bears padding (with this token) and follows masks."""
+        self.pads = all(bears_padding(model, pad) for model in models)
+        self.longest = NEVER if self.pads and all(follows_masks(model) for model in models) else 0
         self.largest = NEVER
         self._proven_row = self._proven_tree = 0
 
