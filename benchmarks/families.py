@@ -35,7 +35,7 @@ from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
 from uld.learners import Learner, save_weights
 from uld.logits import Combination
-from uld.lora import adapted
+from uld.lora import acting_linears, adapted
 from uld.modeling import ULDForCausalLM
 from uld.probe import probe
 
@@ -232,11 +232,11 @@ class ByteLinear(nn.Linear):
 def quantised(model: ULDForCausalLM) -> bool:
     """The same run on a target of bytes."""
     target = copy.deepcopy(model.target)
-    layers = decoder_layers(target)[1]
-    for name, module in list(layers.named_modules()):
+    for name in acting_linears(target, decoder_layers(target)[0]):
+        module = target.get_submodule(name)
         if type(module) is nn.Linear:
             parent, _, leaf = name.rpartition(".")
-            setattr(layers.get_submodule(parent), leaf, ByteLinear(module))
+            setattr(target.get_submodule(parent), leaf, ByteLinear(module))
     with tempfile.TemporaryDirectory() as folder:
         save_weights(model.assistant, Path(folder))
         again = load_adapter(build_assistant(target, LAYERS), Path(folder))

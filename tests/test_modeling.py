@@ -583,24 +583,37 @@ def test_auto_classes_know_a_run_after_import_uld(run, imports):
     assert python(code, str(run)) == f"ULDForCausalLM True\n{expected}\n"
 
 
-def test_several_tokens_behind_a_cache_are_refused_where_a_family_begins_anew(make_target, make_unlearned):
-    from transformers import AutoModelForCausalLM, BambaConfig
+@pytest.mark.parametrize("family", ["bamba", "jamba", "llama"])
+def test_what_a_family_would_read_as_a_beginning_is_refused(make_target, make_unlearned, family):
+    from transformers import AutoModelForCausalLM, BambaConfig, JambaConfig
 
     size = {"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4, "pad_token_id": 0}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_indices": [1, 3], "mamba_chunk_size": 8}
-    states = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
-    bamba = AutoModelForCausalLM.from_config(BambaConfig(**size, **heads, **states, initializer_range=0.2)).eval()
-    ids = torch.arange(4, 12)[None]
-    for target, may in ((bamba, False), (make_target(), True)):
-        model = make_unlearned(target, 2)
-        wanted = model(ids, use_cache=False).logits
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+    states = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+    layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_d_state": 4, "mamba_dt_rank": 4}
+    configs = {
+        "bamba": lambda: BambaConfig(**size, **heads, **states, attn_layer_indices=[1, 3]),
+        "jamba": lambda: JambaConfig(**size, **heads, **layers),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        target = AutoModelForCausalLM.from_config(configs[family]()).eval() if family in configs else make_target()
+    model = make_unlearned(target, 2)
+    ids, places = torch.arange(4, 12)[None], torch.arange(8)[None]
+    wanted = model(ids, use_cache=False).logits
+
+    def reads(end, **positions):
         cache = model.new_cache()
         model(ids[:, :4], past_key_values=cache)
-        step = model(ids[:, 4:5], past_key_values=cache).logits
-        torch.testing.assert_close(step, wanted[:, 4:5], rtol=1e-4, atol=1e-4)
-        if may:
-            rest = model(ids[:, 5:], past_key_values=cache).logits
-            torch.testing.assert_close(rest, wanted[:, 5:], rtol=1e-4, atol=1e-4)
-        else:
-            with pytest.raises(ULDError, match="BambaForCausalLM reads several tokens behind a cache"):
-                model(ids[:, 5:], past_key_values=cache)
+        try:
+            found = model(ids[:, 4:end], past_key_values=cache, **positions).logits
+        except ULDError as error:
+            assert f"{type(target).__name__} reads such tokens" in str(error)
+            return False
+        torch.testing.assert_close(found, wanted[:, 4:end], rtol=1e-4, atol=1e-4)
+        return True
+
+    assert reads(5, position_ids=places[:, 4:5])
+    assert reads(5) is (family != "bamba")
+    assert reads(8, position_ids=places[:, 4:8]) is (family != "jamba")
+    assert reads(8) is (family == "llama")

@@ -103,6 +103,16 @@ def test_each_thing_that_does_not_work_has_its_sentence(make_target, monkeypatch
         probe(learner, answers=True)
 
 
+def test_an_adapter_that_would_not_be_found_again_is_refused(make_target, monkeypatch):
+    def renamed(model, tensors):
+        return plain(model, {name.replace("q_proj", "query"): one for name, one in tensors.items()})
+
+    plain = uld.probe.set_peft_model_state_dict
+    monkeypatch.setattr(uld.probe, "set_peft_model_state_dict", renamed)
+    with pytest.raises(ULDError, match=r"^LlamaForCausalLM cannot be trained: PEFT would not find \S+q_proj\.lora_A"):
+        probe(learner_of(make_target("llama")), answers=True)
+
+
 def test_nothing_is_written_for_a_model_that_does_not_work(task, tmp_path, monkeypatch):
     def refuse(learner, *, answers):
         raise ULDError("no")

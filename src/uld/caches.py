@@ -193,13 +193,8 @@ class FusedCache(_JointCache):
     ) -> None:
         """Make room ahead of time, for B = ``batch_size`` rows; heads and their dimension of all layers or of each."""
         heads, dims = ([one] * len(self) if isinstance(one, int) else one for one in (num_heads, head_dim))
-<<<<<<< HEAD
-        for layer, groups, *shape in zip(self.layers, self.groups, heads, dims, strict=True):
-            Cache(layers=[layer]).early_initialization(batch_size * groups, *shape, dtype, device)  # type: ignore[call-arg]
-=======
         for layer, groups, count, size in zip(self.layers, self.groups, heads, dims, strict=True):
             Cache(layers=[layer]).early_initialization(batch_size * groups, count, size, dtype, device)
->>>>>>> part/caches
 
 
 _SAME_FOR_EVERY_ROW = {"crop", "reset", "batch_repeat_interleave", "activate_past_recording"}

@@ -83,13 +83,8 @@ class _CheckedIndices(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Check what looks up rows of a table."""
         aten = torch.ops.aten
-<<<<<<< HEAD
-        table: Any = args[0] if args else None
-        index: Any = args[1] if len(args) > 1 else None
-=======
         given: tuple[Any, ...] = (*args, None, None)
         table, index = given[:2]
->>>>>>> part/caches
         if func is aten.embedding.default:
             _check(index, table.shape[0])
         elif func is aten.index.Tensor:

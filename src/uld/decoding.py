@@ -157,13 +157,8 @@ class JointGeneration(GenerationMixin):
         asked = generation_config.compile_config is not None
         return asked and super()._valid_auto_compile_criteria(model_kwargs, generation_config)  # type: ignore[misc]
 
-<<<<<<< HEAD
-    def _validate_generated_length(  # type: ignore[override]
-        self, generation_config: Any, input_ids_length: int, *rest: Any
-=======
     def _validate_generated_length(
         self, generation_config: Any, input_ids_length: int, has_default_max_length: bool
->>>>>>> part/caches
     ) -> None:
         """Refuse a text that the models have no positions for."""
         new = generation_config.max_length - input_ids_length

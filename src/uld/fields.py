@@ -43,10 +43,5 @@ def number(config: PreTrainedConfig | Mapping[str, Any], name: str) -> float | N
 
 def _attribute_map(config: Mapping[str, Any]) -> dict[str, str]:
     """The common names and the family's own, where transformers knows the family."""
-<<<<<<< HEAD
-    kind = config.get("model_type")
-    return CONFIG_MAPPING[str(kind)].attribute_map if kind in CONFIG_MAPPING else {}
-=======
     kind: Any = config.get("model_type")
     return CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
->>>>>>> part/caches

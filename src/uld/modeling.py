@@ -57,7 +57,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _continues: bool | None
+    _continues: dict[tuple[bool, bool], bool]
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         self.manifests = list(manifests)
         self.fused = fused
         self._one_pass: FusedModel | NotFusable | None = None
-        self._continues = None
+        self._continues = {}
         self.requires_grad_(False)
         self.eval()
         if target.generation_config is not None:
@@ -167,7 +167,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         if use_cache and past_key_values is None:
             use_cache = self.takes_cache
             past_key_values = self.new_cache() if use_cache else None
-        self._refuse_to_begin_anew(past_key_values, input_ids if input_ids is not None else inputs_embeds)
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        self._refuse_to_begin_anew(past_key_values, tokens, position_ids)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -214,17 +215,24 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             text_decoder(model)(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
         ]
 
-    def _refuse_to_begin_anew(self, cache: Cache | None, tokens: Tensor | None) -> None:
-        """Refuse several tokens behind a cache where the family would read them as if nothing came before."""
-        if cache is None or tokens is None or tokens.shape[1] == 1 or not cache.get_seq_length():
+    def _refuse_to_begin_anew(self, cache: Cache | None, tokens: Tensor | None, position_ids: Tensor | None) -> None:
+        """Refuse tokens behind a cache that the family would read as if nothing came before.
+
+        A step of one token with its position is what `generate` asks for, and was tried before training.
+        """
+        if cache is None or tokens is None or (tokens.shape[1] == 1 and position_ids is not None):
             return
-        if self._continues is None:
-            self._continues = continues(self.target)  # type: ignore[assignment]
-        if not self._continues:
-            raise ULDError(
-                f"{type(self.target).__name__} reads several tokens behind a cache as if nothing came before: "
-                "give them one at a time, or the whole text without past_key_values"
-            )
+        if not cache.get_seq_length():
+            return
+        asked = (tokens.shape[1] > 1, position_ids is not None)
+        if asked not in self._continues:
+            self._continues[asked] = continues(self.target, several=asked[0], positions=asked[1])
+        if self._continues[asked]:
+            return
+        raise ULDError(
+            f"{type(self.target).__name__} reads such tokens behind a cache as if nothing came before: give them one "
+            "at a time with position_ids, or the whole text without past_key_values"
+        )
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:
         """The one pass, unless the cache belongs to separate ones."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import DynamicCache
@@ -18,7 +19,7 @@ from uld.assistant import build_assistant, decoder_layers
 from uld.errors import ULDError
 from uld.learners import Learner
 from uld.logits import Combination
-from uld.lora import some_tokens
+from uld.lora import quiet_peft, some_tokens
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.trial import difference
@@ -41,6 +42,7 @@ def probe(learner: Learner, *, answers: bool) -> None:
     name = type(learner.base).__name__
     with _untouched(learner):
         _try(f"{name} cannot be trained", "a pass over rows of two lengths", lambda: _trains(learner))
+        _try(f"{name} cannot be trained", "reading its adapter back", lambda: _reads_back(learner))
         if answers:
             _try(f"{name} cannot be unlearned", "answering with a cache", lambda: _answers(learner))
 
@@ -103,6 +105,17 @@ def _trains(learner: Learner) -> str | None:
         if what := difference(*both, mask[1:, :short]):
             return f"padding on the right changes what it computes ({what})"
     return None
+
+
+def _reads_back(learner: Learner) -> str | None:
+    """LoRA's own tensors, as they are written and read: PEFT renames some on the way, by what a family was called."""
+    if not isinstance(learner.model, PeftModel):
+        return None
+    tensors = get_peft_model_state_dict(learner.model, save_embedding_layers=False)
+    with quiet_peft():
+        found = set_peft_model_state_dict(learner.model, tensors)
+    lost = [name for name in (*found.missing_keys, *found.unexpected_keys) if "lora_" in name]
+    return f"PEFT would not find {lost[0]} in the adapter that it writes" if lost else None
 
 
 def _asked(learner: Learner) -> Sequence[Tensor]:

@@ -45,11 +45,20 @@ def difference(found: Tensor, wanted: Tensor, mask: Tensor) -> str | None:
 
 @torch.no_grad()
 @torch.compiler.disable
-def continues(model: Any) -> bool:
-    """Whether several tokens behind a cache find what they find without one; some families begin anew there."""
+def continues(model: Any, *, several: bool, positions: bool) -> bool:
+    """Whether tokens behind a cache find what they find without one; some families begin anew there.
+
+    Args:
+        model: Causal LM.
+        several: Whether they are given all at once, or one by one.
+        positions: Whether ``position_ids`` come with them.
+    """
     ids = some_tokens(model, 1, 6)
+    places = torch.arange(6, device=ids.device)[None]
     cache = DynamicCache(config=model.config)
-    model(input_ids=ids[:, :3], past_key_values=cache, use_cache=True)
-    found = model(input_ids=ids[:, 3:], past_key_values=cache, use_cache=True).logits
-    wanted = model(input_ids=ids, use_cache=False).logits[:, 3:]
-    return difference(found, wanted, torch.ones_like(ids[:, 3:])) is None
+    found = []
+    for start, end in ((0, 3), (3, 6)) if several else ((0, 3), (3, 4), (4, 5), (5, 6)):
+        inputs = {"position_ids": places[:, start:end]} if positions else {}
+        found.append(model(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, **inputs).logits)
+    wanted = model(input_ids=ids, use_cache=False).logits
+    return difference(torch.cat(found, 1), wanted, torch.ones_like(ids)) is None
