@@ -449,6 +449,13 @@ def main() -> None:
             "between": [[*pair, kills] for pair, kills in pairs.items()],
         }
         print(f"{name}: {by_command[name]['kills']} kills, {by_command[name]['lost']} lost", flush=True)
+        if not options.only:
+            write(options, by_command, lost)
+    print(f"{sum(one['kills'] for one in by_command.values())} kills, {len(lost)} lost")
+
+
+def write(options: Any, by_command: dict[str, Any], lost: list[dict[str, Any]]) -> None:
+    """What has been found so far, as ``docs/results/crash.json``."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     about = {
         "command": f"python benchmarks/crash.py --seed {options.seed} --each {options.each} --random {options.random}",
@@ -459,13 +466,12 @@ def main() -> None:
         "kills": sum(one["kills"] for one in by_command.values()),
         "lost": len(lost),
         "lost_trials": lost,
-        "between": "how often each command was killed behind the first kind of write and before the second",
+        "between": "how often each command was killed behind the first kind of write and before the second; a pair that "
+        "an earlier command has was tried there",
         "commands": by_command,
     }
-    if not options.only:
-        path = ROOT / "docs" / "results" / "crash.json"
-        path.write_text(json.dumps(about, indent=1) + "\n")
-    print(f"{about['kills']} kills, {about['lost']} lost")
+    path = ROOT / "docs" / "results" / "crash.json"
+    path.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
