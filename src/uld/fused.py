@@ -24,7 +24,7 @@ from uld.assistant import base_model, build_assistant, decoder_layers, text_deco
 from uld.caches import FusedCache
 from uld.errors import ULDError
 from uld.rows import RowExperts, RowLoRA, map_tensors, tensors_of
-from uld.trial import difference, padded_inputs
+from uld.trial import difference, padded_inputs, untraced
 
 _OF_ROWS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids")
 """Inputs of a causal LM that have a row for each row of the batch, or one for all."""
@@ -103,6 +103,7 @@ class FusedModel:
             if name in theirs and theirs[name] is not module and module._buffers
         ]
 
+    @untraced
     @torch.no_grad()
     def _learn(self, layers: nn.ModuleList) -> None:
         """Find out which inputs of a layer have rows, from passes over two and over three rows.
@@ -122,7 +123,7 @@ class FusedModel:
         hook = layers[first].register_forward_pre_hook(look, with_kwargs=True)
         for rows in (2, 3):
             try:
-                self.logits(None, **padded_inputs(self.skeleton, rows, 3), use_cache=False)
+                self.hidden(None, **padded_inputs(self.skeleton, rows, 3), use_cache=False)
             except _Learnt:
                 continue
             finally:
@@ -135,23 +136,21 @@ class FusedModel:
             if entries and not rest and three.get(place) == entries * 3 * models:
                 self._per_row[place] = entries
 
-    @torch.compiler.disable
+    @untraced
     @torch.no_grad()
     def _check(self, models: Sequence[Any]) -> None:
         """Compare a cached pass over padded rows with separate passes."""
-        inputs = padded_inputs(self.skeleton, 3, 5)
-        last = self.skeleton.config.get_text_config(decoder=True)
-        cache = self.cache(DynamicCache(config=last))
+        inputs = padded_inputs(self.skeleton, 2, 4)
+        cache = self.cache(DynamicCache(config=self.skeleton.config))
         steps = []
-        for start, end in ((0, 4), (4, 5)):
-            step = {name: value if name == "attention_mask" else value[:, start:end] for name, value in inputs.items()}
-            step["attention_mask"] = step["attention_mask"][:, :end]
-            steps.append(self.logits(cache, **step, use_cache=True))
+        for start, end in ((0, 3), (3, 4)):
+            step: dict[str, Any] = {name: tensor[:, start:end] for name, tensor in inputs.items()}
+            step["attention_mask"] = inputs["attention_mask"][:, :end]
+            steps.append(self.hidden(cache, **step, use_cache=True))
         for number, model in enumerate(models):
             found = torch.cat([step[number] for step in steps], 1)
-            if (
-                what := difference(found, model(**inputs, use_cache=False).logits, inputs["attention_mask"])
-            ) is not None:
+            wanted = text_decoder(model)(**inputs, use_cache=False).last_hidden_state
+            if (what := difference(found, wanted, inputs["attention_mask"])) is not None:
                 raise NotFusable(f"{type(models[0]).__name__} finds something else in one pass: {what}")
 
     def _share_linears(self, bases: Sequence[Any], name: str) -> None:

@@ -91,7 +91,13 @@ def expert_stacks(model: PreTrainedModel, within: str) -> dict[str, int]:
 
 
 def put_lora(
-    model: PreTrainedModel, linears: list[str], stacks: Mapping[str, int], *, rank: int, alpha: int, dropout: float
+    model: PreTrainedModel,
+    linears: str | list[str],
+    stacks: Mapping[str, int],
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
 ) -> PeftModel:
     """Wrap a model's linears and stacks in trainable LoRA, by PEFT.
 

@@ -226,7 +226,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             return
         asked = (tokens.shape[1] > 1, position_ids is not None)
         if asked not in self._continues:
-            self._continues[asked] = continues(self.target, several=asked[0], positions=asked[1])
+            several, positions = asked
+            self._continues[asked] = continues(self.target, several=several, positions=positions)  # type: ignore[call-arg]
         if self._continues[asked]:
             return
         raise ULDError(

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import DynamicCache
 
-from uld.assistant import build_assistant, decoder_layers
+from uld.assistant import build_assistant, decoder_layers, text_decoder
 from uld.errors import ULDError
 from uld.learners import Learner
 from uld.logits import Combination
@@ -24,9 +24,9 @@ from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.trial import difference
 
-_LENGTHS = (7, 4)  # tokens of the rows that are tried
-_STEPS = ((0, 5), (5, 6), (6, 7))  # a prompt and two cached steps
-_SHORT = ((0, 6), (6, 7))
+_LENGTHS = (6, 4)  # tokens of the rows that are tried
+_STEPS = ((0, 4), (4, 5), (5, 6))  # a prompt and two cached steps
+_SHORT = ((0, 5), (5, 6))
 
 
 def probe(learner: Learner, *, answers: bool) -> None:
@@ -87,9 +87,9 @@ def _trains(learner: Learner) -> str | None:
     learner.train()
     ids, mask = _rows(learner.base, left=False)
     states = learner.states(ids, mask)
-    learnt = (mask[:, 1:] > 0).flatten()
-    index = torch.arange(mask.numel(), device=ids.device).view(mask.shape)[:, :-1].flatten()[learnt]
-    loss = cross_entropy(states.logits(index).float(), ids[:, 1:].flatten()[learnt]).mean()
+    last = mask.sum(-1) - 2  # of each row, the last place with a token behind it
+    index = torch.arange(len(ids), device=ids.device) * ids.shape[1] + last
+    loss = cross_entropy(states.logits(index).float(), ids.flatten()[index + 1]).mean()
     found = [one for one in torch.autograd.grad(loss, _asked(learner), allow_unused=True) if one is not None]
     if not loss.isfinite() or not all(one.isfinite().all() for one in found):
         return "its loss or gradients are not finite"
@@ -97,13 +97,12 @@ def _trains(learner: Learner) -> str | None:
         return "no gradient reaches what is to be trained"
     learner.eval()
     with torch.no_grad():
-        padded = learner.states(ids, mask)
         short = _LENGTHS[1]
-        alone = learner.states(ids[1:, :short], mask[1:, :short])
-        places = torch.arange(short, device=ids.device)
-        both = (padded.logits(places + ids.shape[1])[None], alone.logits(places)[None])
-        if what := difference(*both, mask[1:, :short]):
-            return f"padding on the right changes what it computes ({what})"
+        padded, alone = learner.states(ids, mask), learner.states(ids[1:, :short], mask[1:, :short])
+        for one, other in zip(padded.hidden, alone.hidden, strict=True):
+            own = one.unflatten(0, ids.shape)[1:, :short]
+            if what := difference(own, other[None], mask[1:, :short]):
+                return f"padding on the right changes what it computes ({what})"
     return None
 
 
@@ -143,7 +142,7 @@ def _answers(learner: Learner) -> str | None:
     model = ULDForCausalLM.join(plain, learner.model, Combination())
     ids, mask = _rows(base, left=True)
     wanted = [
-        [one(input_ids=ids[row : row + 1, -length:], use_cache=False).logits for one in (plain, base)]
+        [text_decoder(one)(input_ids=ids[row : row + 1, -length:], use_cache=False)[0] for one in (plain, base)]
         for row, length in enumerate(_LENGTHS)
     ]
     for fused, rows, steps in ((False, 2, _STEPS), (True, 1, _SHORT)):
@@ -167,13 +166,13 @@ def _blame(what: str, fused: bool, padded: bool) -> str:
 
 
 def _cached(model: ULDForCausalLM, ids: Tensor, mask: Tensor, steps: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Logits of target and assistant ``(batch, tokens, vocab)`` from a prompt and steps, as ``generate`` does."""
+    """Hidden states of target and assistant ``(batch, tokens, hidden)`` from a prompt and steps, as of ``generate``."""
     cache: Any = model.new_cache()
     found = []
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     for start, end in steps:
         inputs = {"input_ids": ids[:, start:end], "position_ids": positions[:, start:end]}
-        found.append(model.all_logits(cache, **inputs, attention_mask=mask[:, :end], use_cache=True, logits_to_keep=0))
+        found.append(model.all_hidden(cache, **inputs, attention_mask=mask[:, :end], use_cache=True))
     return [torch.cat([step[number] for step in found], 1) for number in range(2)]
 
 

@@ -9,7 +9,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from uld.lora import some_tokens
 
-_EXACT, _ROUNDED = 0.01, 0.3  # of the logits' size: TF32 and other orders of sums; half precision
+untraced: Any = torch.compiler.disable  # a trial is no part of a compiled model
+_EXACT, _ROUNDED = 0.01, 0.3  # of their size: TF32 and other orders of sums; half precision
 
 
 def padded_inputs(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, Tensor]:
@@ -23,13 +24,13 @@ def padded_inputs(model: PreTrainedModel, rows: int, tokens: int) -> dict[str, T
 
 
 def difference(found: Tensor, wanted: Tensor, mask: Tensor) -> str | None:
-    """How much logits differ beyond what rounding may do; None where they do not.
+    """How much logits or hidden states differ beyond what rounding may do; None where they do not.
 
     In full precision every position counts. In half precision the median of a row's positions: there rounding alone
     sends a token to other experts now and then.
 
     Args:
-        found: ``(batch, tokens, vocab)``.
+        found: ``(batch, tokens, vocab)`` or ``(batch, tokens, hidden)``.
         wanted: The same.
         mask: ``(batch, tokens)``, 0 where padded.
     """
@@ -40,11 +41,11 @@ def difference(found: Tensor, wanted: Tensor, mask: Tensor) -> str | None:
     rows = [own[keep] for own, keep in zip(errors, mask.bool(), strict=True)]
     values = [float(row.max() if exact else row.median()) for row in rows]
     bad = [value for value in values if not value <= (_EXACT if exact else _ROUNDED)]  # so NaN is one, too
-    return f"logits differ by {bad[0]:.0%}" if bad else None
+    return f"they differ by {bad[0]:.0%}" if bad else None
 
 
+@untraced
 @torch.no_grad()
-@torch.compiler.disable
 def continues(model: Any, *, several: bool, positions: bool) -> bool:
     """Whether tokens behind a cache find what they find without one; some families begin anew there.
 
