@@ -28,7 +28,6 @@ from family_models import FAMILIES, tiny
 from torch import Tensor, nn
 
 from uld.adapters import load_adapter
-from uld.artifact import library_versions
 from uld.assistant import add_lora, base_model, build_assistant, check_head, decoder_layers
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
@@ -36,6 +35,7 @@ from uld.evaluation.scoring import Scorer
 from uld.learners import Learner, save_weights
 from uld.logits import Combination
 from uld.lora import acting_linears, adapted
+from uld.machine import library_versions
 from uld.modeling import ULDForCausalLM
 from uld.probe import probe
 

@@ -231,7 +231,7 @@ def test_buffers_that_containers_hold_follow_the_target_to_another_dtype(make_ta
     one = model.one_pass.logits(**inputs)
     for found, wanted in zip(one, separate([target, assistant], inputs), strict=True):
         keep = inputs["attention_mask"].bool()
-        torch.testing.assert_close(found[keep], wanted[keep])
+        torch.testing.assert_close(found[keep], wanted[keep], atol=1e-6, rtol=1e-5)  # the tables are made in fp32
         assert found.dtype == torch.float64
 
 

@@ -191,15 +191,15 @@ def test_a_name_that_is_not_utf8_is_refused_where_it_cannot_be_written(task, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_whose_name_is_not_utf8_is_read(task, tmp_path: Path):
+def test_a_file_whose_name_is_not_utf8_is_refused_before_anything_is_written(task, tmp_path: Path):
     odd = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
     odd.write_text(task.forget.read_text())
-    done = uld("augment", odd, "--rules", "--output", tmp_path / "out")
-    assert done.exit_code == 0 and "from 10 records" in done.stdout
     flags = [word if word != str(task.forget) else odd for word in task.flags(tmp_path / "run", epochs=1)]
-    done = uld("train", *flags, "-q")
-    assert done.exit_code == 0, done.output
-    assert "caf\\\\udce9.jsonl" in (tmp_path / "run" / "uld.json").read_text()
+    for words in (["augment", odd, "--rules", "--output", tmp_path / "out"], ["train", *flags, "-q"]):
+        done = uld(*words)
+        assert done.exit_code == 2 and done.stderr.count("\n") == 1
+        assert "the name is not UTF-8" in done.stderr and "rename it" in done.stderr
+    assert list(tmp_path.iterdir()) == [odd]
 
 
 @pytest.fixture

@@ -210,7 +210,7 @@ def test_a_retain_log_of_another_split_is_refused_before_anything_is_run(run, tm
         ("--model UNFINISHED --data DATA", "is an unfinished run"),
         (
             "--model BARE --data DATA",
-            "has no tokenizer that can be loaded: save one beside the model, or name one with",
+            "has no tokenizer that can be loaded (save one beside the model, or name one with --tokenizer)",
         ),
         ("--model RUN --target OTHER --data DATA", "the adapter belongs to another target: it was trained on"),
         ("--model TARGET --weight 2 --data DATA", ": --weight has no meaning for it"),

@@ -121,7 +121,7 @@ def test_templates_by_name_are_all_pinned():
     assert pinned_date(tokenizer) == "2025-04-10" and tokenizer.chat_template["tools"] == TURNS
 
 
-@pytest.mark.parametrize("text", ["today", "2024-7-26", "20240726", "2024-02-30", "26 Jul 2024", "", "2024-W30-5"])
+@pytest.mark.parametrize("text", ["today", "2024-7-26", "20240726", "2024-02-30", "26 Jul 2024", "2024-W30-5"])
 def test_a_date_that_is_none_is_refused(text):
     assert not is_date(text)
     with pytest.raises(ConfigError, match=r"^--date must be a day, written as 2024-12-31, not '"):
@@ -138,7 +138,7 @@ def test_a_date_in_yaml_needs_no_quotes():
 
 
 def test_a_run_is_asked_on_its_own_date(make_run, dated, tmp_path):
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, vocab_size=300)
     shutil.copy(dated(CLOCKS["straight"]) / "chat_template.jinja", run)
     assert pinned_date(load(run)[1]) == DATE  # a run of an older version: its template reads the clock
     Manifest.read(run).model_copy(update={"date": "2025-04-10"}).write(run)
