@@ -84,7 +84,7 @@ def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(uld.retain_set, "draw", stop)
         rows.write_text(kept.replace("answer", "answer ", 0) + kept.splitlines(keepends=True)[0])
-        with pytest.raises(ULDError, match=r"retain_drawn.jsonl has changed since"):
+        with pytest.raises(KeyboardInterrupt):  # what is not as it was noted is drawn again
             train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)
         rows.write_text(kept)
         train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)

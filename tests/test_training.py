@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import uld.learners
 import uld.trainer
 from uld.artifact import Manifest
-from uld.config import ConfigError, TrainConfig
+from uld.config import ConfigError, FinetuneConfig, TrainConfig
 from uld.errors import ULDError
+from uld.finetuning import finetune
 from uld.loading import load
 from uld.objective import frozen_log_likelihoods
 from uld.training import TrainResult, train
@@ -450,3 +451,17 @@ def test_settings_that_would_do_nothing_are_refused_or_told(task, tmp_path, capl
     with caplog.at_level(logging.WARNING):
         run(task, tmp_path / "x", retain_rows=3, epochs=1)
     assert "--retain-rows chooses among TOFU's rows" in caplog.text
+
+
+def test_rows_longer_than_the_positions_of_a_target_are_refused_before_anything_is_written(task, tmp_path) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    size = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 12}
+    GPT2LMHeadModel(GPT2Config(**size)).save_pretrained(tmp_path / "target")
+    AutoTokenizer.from_pretrained(task.target).save_pretrained(tmp_path / "target")
+    with pytest.raises(ULDError, match=r"the longest row \(--max-length \d+\) takes \d+ positions, .* no more than 12"):
+        train(TrainConfig(**task.settings(tmp_path / "run", target=str(tmp_path / "target"))), progress=False)
+    changes = {"model": str(tmp_path / "target"), "file": (str(task.forget),), "output": str(tmp_path / "run")}
+    with pytest.raises(ULDError, match=r"the longest row .* no more than 12"):
+        finetune(FinetuneConfig(**changes), progress=False)
+    assert not (tmp_path / "run").exists()

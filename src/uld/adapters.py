@@ -25,6 +25,7 @@ _OURS = {  # what may differ from PEFT's defaults: the rest would change weights
     *("modules_to_save", "layers_to_transform", "fan_in_fan_out", "init_lora_weights", "inference_mode"),
 }
 _ROOT = "base_model.model."
+_PATTERN = re.compile(r"(\.\*\\\.)?[\w.]+")  # a name, or any module that ends in one, as PEFT writes it for experts
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -79,7 +80,7 @@ def _lora_config(folder: Path, tensors: dict[str, Tensor], what: str) -> LoraCon
         refuse("init_lora_weights", start)
     patterns = {name: given.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
     for name, value in patterns.items():
-        if not isinstance(value, dict) or not all(re.fullmatch(r"[\w.]+", key) for key in value):
+        if not isinstance(value, dict) or not all(_PATTERN.fullmatch(key) for key in value):
             refuse(name, value)
     longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     for rank in (given.get("r"), *patterns["rank_pattern"].values()):

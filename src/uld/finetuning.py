@@ -27,6 +27,7 @@ from uld.artifact import (
 )
 from uld.assistant import check_head, load_config, load_target, quiet_transformers
 from uld.config import ConfigError, FinetuneConfig, flag
+from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.record import Record
 from uld.inputs import learnt_rows, read_learnt
@@ -137,6 +138,8 @@ def finetune(
     model = _model(config, tokenizer, dtype)
     refuse_foreign((max(row.encoded.ids) for row in rows.rows), embedding_rows(model), config.tokenizer or config.model)
     start = fingerprint(model.named_parameters())
+    longest = max(len(row.encoded.ids) for row in rows.rows)
+    check_positions([model], longest, f"the longest row (--max-length {config.max_length})")
     learner = _learner(config, model)
     journal = Journal(output, _NAMES, progress and first)
     holding = held(output, MODEL, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()

@@ -38,6 +38,7 @@ from uld.artifact import (
 )
 from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
+from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.collate import FORGET
 from uld.digests import weights_digests
@@ -147,6 +148,10 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
     learner = make_learner(config, method, options, dtype)
+    longest = max(len(row.encoded.ids) for row in inputs.rows.rows)
+    check_positions(
+        [learner.base, *learner.frozen_models], longest, f"the longest row (--max-length {config.max_length})"
+    )
     probe(learner, answers=method.trains != "target")
     if first and method.trains != "assistant":
         logger.warning("%s", _memory_note(learner, method))
