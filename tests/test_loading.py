@@ -523,7 +523,7 @@ def test_layers_that_need_later_ones_are_told_from_a_config_that_is_wrong(tmp_pa
     own = {"vocab_size": 34, "num_key_value_heads": 1, "activation_sparsity_pattern": [0.0] * 4}
     config = transformers.Gemma3nTextConfig(**size, **kinds, **more, **own)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ULDError, match=r"the first 2 layers of .* cannot stand alone"):
+    with pytest.raises(ULDError, match=r"the first (2 )?layers of .* cannot stand alone"):
         load_sliced(tmp_path, 2)
 
 

@@ -71,7 +71,8 @@ def of_fields(config: type[RunConfig]) -> Iterator[Case]:
         yield f"{BEFORE}{name}: null\n{name}: null\n", (5, f"'{name}' stands there twice, first in line 4")
         if kind is str and field.default != "":
             yield f"{BEFORE}{name}: ''\n", (4, name)
-        right = RIGHT.get(kind, ()) if name != "method" else (("'ga'", "ga"), ("npo+kl", "npo+kl"))
+        own = {"method": (("'ga'", "ga"), ("npo+kl", "npo+kl")), "date": (("'2026-02-28'", "2026-02-28"),)}
+        right = own.get(name, RIGHT.get(kind, ()))
         for text, value in right:
             yield f"{BEFORE}{name}: {text}\n", {name: value}
         yield f"{BEFORE}{name}:\n", {}

@@ -28,7 +28,7 @@ def test_inputs_for_each_layer_from_one_tensor_are_refused_by_name(tmp_path):
     target = Gemma4ForCausalLM(Gemma4TextConfig(**SIZE, hidden_size_per_layer_input=8, vocab_size_per_layer_input=34))
     target.save_pretrained(tmp_path)
     for cut in (lambda: build_assistant(target, 2), lambda: load_sliced(tmp_path, 2)):
-        with pytest.raises(ULDError, match=r"Gemma4ForCausalLM cannot be cut .*embed_tokens_per_layer"):
+        with pytest.raises(ULDError, match=r"Gemma4ForCausalLM cannot stand alone: .*embed_tokens_per_layer"):
             cut()
 
 

@@ -134,7 +134,9 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
 def _settle(whole: Mapping[str, nn.Module], part: PreTrainedModel) -> None:
     """`uld.slicing.settle`, with a sentence where it cannot."""
     if (odd := settle(whole, part, decoder_layers(part)[0])) is not None:
-        raise ULDError(f"{type(part).__name__} cannot be cut behind a layer: {odd} depends on the number of layers")
+        raise ULDError(
+            f"the first layers of {type(part).__name__} cannot stand alone: {odd} depends on the number of layers"
+        )
 
 
 def _share_own_tensors(module: nn.Module, source: nn.Module) -> None:

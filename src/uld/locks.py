@@ -59,7 +59,7 @@ def locked(path: Path, *, wait: float = 0.0) -> Iterator[bool]:
     """
     until = time.monotonic() + wait
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if hold(handle, path):
                 try:

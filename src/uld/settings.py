@@ -174,7 +174,7 @@ def check_date(text: str | None) -> None:
         ConfigError: it is not a day, written as 2024-12-31.
     """
     if text is not None and not is_date(text):
-        raise ConfigError(f"--date must be a day, written as 2024-12-31, not {text!r}")
+        raise ValueFault("date", f"must be a day, written as 2024-12-31, not {text!r}")
 
 
 def is_first_process() -> bool:
