@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint
 from uld.assistant import build_assistant, load_sliced, load_target, quiet_peft
+from uld.gate import load_gate
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -23,7 +24,9 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         with quiet_peft():
             warnings.filterwarnings("error", "Found missing adapter keys")
             # LoRA in the target's dtype: as many bytes as are needed, and no casts in every layer.
-            return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+            adapted = PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False)
+            load_gate(adapted, folder)
+            return adapted
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, UserWarning, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(f"the adapter in {folder} cannot be loaded: {first}") from error

@@ -54,12 +54,14 @@ class DiskFullError(ArtifactError):
 class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
     rule: Literal["suppress", "subtract", "reference", "offset"]
     weight: float
     filter: float
     min_tokens: float
     outside: Literal["keep", "mask"]
+    margin: float = 0.0
+    floor: float = 0.0
 
 
 class DataFile(BaseModel):

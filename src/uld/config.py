@@ -84,15 +84,23 @@ class TrainConfig(RunConfig):
     min_tokens: float | None = setting(None, "Least share of the vocabulary that the filter keeps.", "Combination")
     outside: Literal["keep", "mask"] | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
 
+    margin: float | None = setting(
+        None, "m, nats above uniform up to which suppress leaves a token alone.", "Combination"
+    )
+    floor: float | None = setting(
+        None, "φ, share of the best token's probability below which suppress lowers none.", "Combination"
+    )
+    gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "LoRA")
+
     keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
 
     FILE: ClassVar[str] = "train.yaml"
     LEAST: ClassVar[dict[str, int]] = {
         **RunConfig.LEAST,
         **dict.fromkeys(("num_layers", "draw_retain"), 1),
-        **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "retain_weight"), 0),
+        **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "margin", "retain_weight"), 0),
     }
-    SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens")
+    SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens", "floor")
 
     @classmethod
     def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":

@@ -316,24 +316,36 @@ def _suppressed_losses(logits: Tensor, excess: Tensor, labels: Tensor, settings:
     these few tokens.
     """
     above = excess > 0
-    losses = logits.new_empty(len(settings), len(logits))
     few = above.sum(-1, dtype=torch.int32).amax() <= _SPARSE * logits.shape[-1]
-    if few:
-        near, near_excess = _gathered(above, (logits, -torch.inf), (excess, 0.0))
-        left = torch.where(above, -torch.inf, logits)
-        far, far_top = left.logsumexp(-1), left.amax(-1)
-        own, own_excess = (one.gather(-1, labels[:, None]) for one in (logits, excess))
-    for i, how in enumerate(settings):
-        if how.weight == 0 or not few or how.weight == math.inf:
-            lowered = logits if how.weight == 0 else _lowered(logits, [(excess, how.weight)])
-            changed = _floored(logits, lowered, how.floor if how.weight else 0.0)
-            losses[i] = F.cross_entropy(changed, labels, reduction="none")
-            continue
-        lowered = near - how.weight * near_excess
-        top = torch.maximum(far_top, lowered.amax(-1))[:, None] if how.floor and near.shape[-1] else far_top[:, None]
-        total = torch.logaddexp(_floored(near, lowered, how.floor, top).logsumexp(-1), far)
-        losses[i] = total - _floored(own, own - how.weight * own_excess, how.floor, top)[:, 0]
+    sparse = [i for i, how in enumerate(settings) if few and 0 < how.weight < math.inf]
+    losses = logits.new_empty(len(settings), len(logits))
+    for i in set(range(len(settings))) - set(sparse):
+        how = settings[i]
+        changed = logits
+        if how.weight > 0:
+            changed = _floored(logits, _lowered(logits, [(excess, how.weight)]), how.floor)
+        losses[i] = F.cross_entropy(changed, labels, reduction="none")
+    if sparse:
+        losses[sparse] = _sparse_losses(logits, excess, above, labels, [settings[i] for i in sparse])
     return losses
+
+
+def _sparse_losses(
+    logits: Tensor, excess: Tensor, above: Tensor, labels: Tensor, settings: Sequence[Combination]
+) -> Tensor:
+    """`_suppressed_losses` where few tokens lie above the margin, for finite weights: ``(settings, positions)``."""
+    near, near_excess = _gathered(above, (logits, -torch.inf), (excess, 0.0))
+    left = torch.where(above, -torch.inf, logits)
+    far, far_top = left.logsumexp(-1), left.amax(-1, keepdim=True)
+    own, own_excess = (one.gather(-1, labels[:, None]) for one in (logits, excess))
+    losses = []
+    for how in settings:
+        lowered = torch.sub(near, near_excess, alpha=how.weight)
+        top = torch.maximum(far_top, lowered.amax(-1, keepdim=True)) if near.shape[-1] else far_top
+        total = torch.logaddexp(_floored(near, lowered, how.floor, top).logsumexp(-1), far)
+        mine = _floored(own, torch.sub(own, own_excess, alpha=how.weight), how.floor, top)
+        losses.append(total - mine[:, 0])
+    return torch.stack(losses)
 
 
 def _filtered_losses(logits: Tensor, change: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:

@@ -40,6 +40,7 @@ from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
 from uld.data.collate import FORGET
 from uld.errors import ULDError
+from uld.gate import save_gate
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, read_metrics, stop_on_interrupt
 from uld.learners import Learner, bytes_needed, finish_weights, make_learner
@@ -123,6 +124,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     options = method.read_options(config.option)
     if config.small is not None and method.trains != "offset":
         raise ConfigError(f"--small is for offset-…, and --method is {method.name}: leave it out")
+    if config.gate and method.trains != "assistant":
+        raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
     if config.retain_rows is not None and config.split is None:
         logger.warning("--retain-rows chooses among TOFU's rows (--split): files are taken whole")
     if (config.rule == "offset") != (method.trains == "offset") and config.rule is not None:
@@ -225,7 +228,7 @@ def _manifest(
         small=place(config.small) if config.small is not None and method.trains == "offset" else None,
         small_fingerprint=learner.fingerprints.get("small"),
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
-        combination=CombinationSettings(**vars(combination)),
+        combination=CombinationSettings(**combination.to_dict()),
         template=config.template,
         data=inputs.files,
         versions=library_versions(),
@@ -265,6 +268,7 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
         if isinstance(model, PeftModel):
             with new_folder(output / ADAPTER, replace=True) as folder:
                 save_adapter(model, folder, manifest.small or manifest.target)
+                save_gate(model, folder)
             size = (output / ADAPTER / "adapter_model.safetensors").stat().st_size
         else:
             size = save_model(model, output, load_config(config.target, **hub).dtype)

@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, guarded, with_model
+from uld.cli.common import COMBINATION, ModelOptions, guarded, with_model
 from uld.errors import ULDError
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
 
 
 @guarded
-@with_model("target", "rule", "weight", "filter", "min_tokens", "outside")
+@with_model("target", *COMBINATION)
 def draw(
     output: Annotated[str, typer.Option(help="JSON-lines file to write.")],
     forget: Annotated[

@@ -63,7 +63,7 @@ def claim(folder: Path, about: dict[str, Any], what: str = "evaluation") -> None
         return
     if folder.exists() and any(path.is_file() for path in folder.iterdir()):  # a grid lies in folders of its own
         raise ArtifactError(f"{folder} is not empty and holds no {what}: name another folder with --output")
-    write_text(path, json.dumps(about, indent=2) + "\n")
+    write_text(path, dumps(about, indent=2) + "\n")
 
 
 class RowFile:
