@@ -140,7 +140,6 @@ def commands(work: Path) -> dict[str, Command]:
         "finetune": Command(["finetune", *learn], settings="finetune.yaml", finished="finetune.json"),
         "eval tofu": Command([*tofu, "--retain-model", str(work / "retain-only")]),
         "eval tofu (grid)": Command([*tofu, "--weight", "0.5,1"]),
-        "compare": Command(["compare", str(work / "grid.yaml"), "--output", out, "-q"]),
         "augment --rules": Command(["augment", forget, "--rules", "--output", out]),
         "augment (a model)": Command(lambda: augment(Path(forget), Path(out))),
         "tune": Command(["tune", out, *probes], start="run"),
@@ -148,6 +147,7 @@ def commands(work: Path) -> dict[str, Command]:
             ["draw", "--model", target, "--forget", forget, "--rows", "4", "--max-length", "64", "--output", f"{out}/d"]
         ),
         "save_pretrained": Command(lambda: save(work / "run", Path(out)), start="run"),
+        "compare": Command(["compare", str(work / "grid.yaml"), "--output", out, "-q"]),
     }
 
 
