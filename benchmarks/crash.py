@@ -144,7 +144,20 @@ def commands(work: Path) -> dict[str, Command]:
         "augment (a model)": Command(lambda: augment(Path(forget), Path(out))),
         "tune": Command(["tune", out, *probes], start="run"),
         "draw": Command(
-            ["draw", "--model", target, "--forget", forget, "--rows", "4", "--max-length", "64", "--output", f"{out}/d"]
+            [
+                "draw",
+                "--model",
+                target,
+                "--forget",
+                forget,
+                "--rows",
+                "4",
+                "--max-length",
+                "64",
+                "--output",
+                f"{out}/d",
+            ],
+            finished="d",
         ),
         "save_pretrained": Command(lambda: save(work / "run", Path(out)), start="run"),
         "compare": Command(["compare", str(work / "grid.yaml"), "--output", out, "-q"]),
@@ -382,12 +395,15 @@ class Trials:
             code = forked(lambda: self.killed_at(number), self.log)
         else:
             code = forked(lambda: call(self.command.words), self.log, after=after)
+        finished = self.command.finished if self.command.settings is None else None
+        complete = finished is not None and (self.out / finished).exists()
         words = self.again()
         ended = 0 if words is None else forked(lambda: call(words), self.log)
         found = state(self.root)
         differs = sorted(one for one in {*found, *self.whole} if found.get(one) != self.whole.get(one))
-        lost = ended != 0 or bool(differs)
-        told = self.log.read_text()[-2000:] if lost else ""
+        # A command that refuses to replace what it had come to the end of has lost nothing.
+        lost = ended not in ((0, 2) if complete else (0,)) or bool(differs)
+        told = self.log.read_text()[-2000:].replace(str(self.root), "OUT") if lost else ""
         return {"killed": code == -signal.SIGKILL, "ended": ended, "differs": differs, "lost": lost, "told": told}
 
 

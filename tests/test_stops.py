@@ -201,11 +201,16 @@ def test_a_file_is_drawn_by_one_command_at_a_time(tmp_path):
     with claimed_file(path, overwrite=False) as write:
         with pytest.raises(ULDError, match="is being written by another command"), claimed_file(path, overwrite=True):
             pass
-        path.parent.mkdir()
         path.write_text("somebody else was faster")
         with pytest.raises(ULDError, match="exists already"):
             write("row")
-    assert path.read_text() == "somebody else was faster" and not list(tmp_path.glob(".*"))
+    assert path.read_text() == "somebody else was faster" and not list(tmp_path.rglob(".*"))
+    with (
+        pytest.raises(ULDError, match="no target"),
+        claimed_file(tmp_path / "y" / "z" / "drawn.jsonl", overwrite=False),
+    ):
+        raise ULDError("no target")
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.fixture

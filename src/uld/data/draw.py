@@ -149,12 +149,21 @@ def draw(
     return Drawn(records, prompts, facts)
 
 
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, in which nothing came to be."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
 @contextmanager
 def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], None]]:
     """Take the place of a file that takes long to make, so that no second command makes another in the meantime.
 
     Args:
-        path: The file; folders above it are made when it is written.
+        path: The file; folders above it are made, and go again where nothing is written.
         overwrite: Whether one that exists may be replaced.
 
     Returns:
@@ -178,9 +187,12 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
         with writing(path.parent):
             if taken := [one for one in path.parents if one.is_file()]:
                 raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
-            nearest = next(one for one in path.absolute().parents if one.is_dir())
-            name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16]
-            mine = stack.enter_context(locked(nearest / f".{name}.lock"))
+            # The lock's place must not depend on what is there already: two commands have to meet at it.
+            made = [one for one in path.absolute().parents if not one.exists()]
+            stack.callback(_remove_empty, made)
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+            mine = stack.enter_context(locked(path.absolute().parent / f".{name}.lock"))
         if not mine:
             raise ArtifactError(f"{path} is being written by another command: choose another file (--output)")
         with writing(path.parent):
