@@ -1,9 +1,15 @@
 """A micro grid: right numbers, nothing done twice, and the same table whatever stops it on the way."""
 
 import json
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +180,42 @@ def test_an_augmentation_counts_by_what_it_holds_and_not_by_where_it_is(micro, t
         (spec,) = [one for one in specs(grid, {"npo+kl": 1e-3}) if one.method == "npo+kl"][:1]
         digests[name] = Workspace(grid, tmp_path).training_digest(spec)
     assert digests["one"] == digests["same"] != digests["other"]
+
+
+@pytest.mark.slow
+def test_a_sigterm_ends_the_helpers_too(micro, tmp_path):
+    """The terminal tells every process of Ctrl-C; a scheduler tells the first one alone."""
+    grid, out = grid_file(micro, tmp_path), tmp_path / "out"
+    words = ["compare", grid, "--output", str(out), "--jobs", "2", "-q"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uld", *words], start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        until(lambda: len(members(process.pid)) > 3 and any((out / "work").rglob("*.jsonl")))
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        until(lambda: not members(process.pid))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "ended by SIGTERM" in process.stderr.read()
+
+
+def members(group: int) -> list[str]:
+    """Processes of a group that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            found += [stat.parent.name] if int(its_group) == group and state != "Z" else []
+    return found
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -114,6 +114,12 @@ def test_formats_compare_on_common_rows(data_dir):
     assert "F.Q. compares the 300 forget rows" in result.table()
 
 
+def test_a_result_is_written_alike_whatever_the_order_of_the_log():
+    log = complete(rows=4)
+    turned = TofuLog(dict(reversed(log.tasks.items())))
+    assert json.dumps(aggregate(turned, turned).to_dict()) == json.dumps(aggregate(log, log).to_dict())
+
+
 def test_common_rows_are_matched_by_key():
     # Keys 4..7 are shared, and there both logs are equal; rows 0..3 of either are far apart.
     ours, theirs = complete(rows=8), complete(rows=8, first=4)

@@ -64,10 +64,16 @@ def compare(
         failed = run(read, output, replace=replace, progress=None if quiet else _tell)
         for helper in helpers:
             helper.wait()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # the terminal has told the helpers, too
         for helper in helpers:
             helper.wait()
         raise ULDError(f"interrupted: {output} holds what is done, and the same command goes on from there") from None
+    except BaseException:
+        for helper in helpers:
+            helper.terminate()
+        for helper in helpers:
+            helper.wait()
+        raise
     if os.environ.get(_HELPER):
         return
     from uld.report.build import build

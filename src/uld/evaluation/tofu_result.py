@@ -108,7 +108,7 @@ def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: b
         compared_rows=compared,
         model_utility=metrics.model_utility(known) if len(known) == len(nine) else None,
         impossible_answers=sum(map(_impossible, log.values())),
-        rows={name: len(task) for name, task in log.items()},
+        rows={name: len(log[name]) for name in ("forget", *UTILITY_TASKS) if name in log},
         **parts,
     )
 
