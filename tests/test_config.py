@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import os
 import subprocess
 import sys
@@ -101,6 +102,7 @@ ZERO = (
     "wrong_answers",
     "retain_rows",
     "weight",
+    "margin",
     "retain_weight",
     "weight_decay",
     "max_grad_norm",
@@ -120,12 +122,12 @@ SHARE = ("lora_dropout", "beta1", "beta2")
         ("warmup", 0.99, 1.5),
         ("warmup", 50.0, 50.1),
         *((name, 0.99, 1.0) for name in SHARE),
-        *((name, 0.0, -0.1) for name in ("filter", "min_tokens")),
+        *((name, 0.0, -0.1) for name in ("filter", "min_tokens", "floor")),
         *((name, 1.0, 1.1) for name in ("filter", "min_tokens")),
         ("learning_rate", 1e-9, 0.0),
         ("learning_rate", 0.99, 1.0),
         *((name, 0.5, float("nan")) for name in ("learning_rate", "retain_weight", "weight", "filter", *SHARE)),
-        *((name, 0.5, float("inf")) for name in ("retain_weight", "weight", "weight_decay", "max_grad_norm")),
+        *((name, 0.5, float("inf")) for name in ("retain_weight", "margin", "weight_decay", "max_grad_norm")),
     ],
 )
 def test_ranges(name: str, inside: float, outside: float) -> None:
@@ -260,7 +262,7 @@ def test_from_scratch_the_defaults_are_others_and_lie_below_every_layer() -> Non
 def test_both_commands_share_their_common_settings() -> None:
     train, finetune = ({field.name: field for field in setting_fields(kind)} for kind in (TrainConfig, FinetuneConfig))
     common = {field.name for field in dataclasses.fields(RunConfig)}
-    assert train.keys() & finetune.keys() - common == {"split", "num_layers"}  # of the same name, but not the same
+    assert train.keys() & finetune.keys() - common == {"split", "num_layers", "floor"}  # of the same name, but not the same
     for name, field in finetune.items():
         assert field.metadata["help"].endswith((".", "…")) and field.metadata["group"], name
 
@@ -282,8 +284,11 @@ def test_a_weight_that_would_overflow_is_refused() -> None:
     for value in (1e7, 1e308):
         with pytest.raises(ConfigError, match="--weight must be at most 1,000,000"):
             TrainConfig(weight=value)
-        with pytest.raises(ULDError, match=r"weight \(α\) must be at most 1,000,000"):
+        with pytest.raises(ULDError, match=r"weight \(α\) must lie between 0 and 1,000,000 or be inf"):
             Combination(weight=value)
+    assert TrainConfig(weight=math.inf).weight == math.inf
+    with pytest.raises(ConfigError, match="--retain-weight must be a finite number"):
+        TrainConfig(retain_weight=math.inf)
 
 
 def test_python_takes_paths_and_refuses_what_files_do() -> None:

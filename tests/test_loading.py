@@ -410,7 +410,9 @@ RUNS: list[Case] = [
         (f"{key} {value!r}", _combination(**{key: value}), "refused")
         for key, values in {
             "rule": ("guess", None, "offset"),
-            "weight": (-1, NAN, INF, "x", None),
+            "weight": (-1, NAN, "x", None),
+            "margin": (-1, NAN, INF, "x", None),
+            "floor": (-0.5, 1.5, NAN, None),
             "filter": (-1, 2, NAN, None),
             "min_tokens": (-0.5, 1.5, NAN),
             "outside": ("mend", None),

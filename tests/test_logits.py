@@ -19,6 +19,8 @@ grid = st.integers(-255, 255).map(lambda n: n / 8)
 shifts = st.integers(-4096, 4096).map(float)
 rates = st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.5, 1.0])
 shares = st.sampled_from([0.0, 0.01, 0.25, 0.5, 1.0])
+margins = st.sampled_from([0.0, 0.25, 1.0, 3.0, 100.0])
+floors = st.sampled_from([0.0, 1e-6, 0.001, 0.3, 1.0])
 
 
 @st.composite
@@ -37,7 +39,14 @@ def combinations(draw, rules=RULES) -> Combination:
         filter=draw(rates),
         min_tokens=draw(shares),
         outside=draw(st.sampled_from(["keep", "mask"])),
+        margin=draw(margins),
+        floor=draw(floors),
     )
+
+
+@st.composite
+def suppressions(draw, weights=(0.25, 1.25, 4.0, 300.0, math.inf)) -> Combination:
+    return Combination(weight=draw(st.sampled_from(weights)), margin=draw(margins), floor=draw(floors))
 
 
 def naive(target: Tensor, assistant: Tensor, how: Combination) -> list[float]:
@@ -46,7 +55,9 @@ def naive(target: Tensor, assistant: Tensor, how: Combination) -> list[float]:
     norm = math.log(sum(math.exp(x) for x in la))
     r = [x - norm + math.log(vocab) for x in la]
     if how.rule == "suppress":
-        return [x - how.weight * max(y, 0.0) for x, y in zip(l, r, strict=True)]
+        lowered = [x - how.weight * max(y - how.margin, 0.0) for x, y in zip(l, r, strict=True)]
+        lowest = -math.inf if how.floor == 0 else max(lowered) + math.log(how.floor)
+        return [max(s, min(x, lowest)) for x, s in zip(l, lowered, strict=True)]
     if how.rule == "subtract":
         change, least = r, math.ceil(how.min_tokens * vocab)
     else:
@@ -127,11 +138,99 @@ def test_masked_tokens_never_win(pair, how):
     assert kept[out.argmax()] and out.softmax(-1)[~kept].eq(0).all()
 
 
-@given(pairs(), combinations(("suppress",)), st.sampled_from(DTYPES))
+@given(pairs(), suppressions(), st.sampled_from(DTYPES))
 def test_suppress_never_lifts_a_token(pair, how, dtype):
     target, assistant = (one.to(dtype) for one in pair)
     out = combine(target, assistant, how)
     assert out.dtype == dtype and (out <= target).all()
+
+
+@given(pairs(), suppressions())
+def test_suppress_lowers_nothing_below_the_floor_and_nothing_within_the_margin(pair, how):
+    target, assistant = pair
+    out = combine(target, assistant, how)
+    within = log_ratio_to_uniform(assistant) <= how.margin
+    assert torch.equal(out[within], target[within]) and within.any()
+    if how.floor > 0:
+        lowest = torch.minimum(target, out.max() + math.log(how.floor))
+        assert (out >= lowest - 1e-4).all()
+
+
+@given(pairs(), suppressions(), st.sampled_from(DTYPES))
+def test_no_margin_and_no_floor_is_the_plain_rule_to_the_bit(pair, how, dtype):
+    target, assistant = (one.to(dtype) for one in pair)
+    how = replace(how, margin=0.0, floor=0.0, weight=min(how.weight, 300.0))
+    plain = target.float() - how.weight * log_ratio_to_uniform(assistant).clamp_min(0)
+    assert torch.equal(combine(target, assistant, how), plain.to(dtype))
+
+
+@given(pairs(), suppressions(weights=(math.inf,)))
+def test_an_infinite_weight_is_the_limit_of_large_ones(pair, how):
+    target, assistant = pair
+    limit = combine(target, assistant, how).softmax(-1)
+    assert limit.isfinite().all()
+    excess = log_ratio_to_uniform(assistant) - how.margin
+    if (excess[excess > 0] > 1e-2).all():  # nearer to the margin, 1e6 is not large
+        torch.testing.assert_close(combine(target, assistant, replace(how, weight=1e6)).softmax(-1), limit)
+
+
+def test_an_infinite_weight_where_every_token_that_is_left_lies_above_the_margin():
+    target = torch.tensor([3.0, 2.0, 1.0, -torch.inf, -torch.inf])
+    assistant = torch.tensor([9.0, 8.0, 8.0, 0.0, 0.0])  # the two that it finds unlikely are masked out by the target
+    out = combine(target, assistant, Combination(weight=math.inf, floor=0.01))
+    assert torch.equal(out[1:], target[1:])  # the least remembered survive as they are
+    assert out[0] == pytest.approx(2 + math.log(0.01))
+
+
+def test_a_margin_and_a_floor_by_hand():
+    target = torch.tensor([5.0, 4.0, 1.0, 0.0])
+    assistant = torch.tensor([0.6, 0.35, 0.04, 0.01]).log()
+    up = [math.log(4 * p) for p in (0.6, 0.35)]  # 0.875 and 0.336; the others are below uniform
+    how = Combination(weight=2.0, margin=0.5)
+    assert combine(target, assistant, how).tolist() == pytest.approx([5 - 2 * (up[0] - 0.5), 4, 1, 0])
+    assert combine(target, assistant, replace(how, weight=20.0, floor=0.1)).tolist() == pytest.approx(
+        [4 + math.log(0.1), 4, 1, 0]
+    )
+    assert torch.equal(combine(target, assistant, replace(how, margin=1.0)), target)  # nothing is remembered that well
+
+
+@given(pairs(), suppressions(), st.sampled_from(DTYPES))
+def test_one_run_twice_with_half_the_weight_is_the_run_once(pair, how, dtype):
+    target, assistant = (one.to(dtype) for one in pair)
+    half = replace(how, weight=how.weight / 2)
+    once = combine(target, assistant, how)
+    assert torch.equal(combine_all(target, [assistant, assistant], [half, half]), once)
+
+
+@given(pairs(), suppressions(), suppressions(), st.data())
+def test_what_several_runs_lower_is_floored_once_by_the_smallest_floor(pair, one, two, data):
+    target, first = pair
+    second = torch.tensor(data.draw(st.lists(grid, min_size=len(target), max_size=len(target))))
+    both = combine_all(target, [first, second], [one, two])
+    torch.testing.assert_close(combine_all(target, [second, first], [two, one]), both)
+    assert (both <= target).all()
+    if math.inf not in (one.weight, two.weight):
+        lowered = target - sum(
+            how.weight * (log_ratio_to_uniform(la) - how.margin).clamp_min(0)
+            for la, how in ((first, one), (second, two))
+        )
+        floor = min(one.floor, two.floor)
+        lowest = lowered.max() + math.log(floor) if floor else torch.tensor(-math.inf)
+        torch.testing.assert_close(both, torch.maximum(lowered, torch.minimum(target, lowest)))
+
+
+def test_a_margin_or_a_floor_is_refused_for_a_rule_that_has_none():
+    with pytest.raises(ULDError, match="margin is for the rule suppress, and the rule here is subtract"):
+        Combination(rule="subtract").override(margin=3.0)
+    with pytest.raises(ULDError, match="floor is for the rule suppress, and the rule here is reference"):
+        Combination(margin=3.0).override(rule="reference", floor=0.1)
+    assert Combination(margin=3.0).override(rule="subtract").margin == 3.0  # not used, and not lost
+
+
+def test_files_hold_a_margin_and_a_floor_only_where_there_is_one():
+    before = {"rule": "suppress", "weight": 1.5, "filter": 0.01, "min_tokens": 0.01, "outside": "keep"}
+    assert Combination().to_dict() == before
+    assert Combination(margin=3.0, floor=0.001).to_dict() == before | {"margin": 3.0, "floor": 0.001}
 
 
 @given(pairs(), rates, st.integers(0, 30))
@@ -211,6 +310,7 @@ def test_batches_are_combined_row_by_row():
 @given(pairs(), combinations(), combinations(), st.data())
 def test_several_assistants_add_their_changes_in_any_order(pair, one, two, data):
     target, first = pair
+    one, two = replace(one, floor=0.0), replace(two, floor=0.0)
     second = torch.tensor(data.draw(st.lists(grid, min_size=len(target), max_size=len(target))))
     both = combine_all(target, [first, second], [one, two])
     torch.testing.assert_close(combine_all(target, [second, first], [two, one]), both)
@@ -222,7 +322,7 @@ def test_several_assistants_add_their_changes_in_any_order(pair, one, two, data)
 @given(pairs(), st.lists(combinations(), min_size=1, max_size=6), st.data())
 def test_losses_under_many_settings_equal_those_of_each(pair, many, data):
     target, assistant = (one[None] for one in pair)
-    many = [*many, Combination(weight=0.0)]
+    many = [*many, Combination(weight=0.0), data.draw(suppressions())]
     label = torch.tensor([data.draw(st.integers(0, target.shape[-1] - 1))])
     found = label_losses(target, assistant, label, many)
     for how, loss in zip(many, found, strict=True):
@@ -236,6 +336,10 @@ MANY = [
     for weight in (0.0, 0.5, 3.0)
     for filter, share in ((0.0, 0.0), (0.02, 0.0), (0.2, 0.02), (0.01, 0.5), (1.0, 0.0), (0.1, 1.0))
     for outside in ("keep", "mask")
+] + [
+    Combination(weight=weight, margin=margin, floor=floor)
+    for margin in (0.0, 0.5, 2.0, 9.0)
+    for weight, floor in ((0.0, 0.5), (1.5, 0.0), (1.5, 0.001), (40.0, 0.2), (40.0, 1.0), (math.inf, 0.001))
 ]
 
 
@@ -286,7 +390,19 @@ def test_label_losses_with_tokens_that_a_model_masks_out_itself():
         ({"outside": "drop"}, "outside must be one of keep, mask, not 'drop'"),
         ({"weight": -0.1}, "weight"),
         ({"weight": math.nan}, "weight"),
-        ({"weight": math.inf}, "weight"),
+        (
+            {"weight": math.inf, "rule": "subtract"},
+            "weight .α. may be inf with the rule suppress alone, not with subtract",
+        ),
+        ({"weight": -math.inf}, "weight"),
+        ({"weight": 1e308}, "weight .α. must lie between 0 and 1,000,000 or be inf, not 1e.308"),
+        ({"margin": -0.5}, "margin must be a number of nats ≥ 0, not -0.5"),
+        ({"margin": math.nan}, "margin"),
+        ({"margin": math.inf}, "margin"),
+        ({"margin": "3"}, "margin must be a number, not '3'"),
+        ({"floor": 1.5}, "floor must lie between 0 and 1, not 1.5"),
+        ({"floor": -0.1}, "floor"),
+        ({"floor": math.nan}, "floor"),
         ({"weight": "1"}, "weight must be a number, not '1'"),
         ({"weight": True}, "weight must be a number"),
         ({"filter": 1.1}, "filter must lie between 0 and 1, not 1.1"),

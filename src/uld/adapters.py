@@ -16,6 +16,7 @@ from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, refuse_c
 from uld.assistant import build_assistant, load_sliced, load_target
 from uld.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
 from uld.errors import explained
+from uld.gate import load_gate
 from uld.lora import quiet_peft
 
 _OURS = {  # what may differ from PEFT's defaults: the rest would change weights that are the target's, or run regexes
@@ -52,6 +53,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             raise ArtifactError(f"{what}: {name} is {list(tensors[name].shape)}, and has to be {list(tensor.shape)}")
     with explained(what, ArtifactError):
         set_peft_model_state_dict(adapter, tensors)
+        load_gate(adapter, folder)
     return adapter.eval()
 
 

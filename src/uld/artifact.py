@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from uld.digests import ADAPTER as ADAPTER
-from uld.digests import content_digest, first_broken
+from uld.digests import content_digest, first_broken, weights_files
 from uld.errors import ULDError, explained
 from uld.locks import hold, is_held
 from uld.machine import files_are_limited
@@ -56,12 +56,14 @@ class DiskFullError(ArtifactError):
 class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
     rule: Literal["suppress", "subtract", "reference", "offset"]
     weight: float
     filter: float
     min_tokens: float
     outside: Literal["keep", "mask"]
+    margin: float = 0.0
+    floor: float = 0.0
 
 
 def _utf8(name: str) -> str:
@@ -220,6 +222,11 @@ def refuse_changed(folder: Path, manifest: Manifest) -> None:
             raise ArtifactError(
                 f"{path} is not the file that was trained: its digest is another than {MANIFEST} says; copy the run "
                 "again, or train it again"
+            )
+    for path in weights_files(folder) if manifest.weights else ():
+        if path.relative_to(folder).as_posix() not in manifest.weights:
+            raise ArtifactError(
+                f"{path} belongs to no run here: {MANIFEST} does not name it; copy the run again, whole"
             )
 
 
@@ -425,7 +432,7 @@ def _exchange(new: Path, path: Path) -> None:
 
 
 def save_adapter(adapter: Any, folder: Path, target: str) -> None:
-    """Write an adapter in PEFT's own format, naming the target as its base.
+    """Write an adapter in PEFT's own format, naming the target as its base; its gate, if it has one, lies beside it.
 
     Args:
         adapter: A `peft.PeftModel`.
@@ -437,9 +444,14 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
     """
     from peft import get_peft_model_state_dict
 
+    from uld.gate import gate_of, save_gate
+
+    if (gate := gate_of(adapter)) is not None:
+        _refuse_broken((f"the gate's {name}", tensor) for name, tensor in gate.named_parameters())
     _refuse_broken(get_peft_model_state_dict(adapter, save_embedding_layers=False).items())
     adapter.peft_config["default"].base_model_name_or_path = target
     adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    save_gate(adapter, folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
     as_usual(folder.glob("*.safetensors"))
 

@@ -39,6 +39,7 @@ from uld.checkpoint import (
 )
 from uld.errors import ULDError, explained, is_out_of_memory
 from uld.fields import number
+from uld.gate import gate_of
 from uld.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
 from uld.slicing import settle
 
@@ -409,9 +410,26 @@ def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return logits
 
 
+def gated_logits(assistant: Any, hidden: Tensor) -> Tensor:
+    """An assistant's logits from its final normed states, through its gate if it has one.
+
+    Args:
+        assistant: Causal LM, or a `PeftModel` of one.
+        hidden: ``(..., width)``.
+
+    Returns:
+        ``(..., vocab)``.
+    """
+    logits, gate = head_logits(base_model(assistant), hidden), gate_of(assistant)
+    return logits if gate is None else gate.apply_to(logits, hidden)
+
+
 @torch.no_grad()
-def check_head(model: PreTrainedModel) -> None:
+def check_head(model: PreTrainedModel) -> int:
     """Make sure that `head_logits` is what the model's own forward computes, on one token.
+
+    Returns:
+        Width of the final hidden states.
 
     Raises:
         ULDError: the family does something else between hidden states and logits.
@@ -426,3 +444,4 @@ def check_head(model: PreTrainedModel) -> None:
         raise ULDError(
             f"{type(model).__name__} computes its logits in a way that uld does not know, so it cannot be trained on"
         )
+    return hidden.shape[-1]

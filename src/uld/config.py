@@ -88,21 +88,30 @@ class TrainConfig(RunConfig):
     min_tokens: float | None = setting(None, "Least share of the vocabulary that the filter keeps.", "Combination")
     outside: Literal["keep", "mask"] | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
 
+    margin: float | None = setting(
+        None, "m, nats above uniform up to which suppress leaves a token alone.", "Combination"
+    )
+    floor: float | None = setting(
+        None, "φ, share of the best token's probability below which suppress lowers none.", "Combination"
+    )
+    gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
+
     keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
 
     FILE: ClassVar[str] = "train.yaml"
     LEAST: ClassVar[dict[str, float]] = {
         **RunConfig.LEAST,
         **dict.fromkeys(("num_layers", "draw_retain", "chunks"), 1),
-        **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "retain_weight"), 0),
+        **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "margin", "retain_weight"), 0),
     }
     MOST: ClassVar[dict[str, float]] = {
         **RunConfig.MOST,
         **dict.fromkeys(("paraphrases", "wrong_answers", "num_layers"), 10**4),
-        **dict.fromkeys(("draw_retain", "weight", "retain_weight"), 10**6),
+        **dict.fromkeys(("draw_retain", "weight", "margin", "retain_weight"), 10**6),
         **dict.fromkeys(("retain_rows", "chunks"), 10**9),
     }
-    SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens")
+    SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens", "floor")
+    ENDLESS: ClassVar[tuple[str, ...]] = ("weight",)
 
     @classmethod
     def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+GATE_WEIGHTS = "gate.safetensors"
 _PLACES = ("base_model_name_or_path", "revision", "_name_or_path")
 
 
@@ -34,14 +35,18 @@ def content_digest(path: Path) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def weights_digests(folder: Path) -> dict[str, str]:
-    """`content_digest` of each file of a run that holds what was trained, or says how it is computed."""
+def weights_files(folder: Path) -> list[Path]:
+    """Files of a run that hold what was trained, or say how it is computed."""
     if (folder / ADAPTER).exists():
-        found = [folder / ADAPTER / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-    else:
-        found = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("model*.index.json"))]
-        found.append(folder / "config.json")
-    return {path.relative_to(folder).as_posix(): content_digest(path) for path in found}
+        adapter = [folder / ADAPTER / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_WEIGHTS)]
+        return adapter if adapter[-1].exists() else adapter[:-1]
+    models = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("model*.index.json"))]
+    return [*models, folder / "config.json"]
+
+
+def weights_digests(folder: Path) -> dict[str, str]:
+    """`content_digest` of each of `weights_files`."""
+    return {path.relative_to(folder).as_posix(): content_digest(path) for path in weights_files(folder)}
 
 
 def first_broken(tensors: Iterable[tuple[str, "Tensor"]]) -> str | None:

@@ -23,6 +23,7 @@ from uld.assistant import (
     build_assistant,
     check_head,
     decoder_layers,
+    gated_logits,
     head_logits,
     load_sliced,
     load_target,
@@ -30,6 +31,7 @@ from uld.assistant import (
 )
 from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
+from uld.gate import add_gate, gate_of, load_gate, save_gate
 from uld.methods.registry import Method, own_options
 from uld.settings import DTYPES
 
@@ -125,7 +127,8 @@ class Learner(nn.Module):
         """A pass of the model in training over ``(batch, tokens)``."""
         base = self.base
         hidden, layer = self._pass(base, ids, mask)
-        return States((hidden,), lambda h: head_logits(base, h), self.vocab, base, layer)
+        plain = base if gate_of(self.model) is None else None
+        return States((hidden,), lambda h: gated_logits(self.model, h), self.vocab, plain, layer)
 
     @torch.no_grad()
     def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
@@ -200,7 +203,9 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
         sliced = _load(config, dtype, config.num_layers)
         prints = {"target": fingerprint(sliced.named_parameters())}
         learner = Learner(trainable(sliced, config, lora=True), fingerprints=prints)
-    check_head(learner.base)
+    width = check_head(learner.base)
+    if config.gate:
+        add_gate(learner.model, width)
     if method.tap is not None:
         total = learner.base.config.get_text_config(decoder=True).num_hidden_layers
         tapped = method.tap(total, **own_options(method.tap, options))
@@ -282,6 +287,7 @@ def save_weights(model: Any, folder: Path) -> None:
     """Write what is trained: LoRA in PEFT's format, or a whole model in transformers'."""
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        save_gate(model, folder)
     else:
         model.save_pretrained(folder)
 
@@ -290,6 +296,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """Read back what `save_weights` wrote."""
     if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_file(str(folder / _ADAPTER_WEIGHTS)))
+        load_gate(model, folder)
         return
     stored = {
         name: tensor

@@ -3,16 +3,17 @@
 Ground floor: tensors in, tensors out; knows nothing of models, tokens or files. All arithmetic is done in fp32 and
 handed back in the target's dtype. Two promises hold for every rule that starts from uniform (``suppress`` and
 ``subtract``): a uniform assistant and a weight of 0 are the *exact* identity, and a constant added to either input's
-logits never changes the resulting distribution.
+logits never changes the resulting distribution. ``suppress`` makes a third: no logit is ever raised.
 
-Source: Ji et al. 2024, "Reversing the Forget-Retain Objectives", arXiv 2406.08607, Eq. 2 and its filter.
+Source: Ji et al. 2024, "Reversing the Forget-Retain Objectives", arXiv 2406.08607, Eq. 2 and its filter. The margin and
+the floor of ``suppress`` are ours.
 """
 
 import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,9 @@ Rule = Literal["suppress", "subtract", "reference", "offset"]
 Outside = Literal["keep", "mask"]
 
 MOST_WEIGHT = 10**6
-"""Largest α: far above what anybody wants, and below what overflows in fp32."""
+"""Largest finite α: α · r must be a number in fp32; far smaller weights already do what inf does."""
 _GROUP = 16  # tokens
+_SPARSE = 0.25  # share of the vocabulary above a margin up to which picking these tokens out is cheaper
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,12 @@ class Combination:
             from uniform, on the tokens that the filter keeps; ``reference`` is Eq. 2 on raw logits with the filter of
             the paper's released code; ``offset`` *adds* raw logits, on every token (Eq. 11: an Offset model adds its
             trained small model and subtracts the same before training).
-        weight: α of Eq. 2, ≥ 0; 0 gives the target back.
+        weight: α of Eq. 2, ≥ 0; 0 gives the target back. ``suppress`` takes ``inf``: what lies above the margin goes
+            straight to the floor.
+        margin: m ≥ 0, nats; ``suppress`` leaves a token alone unless the assistant finds it more than m nats likelier
+            than uniform. 0 lowers all that is likelier than uniform. Not used by the other rules.
+        floor: φ in [0, 1]; ``suppress`` lowers no token below φ times the probability of the likeliest token that is
+            left. 0 has no floor. Not used by the other rules.
         filter: τ in [0, 1]; a token is kept when its target probability is at least τ times the largest. 0 keeps all.
             Not used by ``suppress`` and ``offset``.
         min_tokens: The filter never keeps fewer than this share (0–1) of the vocabulary. ``reference`` uses ``filter``
@@ -51,6 +58,8 @@ class Combination:
     filter: float = 0.01
     min_tokens: float = 0.01
     outside: Outside = "keep"
+    margin: float = 0.0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.
@@ -62,15 +71,17 @@ class Combination:
             raise ULDError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
         if self.outside not in get_args(Outside):
             raise ULDError(f"outside must be one of {', '.join(get_args(Outside))}, not {self.outside!r}")
-        for name in ("weight", "filter", "min_tokens"):
+        for name in ("weight", "filter", "min_tokens", "margin", "floor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise ULDError(f"{name} must be a number, not {value!r}")
-        if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ULDError(f"weight (α) must be a number ≥ 0, not {self.weight}")
-        if self.weight > MOST_WEIGHT:
-            raise ULDError(f"weight (α) must be at most {MOST_WEIGHT:,}, not {self.weight}: it would overflow")
-        for name in ("filter", "min_tokens"):
+        if self.weight == math.inf and self.rule != "suppress":
+            raise ULDError(f"weight (α) may be inf with the rule suppress alone, not with {self.rule}")
+        if not (0 <= self.weight <= MOST_WEIGHT or self.weight == math.inf):
+            raise ULDError(f"weight (α) must lie between 0 and {MOST_WEIGHT:,} or be inf, not {self.weight}")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ULDError(f"margin must be a number of nats ≥ 0, not {self.margin}")
+        for name in ("filter", "min_tokens", "floor"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ULDError(f"{name} must lie between 0 and 1, not {value}")
@@ -90,8 +101,24 @@ class Combination:
         return [self, replace(self, rule="reference", filter=0.0)] if self.rule == "offset" else [self]
 
     def override(self, **changes: object) -> "Combination":
-        """Return a copy with every change that is not None; an unknown field is a TypeError."""
-        return replace(self, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+        """Return a copy with every change that is not None; an unknown field is a TypeError.
+
+        Raises:
+            ULDError: a value out of range, or a margin or floor for a rule that has none.
+        """
+        given = {k: v for k, v in changes.items() if v is not None}
+        changed = replace(self, **given)  # type: ignore[arg-type]
+        if changed.rule != "suppress":
+            for name in ("margin", "floor"):
+                if given.get(name):
+                    raise ULDError(
+                        f"{name} is for the rule suppress, and the rule here is {changed.rule}: leave it out"
+                    )
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as files hold them: a margin or floor of 0 is left out, as files had it before."""
+        return {name: value for name, value in vars(self).items() if value or name not in ("margin", "floor")}
 
 
 def log_ratio_to_uniform(logits: Tensor) -> Tensor:
@@ -144,7 +171,7 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
 
     With ``r = log_ratio_to_uniform(assistant)``:
 
-    - ``suppress``: ``l − α · max(r, 0)``;
+    - ``suppress``: ``s = l − α · max(r − m, 0)``, then ``max(s, min(l, max s + log φ))``;
     - ``subtract``: ``l − α · r`` on the tokens that the filter keeps (Eq. 2 with the assistant measured from uniform);
     - ``reference``: ``l − α · assistant`` on the tokens that the filter keeps, at least ``τ · V`` of them (Eq. 2 as the
       paper's code computes it);
@@ -158,54 +185,94 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
     Returns:
         ``(..., vocab)`` in the target's dtype.
     """
-    if how.weight == 0:
-        return target
-    logits = target.float()
-    combined = logits - how.weight * _change(assistant, how.rule)
-    if how.filters:
-        outside = logits if how.outside == "keep" else torch.full_like(logits, -torch.inf)
-        combined = torch.where(plausible(target, how.filter, how.least(target.shape[-1])), combined, outside)
-    return combined.to(target.dtype)
-
-
-def _change(assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
-    """What a rule subtracts for α = 1, before the filter: ``(..., vocab)`` fp32; ``ratio`` where it is known."""
-    if rule in ("reference", "offset"):
-        change = assistant.float()
-        change = change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
-        return -change if rule == "offset" else change
-    ratio = log_ratio_to_uniform(assistant) if ratio is None else ratio
-    return ratio.clamp_min(0) if rule == "suppress" else ratio
+    return combine_all(target, [assistant], [how])
 
 
 def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence[Combination]) -> Tensor:
-    """Unlearned logits from a target and several assistants: the changes of all of them, each as `combine` makes it.
+    """Unlearned logits from a target and several assistants.
 
-    Every filter looks at the target's own logits, so the order does not matter.
+    What ``suppress`` lowers is summed over its assistants and floored once, by the smallest φ among them:
+    ``s = l − Σ αᵢ · max(rᵢ − mᵢ, 0)``. The changes of the other rules, whose filters look at the target's own logits,
+    are added to that. So the order does not matter.
 
     Args:
         target: ``(..., vocab)`` logits of the target.
         assistants: Logits of each assistant, same shape.
-        settings: One for each assistant.
+        settings: One for each assistant; see `combine`.
 
     Returns:
         ``(..., vocab)`` in the target's dtype.
     """
-    if len(assistants) == 1:
-        return combine(target, assistants[0], settings[0])
+    active = [(assistant, how) for assistant, how in zip(assistants, settings, strict=True) if how.weight > 0]
+    if not active:
+        return target
     logits = target.float()
+    lowering = [(_excess(log_ratio_to_uniform(one), how), how.weight) for one, how in active if how.rule == "suppress"]
     total = logits
-    for assistant, how in zip(assistants, settings, strict=True):
-        change = combine(logits, assistant, how) - logits
-        total = torch.where(torch.isneginf(logits), logits, total + change)
+    if lowering:
+        total = _floored(
+            logits, _lowered(logits, lowering), min(how.floor for _, how in active if how.rule == "suppress")
+        )
+    for assistant, how in active:
+        if how.rule != "suppress":
+            total = _changed(logits, total, assistant, how)
     return total.to(target.dtype)
+
+
+def _excess(ratio: Tensor, how: Combination) -> Tensor:
+    """By how many nats the assistant's log-ratio to uniform exceeds the margin: ``max(r − m, 0)``."""
+    return (ratio - how.margin).clamp_min(0) if how.margin else ratio.clamp_min(0)
+
+
+def _lowered(logits: Tensor, lowering: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """``l − Σ αᵢ · eᵢ``, and its limit where an α is inf.
+
+    In the limit, only tokens with the least sum of such excesses keep any probability: up to a constant, which no
+    distribution sees, they keep their logit and all others go to −inf.
+    """
+    lowered = logits
+    for excess, weight in lowering:
+        if weight != math.inf:
+            lowered = lowered - weight * excess
+    without_limit = [excess for excess, weight in lowering if weight == math.inf]
+    if without_limit:
+        beyond = torch.stack(without_limit).sum(0)
+        least = beyond.masked_fill(torch.isneginf(logits), torch.inf).amin(-1, keepdim=True)
+        lowered = lowered.masked_fill(beyond > least, -torch.inf)
+    return lowered
+
+
+def _floored(logits: Tensor, lowered: Tensor, floor: float, top: Tensor | None = None) -> Tensor:
+    """No token below φ times the best surviving one, and none above where it was: ``max(s, min(l, max s + log φ))``."""
+    if floor == 0:
+        return lowered
+    top = lowered.amax(-1, keepdim=True) if top is None else top
+    return torch.maximum(lowered, torch.minimum(logits, top + math.log(floor)))
+
+
+def _changed(logits: Tensor, total: Tensor, assistant: Tensor, how: Combination) -> Tensor:
+    """``total`` with the change that ``subtract``, ``reference`` or ``offset`` makes to the target's logits."""
+    combined = total - how.weight * _change(assistant, how.rule)
+    if how.filters:
+        outside = total if how.outside == "keep" else torch.full_like(logits, -torch.inf)
+        combined = torch.where(plausible(logits, how.filter, how.least(logits.shape[-1])), combined, outside)
+    return combined
+
+
+def _change(assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
+    """What ``subtract``, ``reference`` or ``offset`` subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
+    if rule == "subtract":
+        return log_ratio_to_uniform(assistant) if ratio is None else ratio
+    change = assistant.float()
+    change = change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
+    return -change if rule == "offset" else change
 
 
 def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
     """Cross-entropy of one label a position under many settings.
 
-    A setting that filters changes few tokens: with d for the rule's change, its normaliser is
-    ``Σ_inside exp(l − α d) + Σ_outside exp(l)``. So the tokens that any such setting keeps are taken out of the
+    A setting that filters, or has a margin, changes few tokens: with d for the rule's change, its normaliser is
+    ``Σ_inside exp(l − α d) + Σ_outside exp(l)``. So the tokens that any such setting changes are taken out of the
     vocabulary once, the others are summed once, and each setting then costs as much as its few tokens. The other
     settings cost a cross-entropy each.
 
@@ -221,22 +288,65 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
     """
     logits = target.float()
     losses = torch.empty(len(settings), len(logits), dtype=torch.float32, device=target.device)
-    rules: list[Rule] = list(dict.fromkeys(one.rule for one in settings))
-    ratio = log_ratio_to_uniform(assistant) if "suppress" in rules or "subtract" in rules else None
-    for rule in rules:
+    groups: dict[tuple[Rule, float, bool], list[int]] = {}
+    for i, how in enumerate(settings):
+        margin = how.margin if how.rule == "suppress" else 0.0
+        groups.setdefault((how.rule, margin, how.filters and how.weight > 0), []).append(i)
+    ratio = None
+    if any(rule in ("suppress", "subtract") for rule, _, _ in groups):
+        ratio = log_ratio_to_uniform(assistant)
+    for (rule, _, filters), members in groups.items():
+        own = [settings[i] for i in members]
+        if rule == "suppress":
+            assert ratio is not None
+            losses[members] = _suppressed_losses(logits, _excess(ratio, own[0]), labels, own)
+            continue
         change = _change(assistant, rule, ratio)
-        filtered = []
-        for i, how in enumerate(settings):
-            if how.rule != rule:
-                continue
-            if how.filters and how.weight > 0:
-                filtered.append(i)
-            else:
-                changed = torch.sub(logits, change, alpha=how.weight)
-                losses[i] = F.cross_entropy(changed, labels, reduction="none")
-        if filtered:
-            losses[filtered] = _filtered_losses(logits, change, labels, [settings[i] for i in filtered])
+        if filters:
+            losses[members] = _filtered_losses(logits, change, labels, own)
+        else:
+            changed = (torch.sub(logits, change, alpha=how.weight) for how in own)
+            losses[members] = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in changed])
     return losses
+
+
+def _suppressed_losses(logits: Tensor, excess: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
+    """`label_losses` for settings of ``suppress`` that share a margin: ``(settings, positions)``.
+
+    Only tokens above the margin change. Where they are few they are taken out once, and each setting costs as much as
+    these few tokens.
+    """
+    above = excess > 0
+    few = above.sum(-1, dtype=torch.int32).amax() <= _SPARSE * logits.shape[-1]
+    sparse = [i for i, how in enumerate(settings) if few and 0 < how.weight < math.inf]
+    losses = logits.new_empty(len(settings), len(logits))
+    for i in set(range(len(settings))) - set(sparse):
+        how = settings[i]
+        changed = logits
+        if how.weight > 0:
+            changed = _floored(logits, _lowered(logits, [(excess, how.weight)]), how.floor)
+        losses[i] = F.cross_entropy(changed, labels, reduction="none")
+    if sparse:
+        losses[sparse] = _sparse_losses(logits, excess, above, labels, [settings[i] for i in sparse])
+    return losses
+
+
+def _sparse_losses(
+    logits: Tensor, excess: Tensor, above: Tensor, labels: Tensor, settings: Sequence[Combination]
+) -> Tensor:
+    """`_suppressed_losses` where few tokens lie above the margin, for finite weights: ``(settings, positions)``."""
+    near, near_excess = _gathered(above, (logits, -torch.inf), (excess, 0.0))
+    left = torch.where(above, -torch.inf, logits)
+    far, far_top = left.logsumexp(-1), left.amax(-1, keepdim=True)
+    own, own_excess = (one.gather(-1, labels[:, None]) for one in (logits, excess))
+    losses = []
+    for how in settings:
+        lowered = torch.sub(near, near_excess, alpha=how.weight)
+        top = torch.maximum(far_top, lowered.amax(-1, keepdim=True)) if near.shape[-1] else far_top
+        total = torch.logaddexp(_floored(near, lowered, how.floor, top).logsumexp(-1), far)
+        mine = _floored(own, torch.sub(own, own_excess, alpha=how.weight), how.floor, top)
+        losses.append(total - mine[:, 0])
+    return torch.stack(losses)
 
 
 def _filtered_losses(logits: Tensor, change: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:

@@ -8,6 +8,7 @@ Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, offset_pair, verify_target
 from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, refuse_changed, save_adapter, writing
-from uld.assistant import base_model, build_assistant, load_target, text_decoder
+from uld.assistant import base_model, build_assistant, gated_logits, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.decoding import JointGeneration
@@ -28,6 +29,7 @@ from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.fields import field
 from uld.fused import FusedModel, NotFusable
+from uld.gate import gate_of
 from uld.logits import Combination, combine_all
 from uld.lora import on_bytes
 from uld.trial import continues
@@ -84,6 +86,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
                     "quantization_config"
                 )
         self.combinations = settings
+        self._warn_of_wide_margins()
         self.manifests = list(manifests)
         self.fused = fused
         self._one_pass: FusedModel | NotFusable | None = None
@@ -111,6 +114,17 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
     @combination.setter
     def combination(self, value: Combination) -> None:
         self.combinations = value.parts * (len(self.assistants) // len(value.parts))
+        self._warn_of_wide_margins()
+
+    def _warn_of_wide_margins(self) -> None:
+        """Say it where a margin leaves nothing to be lowered: no token is more than log V nats above uniform."""
+        vocab = self.target.config.get_text_config(decoder=True).vocab_size
+        for how in self.combinations:
+            if how.rule == "suppress" and how.margin >= math.log(vocab):
+                logger.warning(
+                    "a margin of %g nats lowers nothing: one token of %d is at most %.2f nats above uniform (--margin)",
+                    *(how.margin, vocab, math.log(vocab)),
+                )
 
     @property
     def one_pass(self) -> FusedModel | None:
@@ -203,6 +217,10 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         Raises:
             ULDError: the given cache was not made for this model.
         """
+        if any(gate_of(assistant) is not None for assistant in self.assistants):
+            keep = inputs.pop("logits_to_keep", 0)
+            kept = slice(-keep, None) if isinstance(keep, int) else keep  # as transformers' models do it
+            return self.heads([hidden[:, kept] for hidden in self.all_hidden(cache, **inputs)])
         if (one_pass := self._pass_for(cache)) is not None:
             return one_pass.logits(cache, **inputs)  # type: ignore[arg-type]
         return [model(past_key_values=past, **inputs).logits for model, past in self._each(cache)]
@@ -234,6 +252,18 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             f"{type(self.target).__name__} reads such tokens behind a cache as if nothing came before: give them one "
             "at a time with position_ids, or the whole text without past_key_values"
         )
+
+    def heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each model from its final hidden states, through the gates of those that have one.
+
+        Args:
+            hidden: ``(..., width)`` of each model, as `all_hidden` returns them.
+
+        Returns:
+            ``(..., vocab)`` of each.
+        """
+        models = [self.target, *self.assistants]
+        return [gated_logits(model, states) for model, states in zip(models, hidden, strict=True)]
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:
         """The one pass, unless the cache belongs to separate ones."""
@@ -271,10 +301,11 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             pretrained_model_name_or_path: Run folder written by training; or several, of the same target, whose
                 documents are then all unlearned.
             args: Not used.
-            kwargs: ``target`` names another place of the same target; ``rule``, ``weight``, ``filter``,
-                ``min_tokens``, ``outside`` override the artefact; ``fused=False`` runs target and assistant one after
-                the other; the rest (``dtype``, ``device_map``, ``quantization_config``, ``attn_implementation``, …)
-                goes to the target's ``from_pretrained``. ``config`` is not used: the run folder says it all.
+            kwargs: ``target`` names another place of the same target; ``rule``, ``weight``, ``margin``, ``floor``,
+                ``filter``, ``min_tokens``, ``outside`` override the artefact; ``fused=False`` runs target and assistant
+                one after the other; the rest (``dtype``, ``device_map``, ``quantization_config``,
+                ``attn_implementation``, …) goes to the target's ``from_pretrained``. ``config`` is not used: the run
+                folder says it all.
 
         Returns:
             The unlearned model, in evaluation mode.
@@ -368,8 +399,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             self.config.save_pretrained(folder)
             if self.generation_config is not None:
                 self.generation_config.save_pretrained(folder)
-        settings = {name: getattr(self.combination, name) for name in Combination.__dataclass_fields__}
-        updated = self.manifest.model_dump() | {"combination": settings, "weights": weights_digests(folder)}
+        changed = {"combination": self.combination.to_dict(), "weights": weights_digests(folder)}
+        updated = self.manifest.model_dump() | changed
         Manifest.model_validate(updated).write(folder)
 
 

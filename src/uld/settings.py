@@ -121,6 +121,7 @@ class RunConfig:
         "max_grad_norm": 10**12,
     }
     SHARES: ClassVar[tuple[str, ...]] = ()
+    ENDLESS: ClassVar[tuple[str, ...]] = ()  # may be inf
     BELOW_ONE: ClassVar[tuple[str, ...]] = ("lora_dropout", "beta1", "beta2")
 
     @classmethod
@@ -134,8 +135,9 @@ class RunConfig:
         Raises:
             ConfigError: names the setting, its value and its range.
         """
+        endless = {name for name in self.ENDLESS if getattr(self, name) == math.inf}
         for name, value in vars(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value) and name not in endless:
                 raise ValueFault(name, f"must be a finite number, not {value}")
         for name, low in self.LEAST.items():
             value = getattr(self, name)
@@ -143,7 +145,7 @@ class RunConfig:
                 raise ValueFault(name, f"must be at least {low}, not {shown(value)}")
         for name, high in self.MOST.items():
             value = getattr(self, name)
-            if value is not None and value > high:
+            if value is not None and value > high and name not in endless:
                 raise ValueFault(name, f"must be at most {high:,}, not {shown(value)}")
         check_date(self.date)
         for name in self.SHARES:

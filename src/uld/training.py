@@ -130,6 +130,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     options = method.read_options(config.option)
     if config.small is not None and method.trains != "offset":
         raise ConfigError(f"--small is for offset-…, and --method is {method.name}: leave it out")
+    if config.gate and method.trains != "assistant":
+        raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
     if config.retain_rows is not None and config.split is None:
         logger.warning("--retain-rows chooses among TOFU's rows (--split): files are taken whole")
     if (config.rule == "offset") != (method.trains == "offset") and config.rule is not None:
@@ -248,7 +250,7 @@ def _manifest(
         small=place(config.small) if config.small is not None and method.trains == "offset" else None,
         small_fingerprint=learner.fingerprints.get("small"),
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
-        combination=CombinationSettings(**vars(combination)),
+        combination=CombinationSettings(**combination.to_dict()),
         template=config.template,
         date=pinned_date(inputs.tokenizer),
         data=inputs.files,

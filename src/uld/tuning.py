@@ -295,7 +295,7 @@ def _tune(
     chosen = own.override(weight=point.weight, filter=point.filter)
     draw(choice, folder / "tune.png")
     write_text(folder / "tune.json", json.dumps(choice.to_dict(), indent=2) + "\n")
-    manifest.model_copy(update={"combination": CombinationSettings(**vars(chosen))}).write(folder)
+    manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())}).write(folder)
     return choice
 
 

@@ -36,6 +36,8 @@ class _Ended(SystemExit):
 
 MAY_BE_EMPTY = ("request", "prompts")
 """Parameters that hold words for a model; every other text is a place, a name or a list of them."""
+MAY_BE_INFINITE = ("weight",)
+"""Parameters that may be inf; `uld.logits.Combination` says with which rule."""
 
 
 class Boundary(TyperGroup):
@@ -119,6 +121,8 @@ def _refuse_unusable(parameter: Any, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [value]:
         if isinstance(one, str) and not one.strip() and parameter.name not in MAY_BE_EMPTY:
             raise ULDError(f"{name} is empty: give it a value, or leave it out (is it a variable that is not set?)")
+        if one == math.inf and parameter.name in MAY_BE_INFINITE:
+            continue
         if isinstance(one, float) and not math.isfinite(one):
             raise ULDError(f"{name} must be a finite number, not {one}")
 

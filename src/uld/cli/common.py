@@ -23,6 +23,10 @@ def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="Model")
 
 
+COMBINATION = ("rule", "weight", "margin", "floor", "filter", "min_tokens", "outside")
+"""The options that change how logits are combined: the fields of `uld.logits.Combination`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The options that choose and change a model: a flag a field, in the order of ``--help`` (see `with_model`)."""
@@ -31,6 +35,8 @@ class ModelOptions:
     target: Annotated[str | None, _option("Where the run's target is now, if not where it was.")] = None
     rule: Annotated[str | None, _option("Override the run's rule: suppress, subtract, reference.")] = None
     weight: Annotated[float | None, _option("Override the run's α.")] = None
+    margin: Annotated[float | None, _option("Override the run's margin, nats (suppress).")] = None
+    floor: Annotated[float | None, _option("Override the run's floor φ, 0–1 (suppress).")] = None
     filter: Annotated[float | None, _option("Override the run's τ.")] = None
     min_tokens: Annotated[float | None, _option("Override the filter's least share.")] = None
     outside: Annotated[
@@ -112,7 +118,7 @@ class ModelOptions:
         from uld.loading import load
 
         transformers.utils.logging.disable_progress_bar()
-        options = ("target", "tokenizer", "date", "rule", "weight", "filter", "min_tokens", "outside")
+        options = ("target", "tokenizer", "date", *COMBINATION)
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
             given["trust_remote_code"] = True
@@ -185,7 +191,7 @@ def evaluation_folder(
     """
     from uld.artifact import is_run
 
-    named = {name: getattr(options, name) for name in ("rule", "weight", "filter", "min_tokens", "outside")}
+    named = {name: getattr(options, name) for name in COMBINATION}
     named |= {"dtype": None if options.dtype == "auto" else options.dtype}
     named |= {"template": options.template, "date": options.date}
     parts = [f"-{name}-{value}" for name, value in (named | dict(changed or {})).items() if value is not None]

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, say, with_model
+from uld.cli.common import COMBINATION, ModelOptions, say, with_model
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
 
 
-@with_model("target", "rule", "weight", "filter", "min_tokens", "outside")
+@with_model("target", *COMBINATION)
 def draw(
     output: Annotated[str, typer.Option(help="JSON-lines file to write.")],
     forget: Annotated[

@@ -22,7 +22,7 @@ from uld.cli.common import (
     with_model,
 )
 from uld.errors import ULDError
-from uld.settings import is_first_process
+from uld.settings import flag, is_first_process
 
 _SEVERAL = "; several, separated by commas, make a grid that is scored in one pass."
 
@@ -49,6 +49,12 @@ def tofu(
     limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="First rows of each task set only.")] = None,
     quiet: Quiet = False,
     weight: Annotated[str | None, typer.Option(help="Override the run's α" + _SEVERAL, rich_help_panel="Model")] = None,
+    margin: Annotated[
+        str | None, typer.Option(help="Override the run's margin, nats (suppress)" + _SEVERAL, rich_help_panel="Model")
+    ] = None,
+    floor: Annotated[
+        str | None, typer.Option(help="Override the run's floor φ, 0–1 (suppress)" + _SEVERAL, rich_help_panel="Model")
+    ] = None,
     filter: Annotated[str | None, typer.Option(help="Override the run's τ" + _SEVERAL, rich_help_panel="Model")] = None,
     *,
     options: ModelOptions,
@@ -62,11 +68,19 @@ def tofu(
     from uld.evaluation.tofu_log import read_log
     from uld.evaluation.tofu_result import aggregate
 
-    weights, filters = numbers(weight, "--weight") or [None], numbers(filter, "--filter") or [None]
-    rules, outsides = ((text.split(",") if text else [None]) for text in (options.rule, options.outside))
+    varied: dict[str, list[Any]] = {
+        **{
+            name: text.split(",") if text else [None]
+            for name, text in (("rule", options.rule), ("outside", options.outside))
+        },
+        **{
+            name: numbers(text, flag(name)) or [None]
+            for name, text in (("weight", weight), ("margin", margin), ("floor", floor), ("filter", filter))
+        },
+    }
     grid = [
-        {"rule": r, "weight": w, "filter": f, "min_tokens": options.min_tokens, "outside": o}
-        for r, w, f, o in itertools.product(rules, weights, filters, outsides)
+        dict(zip(varied, chosen, strict=True), min_tokens=options.min_tokens)
+        for chosen in itertools.product(*varied.values())
     ]
     changes = grid[0] if len(grid) == 1 else dict.fromkeys(grid[0])
     if (model is None) == (from_log is None):

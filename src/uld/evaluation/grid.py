@@ -41,12 +41,14 @@ class GridRow:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
         losses = {"forget_loss": self.forget_loss, "retain_loss": self.retain_loss}
-        return {"combination": vars(self.combination), **losses, "result": self.result.to_dict()}
+        return {"combination": self.combination.to_dict(), **losses, "result": self.result.to_dict()}
 
 
 def grid_name(how: Combination) -> str:
     """A setting as a folder name."""
     name = f"{how.rule}-weight-{how.weight:g}"
+    if how.rule == "suppress" and (how.margin or how.floor):
+        name += f"-margin-{how.margin:g}-floor-{how.floor:g}"
     return f"{name}-filter-{how.filter:g}-{how.outside}" if how.filters else name
 
 
@@ -104,14 +106,15 @@ def evaluate_grid(
 def table(rows: Sequence[GridRow]) -> str:
     """The grid as a Markdown table."""
     lines = [
-        "| rule | α | τ | outside | F.Q. | forget Prob | retain Prob | forget loss | retain loss |",
-        f"|{'---|' * 9}",
+        "| rule | α | margin | floor | τ | outside | F.Q. | forget Prob | retain Prob | forget loss | retain loss |",
+        f"|{'---|' * 11}",
     ]
     for row in rows:
         how, found = row.combination, row.result
         quality = "–" if found.forget_quality is None else f"{found.forget_quality:.2e}"
         filter, outside = (f"{how.filter:g}", how.outside) if how.filters else ("–", "–")
-        cells = [how.rule, f"{how.weight:g}", filter, outside, quality]
+        margin, floor = (f"{how.margin:g}", f"{how.floor:g}") if how.rule == "suppress" else ("–", "–")
+        cells = [how.rule, f"{how.weight:g}", margin, floor, filter, outside, quality]
         cells += [f"{found.forget_prob:.4f}", f"{found.retain_prob:.4f}"]
         lines.append(f"| {' | '.join([*cells, f'{row.forget_loss:.3f}', f'{row.retain_loss:.3f}'])} |")
     return "\n".join(lines) + "\n"
@@ -149,4 +152,6 @@ def draw(rows: Sequence[GridRow], path: Path) -> None:
 
 
 def _line(how: Combination) -> str:
+    if how.rule == "suppress" and (how.margin or how.floor):
+        return f"{how.rule}, margin {how.margin:g}, floor {how.floor:g}"
     return f"{how.rule}, τ = {how.filter:g}, {how.outside}" if how.filters else how.rule

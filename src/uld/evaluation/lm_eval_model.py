@@ -24,7 +24,7 @@ except ImportError as error:
 
 _HFLM: Any = HFLM  # its decorator hides its type
 NAME = "uld"
-_NUMBERS = ("weight", "filter", "min_tokens")
+_NUMBERS = ("weight", "margin", "floor", "filter", "min_tokens")
 _OF_LM_EVAL = (  # what `HFLM` does with a model that is loaded already; the rest of its arguments it would pass over
     *("max_batch_size", "truncation", "logits_cache", "add_bos_token", "prefix_token_id", "softmax_dtype"),
     *("mixed_precision_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
@@ -43,6 +43,8 @@ class ULDLM(_HFLM):
         target: str | None = None,
         rule: str | None = None,
         weight: float | None = None,
+        margin: float | None = None,
+        floor: float | None = None,
         filter: float | None = None,
         min_tokens: float | None = None,
         outside: str | None = None,
@@ -62,6 +64,8 @@ class ULDLM(_HFLM):
             target: Where the run's target is now.
             rule: Override of the run's rule.
             weight: Of its α.
+            margin: Of its margin, nats.
+            floor: Of its floor φ.
             filter: Of its τ.
             min_tokens: Of the filter's least share.
             outside: ``keep`` or ``mask``.
@@ -83,7 +87,7 @@ class ULDLM(_HFLM):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ULDError("lm-eval runs an unlearned model in one process only: start it without a launcher")
         if isinstance(pretrained, str):
-            numbers = dict(zip(_NUMBERS, (weight, filter, min_tokens), strict=True))
+            numbers = dict(zip(_NUMBERS, (weight, margin, floor, filter, min_tokens), strict=True))
             changes: dict[str, Any] = {"rule": rule, "outside": outside, "target": target, "tokenizer": tokenizer}
             changes["date"] = date
             changes |= {name: _number(name, value) for name, value in numbers.items() if value is not None}
@@ -104,7 +108,7 @@ class ULDLM(_HFLM):
         """What lm-eval writes beside the results; of an unlearned model also rule, α and τ."""
         about = super().get_model_info() | {"model_dtype": str(self._model.dtype)}
         if isinstance(self._model, ULDForCausalLM):
-            about["combination"] = vars(self._model.combination)
+            about["combination"] = self._model.combination.to_dict()
         return about
 
 

@@ -27,7 +27,7 @@ def describe(model: PreTrainedModel, form: PromptFormat, **settings: Any) -> dic
         "prompt": sample,
     }
     if isinstance(model, ULDForCausalLM):
-        about["combination"] = vars(model.combination)
+        about["combination"] = model.combination.to_dict()
     return about | settings
 
 

@@ -86,7 +86,7 @@ def take(folder: Path, about: dict[str, Any], what: str) -> None:
         return
     if any((folder / name).is_file() for name in present(folder)):  # a grid lies in folders of its own
         raise ArtifactError(f"{folder} is not empty and holds no {what}: name another folder with --output")
-    write_text(path, json.dumps(about, indent=2) + "\n")
+    write_text(path, dumps(about, indent=2) + "\n")
 
 
 class RowFile:

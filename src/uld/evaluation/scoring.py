@@ -243,11 +243,17 @@ class Scorer:
         pieces = []
         for start in range(0, len(labels), _HEAD_ROWS):
             part = slice(start, start + _HEAD_ROWS)
-            logits = [head_logits(model, one[part]) for model, one in zip(self.parts, hidden, strict=True)]
+            logits = self._heads([one[part] for one in hidden])
             size = max(1, _CACHED_BYTES // (4 * logits[0].shape[-1]))
             for label, *piece in zip(labels[part].split(size), *(one.split(size) for one in logits), strict=True):
                 pieces.append(measure(piece, label))
         return torch.cat(pieces, 1)
+
+    def _heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Logits of each model from its final hidden states."""
+        if isinstance(self.model, ULDForCausalLM):
+            return self.model.heads(hidden)
+        return [head_logits(self.model, one) for one in hidden]
 
     def _label_losses(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         target, *assistants = logits

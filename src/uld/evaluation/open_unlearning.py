@@ -1,0 +1,132 @@
+"""The field's four scores: how much is still memorised, how private it is, what is left of utility, and all in one.
+
+Pure functions of ten metrics, each in [0, 1], under the names that open-unlearning's ``TOFU_SUMMARY.json`` gives them.
+With HM for the harmonic mean:
+
+- ``mem  = HM(1 − ES, 1 − EM, 1 − paraphrase probability, 1 − truth ratio)``;
+- ``priv = HM over {loss, zlib, min-k, min-k++} of 1 − |AUC − AUC of the retain-only model|``;
+- ``utility = HM(model utility, fluency)``, divided by the target's;
+- ``agg = HM(mem, priv, utility)``.
+
+Sources: OpenUnlearning, Dorna et al. 2025, arXiv 2506.12618; computed as the code of Divergence Decoding does, arXiv
+2605.31293, which takes TOFU's forget truth ratio ``mean(min(t, 1/t))`` where the paper has correct / (correct + wrong).
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from uld.errors import ULDError
+from uld.evaluation.metrics import model_utility as harmonic_mean
+from uld.report.table import aligned
+
+MEMORISATION = ("extraction_strength", "exact_memorization", "forget_Q_A_PARA_Prob", "forget_truth_ratio")
+ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+UTILITY = ("model_utility", "forget_Q_A_gibberish")
+
+Summary = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FieldScores:
+    """The four scores of a model; None where what they need was not measured.
+
+    Attributes:
+        mem: How little of the forget set is memorised, in [0, 1].
+        priv: How little membership attacks tell beyond what they tell of a retain-only model, in [0, 1].
+        utility: What is left of utility and fluency, relative to the target's; can exceed 1.
+        agg: Harmonic mean of the three.
+    """
+
+    mem: float | None
+    priv: float | None
+    utility: float | None
+    agg: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """One line of Markdown with its head."""
+        cells = ["–" if value is None else f"{value:.4f}" for value in self.to_dict().values()]
+        return "\n".join(aligned(("Mem", "Priv", "Utility", "Agg"), [cells])) + "\n"
+
+
+def field_scores(summary: Summary, target: Summary, retain: Summary | None = None) -> FieldScores:
+    """The four scores from a model's metrics.
+
+    Args:
+        summary: Of the model under test; a score whose metrics are missing is None, and so is ``agg``.
+        target: Of the model before unlearning.
+        retain: Of a retain-only model, for ``priv``.
+
+    Raises:
+        ULDError: the target's utility is 0, so that nothing can be measured against it.
+    """
+    mem = _mean([1 - value for value in values] if (values := _values(summary, MEMORISATION)) else None)
+    ours, theirs = _values(summary, ATTACKS), _values(retain or {}, ATTACKS)
+    priv = _mean([1 - abs(a - b) for a, b in zip(ours, theirs, strict=True)] if ours and theirs else None)
+    utility, before = _mean(_values(summary, UTILITY)), _mean(_values(target, UTILITY))
+    if before == 0:
+        raise ULDError("the target's utility is 0 (model_utility or forget_Q_A_gibberish), so nothing compares with it")
+    relative = None if utility is None or before is None else utility / before
+    three = [mem, priv, relative]
+    known = [value for value in three if value is not None]
+    return FieldScores(mem, priv, relative, _mean(known) if len(known) == len(three) else None)
+
+
+def _values(summary: Summary, names: tuple[str, ...]) -> list[float] | None:
+    """The metrics of these names; None unless all of them were measured."""
+    found = [summary[name] for name in names if name in summary]
+    return found if len(found) == len(names) else None
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return None if values is None else harmonic_mean(values)
+
+
+def read_summary(path: str | Path, needed: tuple[str, ...]) -> dict[str, float]:
+    """Read the metrics that are needed from a ``TOFU_SUMMARY.json``.
+
+    Args:
+        path: File of one JSON object of numbers; other keys are not looked at.
+        needed: Names of the metrics.
+
+    Raises:
+        ULDError: the file cannot be read, or a metric is missing or outside [0, 1].
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is no JSON"
+        raise ULDError(f"cannot read {path}: {why}; expected open-unlearning's TOFU_SUMMARY.json") from error
+    if not isinstance(found, dict):
+        raise ULDError(f"{path} must hold one JSON object of metrics, as open-unlearning's TOFU_SUMMARY.json does")
+    if missing := [name for name in needed if found.get(name) is None]:
+        raise ULDError(
+            f"{path} lacks {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: the scores need "
+            f"{', '.join(needed)}"
+        )
+    for name in needed:
+        value = found[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ULDError(f"{path}: {name} must be a number from 0 to 1, not {str(value)[:40]}")
+    return {name: float(found[name]) for name in needed}
+
+
+def scores_from_summaries(summary: str | Path, target: str | Path, retain: str | Path) -> FieldScores:
+    """The four scores of a model from the summaries of three models.
+
+    Args:
+        summary: ``TOFU_SUMMARY.json`` of the model under test.
+        target: That of the model before unlearning.
+        retain: That of the retain-only model.
+
+    Raises:
+        ULDError: see `read_summary` and `field_scores`.
+    """
+    ours = read_summary(summary, (*MEMORISATION, *ATTACKS, *UTILITY))
+    return field_scores(ours, read_summary(target, UTILITY), read_summary(retain, ATTACKS))
