@@ -24,7 +24,7 @@ SOURCES = {
     "rule": "ours, measured",
     "weight": "ours, measured",
     "min_tokens": "ours, measured",
-    "outside": OWN,
+    **dict.fromkeys(("outside", "margin", "floor", "gate"), OWN),
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
 _WORDS = {
