@@ -7,6 +7,7 @@ kept in ``--work``: what was stopped continues there. Writes ``docs/results/cras
 
 import contextlib
 import functools
+import gc
 import hashlib
 import json
 import os
@@ -44,6 +45,9 @@ import uld.report.build  # noqa: E402
 import uld.training  # noqa: E402
 import uld.tuning  # noqa: E402
 from uld.machine import library_versions  # noqa: E402
+
+gc.collect()
+gc.freeze()  # what is forked collects its own garbage alone
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 VOLATILE = {"seconds", "peak_rss_bytes", "machine"}  # what no two undisturbed calls have in common
