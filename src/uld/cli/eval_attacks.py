@@ -45,7 +45,7 @@ def attacks(
 ) -> None:
     """Can an attacker tell what the model was trained on? AUC and true positives at 1 % false ones, six attacks.
 
-    An evaluation that was stopped goes on where it was when the same command is given again.
+    An evaluation that was stopped continues where it was when the same command is given again.
     """
     options.check()
     named = {"reference-model": reference_model, "retain-model": retain_model}
