@@ -25,13 +25,13 @@ EPILOG = (
 
 @with_model()
 def attacks(
-    members: Annotated[list[str], typer.Option(help="JSON lines of what the target was trained on; may be repeated.")],
-    non_members: Annotated[list[str], typer.Option(help="JSON lines of texts of the same kind that it never saw.")],
+    members: Annotated[list[str], typer.Option(help="What the target was trained on, as for uld train (repeat).")],
+    non_members: Annotated[list[str], typer.Option(help="Texts of the same kind that it never saw (repeat).")],
     reference_model: Annotated[
         str | None, typer.Option(help="Model that was trained on neither set, for the reference attack.")
     ] = None,
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for PrivLeak.")] = None,
-    gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Run GradNorm too: a backward pass a text.")] = False,
+    gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Also run GradNorm: a backward pass a text.")] = False,
     max_length: Annotated[
         int | None,
         typer.Option(min=2, max=10**9, help="Tokens that count of a text; default: as many as the model takes."),
