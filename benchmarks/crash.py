@@ -9,6 +9,7 @@ import contextlib
 import functools
 import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -34,7 +35,6 @@ torch.set_num_threads(1)
 matplotlib.use("Agg")
 
 import matplotlib.pyplot  # noqa: E402
-
 import uld.cli.main  # noqa: E402
 import uld.compare.work  # noqa: E402
 import uld.data.draw  # noqa: E402
@@ -46,6 +46,8 @@ import uld.training  # noqa: E402
 import uld.tuning  # noqa: E402
 from uld.machine import library_versions  # noqa: E402
 
+for name in ("rouge_score.rouge_scorer", "transformers.models.llama.modeling_llama"):
+    importlib.import_module(name)  # once, and not in every process that is forked
 gc.collect()
 gc.freeze()  # what is forked collects its own garbage alone
 

@@ -100,7 +100,8 @@ def test_without_lm_eval_one_sentence_says_what_to_install(run, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     for name in ("harness", "lm_eval_model"):
         monkeypatch.delattr(uld.evaluation, name, raising=False)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in [one for one in sys.modules if one.split(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
     for arguments in (["eval", "harness", "--model", str(run), "--tasks", "x"], ["lm-eval", "--model", "uld"]):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 2 and done.stderr.startswith("uld: lm-eval is missing"), done.stderr
