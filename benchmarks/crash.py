@@ -35,6 +35,7 @@ torch.set_num_threads(1)
 matplotlib.use("Agg")
 
 import matplotlib.pyplot  # noqa: E402
+
 import uld.cli.main  # noqa: E402
 import uld.compare.work  # noqa: E402
 import uld.data.draw  # noqa: E402
