@@ -330,6 +330,14 @@ def test_resume_and_overwrite_exclude_each_other(task, tmp_path):
         train(TrainConfig(**task.settings(tmp_path / "x")), resume=True, overwrite=True, progress=False)
 
 
+def test_a_run_stands_until_the_settings_that_replace_it_are_sound(task, finished):
+    output = finished[0]
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="--warmup 1000: the learning rate rises for 1000 steps"):
+        train(TrainConfig(**task.settings(output, warmup=1000)), overwrite=True, progress=False)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
 def test_overwrite_replaces_a_run(task, tmp_path, finished):
     run(task, tmp_path / "x", epochs=1)
     (tmp_path / "x/eval").mkdir()

@@ -450,10 +450,18 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
         _refuse_broken((f"the gate's {name}", tensor) for name, tensor in gate.named_parameters())
     _refuse_broken(get_peft_model_state_dict(adapter, save_embedding_layers=False).items())
     adapter.peft_config["default"].base_model_name_or_path = target
-    adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    write_lora(adapter, folder)
     save_gate(adapter, folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
     as_usual(folder.glob("*.safetensors"))
+
+
+def write_lora(adapter: Any, folder: Path) -> None:
+    """Have PEFT write its two files, without the form of a model card, which takes longer than both."""
+    adapter.create_or_update_model_card = lambda _: None
+    try:
+        adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    finally:
+        del adapter.create_or_update_model_card
 
 
 def save_model(model: Any, folder: Path, dtype: Any) -> int:

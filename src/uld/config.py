@@ -43,7 +43,7 @@ class TrainConfig(RunConfig):
     )
     augment: str = setting(
         "none",
-        "Paraphrases to forget, too, and wrong answers to retain: none; rules, made on the fly; auto, those that "
+        "Paraphrases to forget as well, and wrong answers to retain: none; rules, made on the fly; auto, those that "
         "uld augment wrote beside the forget file, else rules; or the folder that uld augment wrote.",
         "Augmentation",
     )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from uld.artifact import fingerprint
+from uld.artifact import fingerprint, write_lora
 from uld.assistant import (
     add_lora,
     base_model,
@@ -286,7 +286,7 @@ def bytes_needed(learner: Learner) -> dict[str, int]:
 def save_weights(model: Any, folder: Path) -> None:
     """Write what is trained: LoRA in PEFT's format, or a whole model in transformers'."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        write_lora(model, folder)
         save_gate(model, folder)
     else:
         model.save_pretrained(folder)

@@ -63,7 +63,14 @@ from uld.run_folder import (
     working_in,
 )
 from uld.settings import is_first_process
-from uld.trainer import UnlearningTrainer, loss_names, trainer_arguments, training_dtype
+from uld.trainer import (
+    UnlearningTrainer,
+    loss_names,
+    planned_steps,
+    refuse_long_warmup,
+    trainer_arguments,
+    training_dtype,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +153,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
                 tidy(output)
         return _result(output, method)
     inputs = read_inputs(config, method, resume=resume)
+    refuse_long_warmup(config, planned_steps(config, inputs.rows))
     dtype = training_dtype(config)
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)

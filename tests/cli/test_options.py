@@ -166,7 +166,11 @@ FUNCTIONS: list[tuple[tuple[str, ...], tuple[Callable[..., Any], ...], dict[str,
 ]
 
 
-@pytest.mark.parametrize(("path", "functions", "other", "needed"), FUNCTIONS, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(
+    ("path", "functions", "other", "needed"),
+    FUNCTIONS,
+    ids=[" ".join((*path, functions[0].__name__)) for path, functions, *_ in FUNCTIONS],
+)
 def test_a_commands_defaults_are_those_of_the_function_behind_it(
     path: tuple[str, ...], functions: tuple[Callable[..., Any], ...], other: dict[str, str], needed: set[str]
 ) -> None:

@@ -210,7 +210,7 @@ def slug(text: str) -> str:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on when an evaluation is interrupted.
+    """Say how to continue when an evaluation is interrupted.
 
     Raises:
         ULDError: it was.
@@ -218,7 +218,7 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise ULDError(f"interrupted: {folder} holds what is done, and the same command goes on from there") from None
+        raise ULDError(f"interrupted: {folder} holds what is done, and the same command continues from there") from None
 
 
 Output = Annotated[str | None, typer.Option("--output", help="Folder for the log; default: in the run, or eval/.")]

@@ -61,7 +61,7 @@ def tofu(
 ) -> None:
     """TOFU: forget quality, model utility and all their parts, with per-sample logs.
 
-    An evaluation that was stopped goes on where it was when the same command is given again. Under torchrun the
+    An evaluation that was stopped continues where it was when the same command is given again. Under torchrun the
     processes share the rows.
     """
     from uld.data.tofu import check_split

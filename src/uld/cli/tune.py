@@ -40,7 +40,7 @@ def tune(
     forget: Annotated[
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
-    retain: Annotated[str | None, typer.Option(help="JSON lines of retain records, not trained on.")] = None,
+    retain: Annotated[str | None, typer.Option(help="Retain records, not trained on, as for uld train.")] = None,
     *,
     options: ModelOptions,
 ) -> None:
