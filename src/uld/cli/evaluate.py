@@ -32,7 +32,8 @@ app = typer.Typer(no_args_is_help=True, help="Measure what a model forgot and wh
 @app.command(
     "tofu",
     epilog="Example: uld eval tofu --model runs/x --split forget10 --data tofu --retain-model RETAIN   ·   "
-    "uld eval tofu --from-log A --retain-log B --json",
+    "uld eval tofu --from-log A --retain-log B --json   ·   "
+    "uld eval tofu --from-summary S.json --target-summary T.json --retain-summary R.json --json",
 )
 @with_model()
 def tofu(
@@ -42,6 +43,12 @@ def tofu(
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for forget quality.")] = None,
     retain_log: Annotated[str | None, typer.Option(help="Its log instead, in either format.")] = None,
     from_log: Annotated[str | None, typer.Option(help="Recompute everything from this log; no model is run.")] = None,
+    from_summary: Annotated[
+        str | None,
+        typer.Option(help="Mem, Priv, Utility and Agg from this TOFU_SUMMARY.json of open-unlearning, of this model …"),
+    ] = None,
+    target_summary: Annotated[str | None, typer.Option(help="… that of the target before unlearning …")] = None,
+    retain_summary: Annotated[str | None, typer.Option(help="… and that of the retain-only model.")] = None,
     output: Output = None,
     as_json: AsJson = False,
     generate: Annotated[bool, typer.Option(help="Generate answers (ROUGE needs them).")] = True,
@@ -83,6 +90,12 @@ def tofu(
         for chosen in itertools.product(*varied.values())
     ]
     changes = grid[0] if len(grid) == 1 else dict.fromkeys(grid[0])
+    summaries = {"--from-summary": from_summary, "--target-summary": target_summary, "--retain-summary": retain_summary}
+    if any(one is not None for one in summaries.values()):
+        others = {"--model": model, "--from-log": from_log, "--retain-model": retain_model, "--retain-log": retain_log}
+        changed = any(value is not None for one in grid for value in one.values())
+        _summaries(summaries, others | {"--output": output}, options != ModelOptions() or changed, as_json)
+        return
     if (model is None) == (from_log is None):
         raise ULDError("give either --model (to run one) or --from-log (to recompute from a log)")
     if retain_model is not None and retain_log is not None:
@@ -125,6 +138,25 @@ def tofu(
         return
     result = aggregate(log, retained)
     show_result(result, folder, as_json)
+
+
+def _summaries(summaries: dict[str, str | None], others: dict[str, str | None], changed: bool, as_json: bool) -> None:
+    """The four scores from the summaries of three models; no model is run, and nothing is written.
+
+    Raises:
+        ULDError: one of the three is missing, or something else was asked for beside them.
+    """
+    from uld.evaluation.open_unlearning import scores_from_summaries
+
+    paths = [path for path in summaries.values() if path is not None]
+    if len(paths) < len(summaries):
+        missing = [name for name, path in summaries.items() if path is None]
+        raise ULDError(f"the scores need the summaries of three models: {' and '.join(missing)} missing")
+    if wrong := [name for name, value in others.items() if value is not None]:
+        raise ULDError(f"--from-summary runs no model and reads no log: leave out {' and '.join(wrong)}")
+    if changed:
+        raise ULDError("--from-summary runs no model: leave out what chooses or changes one")
+    show_result(scores_from_summaries(*paths), None, as_json)
 
 
 def _run(options: ModelOptions, split: str, folder: Path, settings: dict[str, Any]) -> Any:

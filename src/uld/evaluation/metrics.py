@@ -188,7 +188,8 @@ def model_utility(parts: Iterable[float]) -> float:
     values = _statistic(list(parts), "parts")
     if (values == 0.0).any():
         return 0.0
-    return float(len(values) / np.sum(1.0 / values))
+    with np.errstate(over="ignore"):
+        return float(len(values) / np.sum(1.0 / values))
 
 
 def rouge_recall(generated: str, truth: str) -> tuple[float, float]:

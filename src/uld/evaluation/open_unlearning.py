@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from uld.errors import ULDError
+from uld.evaluation.log_values import LogError, once
 from uld.evaluation.metrics import model_utility as harmonic_mean
 from uld.report.table import aligned
 
 MEMORISATION = ("extraction_strength", "exact_memorization", "forget_Q_A_PARA_Prob", "forget_truth_ratio")
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
 UTILITY = ("model_utility", "forget_Q_A_gibberish")
+
+FILE_NAME = "TOFU_SUMMARY.json"
+_ROUNDING = 1e-9  # how far outside [0, 1] rounding may carry a share
 
 Summary = Mapping[str, float]
 
@@ -92,29 +96,36 @@ def read_summary(path: str | Path, needed: tuple[str, ...]) -> dict[str, float]:
     """Read the metrics that are needed from a ``TOFU_SUMMARY.json``.
 
     Args:
-        path: File of one JSON object of numbers; other keys are not looked at.
+        path: File of one JSON object of numbers, or the folder that holds it; other keys are not looked at.
         needed: Names of the metrics.
 
     Raises:
         ULDError: the file cannot be read, or a metric is missing or outside [0, 1].
     """
+    file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except LogError as error:
+        raise ULDError(f"{file}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else "it is no JSON"
-        raise ULDError(f"cannot read {path}: {why}; expected open-unlearning's TOFU_SUMMARY.json") from error
+        raise ULDError(f"cannot read {file}: {why}; expected open-unlearning's {FILE_NAME}") from error
     if not isinstance(found, dict):
-        raise ULDError(f"{path} must hold one JSON object of metrics, as open-unlearning's TOFU_SUMMARY.json does")
+        raise ULDError(f"{file} must hold one JSON object of metrics, as open-unlearning's {FILE_NAME} does")
     if missing := [name for name in needed if found.get(name) is None]:
         raise ULDError(
-            f"{path} lacks {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: the scores need "
+            f"{file} lacks {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}: the scores need "
             f"{', '.join(needed)}"
         )
     for name in needed:
         value = found[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ULDError(f"{path}: {name} must be a number from 0 to 1, not {str(value)[:40]}")
-    return {name: float(found[name]) for name in needed}
+        if isinstance(value, dict):
+            raise ULDError(f"{file}: {name} is no number but a mapping: name the {FILE_NAME} beside this file")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ULDError(f"{file}: {name} must be a number from 0 to 1, not {str(value)[:40]!r}")
+        if not -_ROUNDING <= value <= 1 + _ROUNDING:
+            raise ULDError(f"{file}: {name} must be a number from 0 to 1, not {str(value)[:40]}")
+    return {name: min(max(float(found[name]), 0.0), 1.0) for name in needed}
 
 
 def scores_from_summaries(summary: str | Path, target: str | Path, retain: str | Path) -> FieldScores:
@@ -129,4 +140,7 @@ def scores_from_summaries(summary: str | Path, target: str | Path, retain: str |
         ULDError: see `read_summary` and `field_scores`.
     """
     ours = read_summary(summary, (*MEMORISATION, *ATTACKS, *UTILITY))
-    return field_scores(ours, read_summary(target, UTILITY), read_summary(retain, ATTACKS))
+    before, theirs = read_summary(target, UTILITY), read_summary(retain, ATTACKS)
+    if not all(before.values()):
+        raise ULDError(f"{target}: the target's utility is 0 ({' or '.join(UTILITY)}), so nothing compares with it")
+    return field_scores(ours, before, theirs)
