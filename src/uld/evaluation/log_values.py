@@ -40,7 +40,7 @@ def plain(column: str, key: str, value: Any) -> Any:
             if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
                 raise TypeError
             return list(value)
-        number = _whole if "tokens" in column else _real
+        number = _whole if column == "unknown_words" or "tokens" in column else _real
         each = [number(v) for v in value] if column.startswith("wrong_") else [number(value)]
     except (TypeError, ValueError, OverflowError):
         raise LogError(f"Column {column!r} cannot hold {str(value)[:60]!r} (row {key!r}): evaluate again.") from None

@@ -70,6 +70,8 @@ class TaskLog:
     mia_min_k_plus_plus: list[float] | None = None
     paraphrase_rougeL: list[float] | None = None
     """ROUGE-L recall of the generated answer against the paraphrased one, in [0, 1]."""
+    unknown_words: list[int] | None = None
+    """Uncapitalised words of the generated answer that stand nowhere in the data."""
     clean: list[float] | None = None
     """How sure a classifier is that the generated answer is no gibberish, in [0, 1]."""
     judged_loss: list[float] | None = None
@@ -99,6 +101,8 @@ class TaskLog:
         counts = {len(row) for row in self.wrong_losses}
         if len(counts) != 1 or 0 in counts:
             raise LogError("Column 'wrong_losses' needs the same number of wrong answers, at least one, in every row.")
+        if self.samples is not None and (len({len(row) for row in self.samples}) != 1 or not self.samples[0]):
+            raise LogError("Column 'samples' needs the same number of sampled answers, at least one, in every row.")
         for name in ("wrong_loss_sums", "wrong_tokens"):
             if {len(row) for row in getattr(self, name) or ()} - counts:
                 raise LogError(f"Column {name!r} needs as many entries as there are wrong answers in every row.")

@@ -46,7 +46,10 @@ AUTHORS_KEYS = {
     "stored_prob": "stored_prob",
     "stored_truth_ratio": "stored_truth_ratio",
     **{name: name for name in ("extraction_strength", "exact_memorization", *MIA)},
-    **{name: name for name in ("paraphrase_rougeL", "clean", "judged_loss", "judged_tokens", "samples")},
+    **{
+        name: name
+        for name in ("paraphrase_rougeL", "unknown_words", "clean", "judged_loss", "judged_tokens", "samples")
+    },
 }
 """Fields of `TaskLog` and their names in the authors' format; those from `stored_prob` on are not the authors' own."""
 
