@@ -36,6 +36,11 @@ _HEADS = {
     "mia_min_k": "AUC min-k",
     "mia_min_k_plus_plus": "AUC min-k++",
 }
+_NEEDS = {
+    "mem": "Mem needs ES and EM, which older logs and grids do not hold.",
+    "priv": "Priv needs non-members (--non-members), scored by this model and by a retain-only model.",
+    "utility": "Utility needs answers (--generate) and the log of a target that has some utility (--target-log).",
+}
 _FLUENCY = {"classifier": "a classifier", "proxy": "our proxy: answers that are not degenerate"}
 
 Array = NDArray[np.float64]
@@ -70,8 +75,8 @@ class FieldResult:
         shown = [name for name in self.metrics]
         values = [f"{self.metrics[name]:.3f}" for name in shown]
         lines += ["", *aligned([_HEADS.get(name, name) for name in shown], [values])]
-        if self.fluency_by is not None:
-            lines += ["", f"Fluency is said by {_FLUENCY[self.fluency_by]}."]
+        lacking = [text for name, text in _NEEDS.items() if self.scores["prob_mean"][name] is None]
+        lines += ["", *([f"Fluency is said by {_FLUENCY[self.fluency_by]}."] if self.fluency_by else []), *lacking]
         return "\n".join(lines) + "\n"
 
 

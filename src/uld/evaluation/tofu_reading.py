@@ -47,7 +47,8 @@ class ReadingResult:
         Args:
             rouge: ROUGE-L of the same answers, to stand beside.
         """
-        head = ["forget answers: ROUGE-L (%)", "re-entry (%)", "beyond retain-only (%)", "degenerate (%)", *PARTS]
+        head = ["forget answers: ROUGE-L (%)", "re-entry (%)", "beyond retain-only (%)", "degenerate (%)"]
+        head += [f"{part} (%)" for part in PARTS]
         cells = [rouge, self.re_entry, self.re_entry_beyond_retain, self.degenerate]
         row = ["-" if one is None else f"{100 * one:.1f}" for one in (*cells, *(getattr(self, p) for p in PARTS))]
         if self.perplexity is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from uld.data.prompt import Encoded
+from uld.evaluation import membership
 from uld.evaluation.scoring import Score, Scorer
 from uld.logits import Combination, combine_all
 
@@ -95,6 +96,21 @@ def right_predictions(scorer: Scorer, rows: Sequence[Encoded]) -> list[NDArray[n
         ``(tokens,)`` bool, one array a row.
     """
     return [score.right for score in token_scores(scorer, rows)]
+
+
+def attack_scores(tokens: TokenScores, text: str) -> dict[str, float]:
+    """What four membership attacks make of a text: ``loss``, ``zlib``, ``min_k`` and ``min_k++``.
+
+    Args:
+        tokens: At least one.
+        text: What they say.
+    """
+    return {
+        "loss": membership.loss(tokens.log_probs),
+        "zlib": membership.zlib_ratio(tokens.log_probs, text.strip()),
+        "min_k": membership.min_k(tokens.log_probs),
+        "min_k++": membership.min_k_plus_plus(tokens.log_probs, tokens.means, tokens.deviations),
+    }
 
 
 def _of_tokens(logits: Sequence[Tensor], labels: Tensor, settings: list[Combination]) -> Tensor:
