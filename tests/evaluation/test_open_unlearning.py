@@ -1,8 +1,12 @@
 import json
 import math
+import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from uld.errors import ULDError
 from uld.evaluation.open_unlearning import (
@@ -72,7 +76,14 @@ def test_a_score_whose_metrics_are_missing_is_absent_and_not_invented():
         (json.dumps(summary(mia_loss=math.nan)), "mia_loss must be a number from 0 to 1, not nan"),
         (json.dumps(summary() | {"mia_loss": "0.5"}), "mia_loss must be a number"),
         (json.dumps(summary() | {"mia_loss": True}), "mia_loss must be a number"),
-        (json.dumps(summary() | {"mia_loss": {"agg_value": 0.5}}), "mia_loss must be a number"),
+        (
+            json.dumps(summary() | {"mia_loss": {"agg_value": 0.5}}),
+            "mia_loss is no number but a mapping: name the TOFU_",
+        ),
+        (json.dumps(summary() | {"mia_loss": [0.5]}), "mia_loss must be a number"),
+        (json.dumps(summary(mia_loss=1 + 1e-6)), "mia_loss must be a number from 0 to 1, not 1.000001"),
+        (json.dumps(summary(model_utility=-21.5)), "model_utility must be a number from 0 to 1"),
+        (json.dumps(summary())[:-1] + ', "mia_loss": 0.2}', "'mia_loss' stands there twice"),
     ],
 )
 def test_a_damaged_summary_is_refused_with_the_file_and_the_key(tmp_path, text, message):
@@ -80,6 +91,51 @@ def test_a_damaged_summary_is_refused_with_the_file_and_the_key(tmp_path, text, 
     with pytest.raises(ULDError, match=message) as raised:
         read_summary(path, EVERY)
     assert str(path) in str(raised.value)
+
+
+def test_what_else_a_summary_holds_is_not_looked_at_and_a_folder_or_a_mark_in_front_is_no_matter(tmp_path):
+    extra = {"privleak": -99.9, "forget_quality": 1e-22, "forget_Q_A_ROUGE": None, "mia_gradnorm": math.nan, "of": {}}
+    write(tmp_path / "TOFU_SUMMARY.json", "\ufeff" + json.dumps(summary() | extra))
+    assert read_summary(tmp_path, EVERY) == summary()
+    write(tmp_path / "TOFU_SUMMARY.json", summary(mia_loss=1 + 1e-15, mia_zlib=-1e-15, model_utility=1))
+    found = read_summary(tmp_path, EVERY)
+    assert (found["mia_loss"], found["mia_zlib"], found["model_utility"]) == (1, 0, 1)
+
+
+NUMBER = st.floats(0, 1) | st.sampled_from([0, 1, 5e-324])
+NO_NUMBER = (
+    st.floats(max_value=-1e-6) | st.floats(min_value=1.001) | st.just(math.nan) | st.none() | st.booleans()
+    | st.text(max_size=5) | st.lists(st.floats(), max_size=2) | st.dictionaries(st.text(max_size=3), st.floats())
+    | st.integers(min_value=2)
+)  # fmt: skip
+METRICS = st.fixed_dictionaries(dict.fromkeys(EVERY, NUMBER))
+
+
+@settings(max_examples=150)
+@given(METRICS, METRICS, METRICS)
+def test_any_three_summaries_give_scores_in_their_range_or_one_sentence(ours, before, theirs):
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = [write(Path(folder) / f"{i}.json", one) for i, one in enumerate((ours, before, theirs))]
+        try:
+            found = scores_from_summaries(*files)
+        except ULDError as error:
+            assert min(before[name] for name in UTILITY) < 1e-300 and "target's utility is 0" in str(error)
+            return
+        assert 0 <= found.mem <= 1 and 0 <= found.priv <= 1 and 0 <= found.utility < math.inf
+        assert 0 <= found.agg <= 3 * min(found.mem, found.priv, found.utility) + 1e-12
+
+
+@settings(max_examples=300)
+@given(METRICS, st.sampled_from(EVERY), NO_NUMBER | st.just(...), st.integers(0, 400))
+def test_any_damage_to_a_summary_is_one_sentence(whole, name, value, length):
+    with tempfile.TemporaryDirectory() as folder:
+        damaged = {key: one for key, one in whole.items() if key != name} | ({} if value is ... else {name: value})
+        text = json.dumps(damaged)
+        for damage in (text, json.dumps(whole)[:length]) if length < len(json.dumps(whole)) else (text,):
+            with pytest.raises(ULDError) as raised:
+                read_summary(write(Path(folder) / "S.json", damage), EVERY)
+            assert "S.json" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_summary_that_is_not_there_and_a_target_without_utility_are_refused(tmp_path):

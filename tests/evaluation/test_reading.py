@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 
 from uld.evaluation.reading import (
-    bootstrap,
     common_words,
     dictionary,
+    interval,
     key_words,
     leak_at_k,
     re_enters,
     read,
+    resamples,
     share,
+    unknown_words,
     words,
 )
 
@@ -90,13 +92,20 @@ def test_leak_at_k_refuses_what_cannot_be(n, c, k):
         leak_at_k(n, c, k)
 
 
-def test_bootstrap_covers_a_mean_as_the_normal_interval_does():
+def test_resampled_means_cover_a_mean_as_the_normal_interval_does():
     values = np.random.default_rng(1).normal(size=400)
-    low, high = bootstrap(400, lambda rows: float(values[rows].mean()))
+    counts = resamples(400)
+    assert counts.shape == (1000, 400) and (counts.sum(1) == 400).all() and (counts == resamples(400)).all()
+    low, high = interval(counts @ values / 400)
     half = 2.576 * values.std() / math.sqrt(400)
     assert low == pytest.approx(values.mean() - half, abs=0.03)
     assert high == pytest.approx(values.mean() + half, abs=0.03)
-    assert bootstrap(400, lambda rows: float(values[rows].mean())) == (low, high)  # the same draws each time
+    assert not (resamples(400, seed=1) == counts).all()
+
+
+def test_words_that_were_counted_before_give_the_same_reading():
+    for text in ("The xqzzt vrrp.", "The old sea.", "", "Xq vrrp the the."):
+        assert read(text, unknown=unknown_words(text, KNOWN)) == read(text, KNOWN)
 
 
 def test_a_share_of_nothing_is_no_number():

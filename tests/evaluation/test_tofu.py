@@ -155,9 +155,9 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(micro, unlearned
     asked: list[str] = []
     original = tofu.evaluate_rows
 
-    def watched(job, rows):
+    def watched(job, rows, task):
         asked.extend(row["question"] for row in rows)
-        return original(job, rows)
+        return original(job, rows, task)
 
     monkeypatch.setattr(tofu, "evaluate_rows", watched)
     log = tofu.evaluate(*unlearned, "forget10", copy, data=micro.data, **QUICK)

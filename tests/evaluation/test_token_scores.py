@@ -6,7 +6,7 @@ import torch
 
 from uld.data.prompt import Encoded
 from uld.evaluation.scoring import Scorer
-from uld.evaluation.token_scores import right_predictions, token_scores
+from uld.evaluation.token_scores import right_predictions, scores_and_tokens, token_scores
 from uld.logits import Combination
 
 PROMPT = [1, 7, 9, 12]
@@ -47,6 +47,25 @@ def test_every_token_scores_as_from_the_whole_row(model):
         np.testing.assert_array_equal(score.right, expected[3])
     sums = [score.loss for score in scorer.score(ROWS)[0]]
     assert [-score.log_probs.sum() for score in found] == pytest.approx(sums, rel=1e-5, abs=1e-5)
+
+
+def test_one_pass_gives_every_score_and_the_tokens_of_marked_rows(model, monkeypatch):
+    rows = [row for row in ROWS if True in row.learn[1:]]
+    scorer = Scorer(model, 0)
+    expected, tokens = scorer.score(rows)[0], token_scores(scorer, rows)
+    passes = []
+    states = scorer._states
+    monkeypatch.setattr(scorer, "_states", lambda inputs: passes.append(inputs["input_ids"].shape) or states(inputs))
+    scores, found = scores_and_tokens(scorer, rows, {1, 3})
+    together, passes[:] = list(passes), []
+    assert scores == expected and found.keys() == {1, 3}
+    for row, one in found.items():
+        for name in ("log_probs", "means", "deviations"):
+            np.testing.assert_allclose(getattr(one, name), getattr(tokens[row], name), rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(one.right, tokens[row].right)
+    scorer.score(rows)
+    assert together == passes
+    assert scores_and_tokens(scorer, rows, ())[1] == {}
 
 
 def test_what_the_model_itself_says_is_right_everywhere(make_target):

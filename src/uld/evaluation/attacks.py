@@ -21,7 +21,7 @@ from uld.errors import ULDError
 from uld.evaluation import membership
 from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, context_length, length_batches, refuse_nan
-from uld.evaluation.token_scores import token_scores
+from uld.evaluation.token_scores import attack_scores, token_scores
 from uld.report.table import aligned
 
 SETS = ("members", "non_members")
@@ -127,13 +127,7 @@ class _Job:
             whole = True in row.learn[:2]  # no prompt: nothing predicts the first token, but it is part of the text
             said = [token for token, learn in zip(row.ids, row.learn, strict=True) if learn or whole]
             text: Any = self.tokenizer.decode(said, skip_special_tokens=True)
-            result: dict[str, Any] = {
-                "tokens": len(tokens.log_probs),
-                "loss": membership.loss(tokens.log_probs),
-                "zlib": membership.zlib_ratio(tokens.log_probs, text.strip()),
-                "min_k": membership.min_k(tokens.log_probs),
-                "min_k++": membership.min_k_plus_plus(tokens.log_probs, tokens.means, tokens.deviations),
-            }
+            result: dict[str, Any] = {"tokens": len(tokens.log_probs), **attack_scores(tokens, text)}
             if row.cut:
                 result["cut"] = row.cut
             if self.gradnorm:

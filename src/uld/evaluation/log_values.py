@@ -10,7 +10,10 @@ import numpy as np
 from uld.errors import ULDError
 
 _RANGES = {
-    **dict.fromkeys(("rouge1", "rougeL", "stored_prob"), (0.0, 1.0)),
+    **dict.fromkeys(("rouge1", "rougeL", "stored_prob", "paraphrase_rougeL", "clean"), (0.0, 1.0)),
+    **dict.fromkeys(("extraction_strength", "exact_memorization"), (0.0, 1.0)),
+    **dict.fromkeys(("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus"), (-math.inf, math.inf)),
+    "judged_tokens": (0.0, math.inf),
     **dict.fromkeys(("tokens", "paraphrase_tokens", "wrong_tokens"), (1.0, math.inf)),
 }
 """What a value may be; every other column holds what is 0 or more."""
@@ -33,7 +36,11 @@ def plain(column: str, key: str, value: Any) -> Any:
             if isinstance(value, str | dict) or not all(isinstance(text, str) for text in value):
                 raise TypeError
             return prompt, generation, truth
-        number = _whole if "tokens" in column else _real
+        if column == "samples":
+            if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+                raise TypeError
+            return list(value)
+        number = _whole if column == "unknown_words" or "tokens" in column else _real
         each = [number(v) for v in value] if column.startswith("wrong_") else [number(value)]
     except (TypeError, ValueError, OverflowError):
         raise LogError(f"Column {column!r} cannot hold {str(value)[:60]!r} (row {key!r}): evaluate again.") from None

@@ -87,6 +87,26 @@ def truth_ratio_statistic(paraphrase_loss: ArrayLike, wrong_losses: ArrayLike) -
         return np.exp(np.where(np.isposinf(mean_wrong) & np.isposinf(right), 0.0, difference))
 
 
+def truth_ratio_rows(t: ArrayLike, aggregator: str) -> Array:
+    """What each row adds to a truth ratio, by one of `TRUTH_RATIO_AGGREGATORS`: the truth ratio is their mean.
+
+    Args:
+        t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
+        aggregator: open-unlearning's name.
+
+    Returns:
+        ``(rows,)`` in [0, 1].
+
+    Raises:
+        ValueError: if ``t`` is empty, negative or NaN.
+    """
+    t = _statistic(t, "t")
+    inverse = _inverse(t)
+    if aggregator == "closer_to_1_better":
+        return np.minimum(t, inverse)
+    return np.maximum(0.0, 1.0 - inverse) if aggregator == "true_better" else 1.0 / (1.0 + inverse)
+
+
 def truth_ratio_forget(t: ArrayLike) -> float:
     """Truth ratio on forgotten rows: ``mean(min(t, 1/t))``, highest where right and wrong are told apart least.
 
@@ -101,8 +121,7 @@ def truth_ratio_forget(t: ArrayLike) -> float:
     Raises:
         ValueError: if ``t`` is empty, negative or NaN.
     """
-    t = _statistic(t, "t")
-    return float(np.mean(np.minimum(t, _inverse(t))))
+    return float(np.mean(truth_ratio_rows(t, "closer_to_1_better")))
 
 
 def truth_ratio_other(t: ArrayLike) -> float:
@@ -119,7 +138,7 @@ def truth_ratio_other(t: ArrayLike) -> float:
     Raises:
         ValueError: if ``t`` is empty, negative or NaN.
     """
-    return float(np.mean(np.maximum(0.0, 1.0 - _inverse(_statistic(t, "t")))))
+    return float(np.mean(truth_ratio_rows(t, "true_better")))
 
 
 def truth_ratio_prob_mean(t: ArrayLike) -> float:
@@ -137,7 +156,7 @@ def truth_ratio_prob_mean(t: ArrayLike) -> float:
     Raises:
         ValueError: if ``t`` is empty, negative or NaN.
     """
-    return float(np.mean(1.0 / (1.0 + _inverse(_statistic(t, "t")))))
+    return float(np.mean(truth_ratio_rows(t, "prob_mean")))
 
 
 TRUTH_RATIO_AGGREGATORS: dict[str, Callable[[ArrayLike], float]] = {
@@ -188,7 +207,8 @@ def model_utility(parts: Iterable[float]) -> float:
     values = _statistic(list(parts), "parts")
     if (values == 0.0).any():
         return 0.0
-    return float(len(values) / np.sum(1.0 / values))
+    with np.errstate(over="ignore"):
+        return float(len(values) / np.sum(1.0 / values))
 
 
 def rouge_recall(generated: str, truth: str) -> tuple[float, float]:

@@ -8,10 +8,11 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 COMMON = 0.01
 """A word in more than this share of the retain answers gives nothing away."""
@@ -23,6 +24,7 @@ STRANGE = 0.2
 """An answer is broken when more than this share of its uncapitalised words is in no dictionary."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_DIGIT = re.compile(r"\d")
 _ENDS = tuple(".!?…。！？")
 _CLOSING = "\"'’”»)]*` \n"
 
@@ -33,7 +35,8 @@ def words(text: str) -> list[str]:
 
 
 def _form(word: str) -> str:
-    return re.sub(r"['’]s?$", "", word.casefold().replace("’", "'"))
+    word = word.casefold()
+    return re.sub(r"'s?$", "", word.replace("’", "'")) if "'" in word or "’" in word else word
 
 
 def common_words(answers: Iterable[str], share: float = COMMON) -> frozenset[str]:
@@ -94,27 +97,35 @@ def dictionary(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(word for text in texts for word in words(text))
 
 
-def read(generated: str, known: frozenset[str] | None = None) -> Reading:
+def unknown_words(generated: str, known: frozenset[str]) -> int:
+    """How many of an answer's uncapitalised words are in no dictionary; capitalised ones are names."""
+    return sum(word not in known for word in _plain(generated))
+
+
+def read(generated: str, known: frozenset[str] | None = None, unknown: int | None = None) -> Reading:
     """Look at an answer: a stated proxy for a classifier that tells gibberish.
 
     Args:
         generated: What a model wrote.
-        known: A dictionary; None looks for no broken words. Capitalised words are names and are not looked up.
+        known: A dictionary; None looks for no broken words.
+        unknown: From `unknown_words`, where that was found out before.
     """
     said = words(generated)
     runs = Counter(tuple(said[i : i + LOOP_WORDS]) for i in range(len(said) - LOOP_WORDS + 1))
-    plain = [
-        _form(word)
-        for word in _WORD.findall(unicodedata.normalize("NFKC", generated))
-        if word.islower() and not any(letter.isdigit() for letter in word)
-    ]
-    strange = 0 if known is None else sum(word not in known for word in plain)
+    if unknown is None:
+        unknown = 0 if known is None else unknown_words(generated, known)
     return Reading(
         empty=not said,
         loop=max(runs.values(), default=0) >= LOOP_TIMES,
         cut=bool(said) and not generated.rstrip(_CLOSING).endswith(_ENDS),
-        broken=strange > STRANGE * len(plain),
+        broken=unknown > STRANGE * len(_plain(generated)),
     )
+
+
+def _plain(text: str) -> list[str]:
+    """The uncapitalised words without digits, in the form in which they are compared."""
+    found = _WORD.findall(unicodedata.normalize("NFKC", text))
+    return [_form(word) for word in found if word.islower() and not _DIGIT.search(word)]
 
 
 def leak_at_k(samples: int, leaks: int, k: int) -> float:
@@ -135,28 +146,22 @@ def leak_at_k(samples: int, leaks: int, k: int) -> float:
     return 1 - math.comb(samples - leaks, k) / math.comb(samples, k)
 
 
-def bootstrap(
-    rows: int,
-    statistic: Callable[[np.ndarray], float],
-    *,
-    draws: int = 1000,
-    level: float = 0.99,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic of rows. Source: Efron 1979.
+def resamples(rows: int, draws: int = 1000, seed: int = 0) -> NDArray[np.float64]:
+    """How often each row stands in each of many draws with repetition, of as many rows. Source: Efron 1979.
 
     Args:
         rows: Number of rows.
-        statistic: Of the ``(rows,)`` numbers of the rows that a draw takes, with repetition.
         draws: How often to draw.
-        level: Coverage, in (0, 1).
-        seed: Decides the draws.
+        seed: Decides the draws, so that two models are looked at on the same rows.
 
     Returns:
-        Lower and upper end.
+        ``(draws, rows)`` counts; ``resamples(…) @ values / rows`` are the means of the draws.
     """
-    generator = np.random.default_rng(seed)
-    values = [statistic(generator.integers(rows, size=rows)) for _ in range(draws)]
+    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
+
+
+def interval(values: ArrayLike, level: float = 0.99) -> tuple[float, float]:
+    """Percentile interval of a statistic's values over many draws; level in (0, 1)."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

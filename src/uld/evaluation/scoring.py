@@ -7,7 +7,7 @@ target and assistant logits do not depend on them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ PLAIN_DECODING: dict[str, Any] = {
 """For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
 that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""
 
-Measure = Callable[[Sequence[Tensor], Tensor], Tensor]
+Measure = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +117,22 @@ class Scorer:
         """
         losses = torch.zeros(len(self.settings), len(rows), dtype=torch.float64)
         counts = [sum(row.learn[1:]) for row in rows]
-        for number, found in self.measure(rows, self._label_losses):
+        for number, found in self.measure(rows, self.label_losses):
             losses.index_add_(1, number, found.double())
         return [[Score(loss, count) for loss, count in zip(one, counts, strict=True)] for one in losses.tolist()]
 
     @torch.inference_mode()
-    def measure(self, rows: Sequence[Encoded], piece: Measure) -> Iterator[tuple[Tensor, Tensor]]:
+    def measure(
+        self, rows: Sequence[Encoded], piece: Measure, marked: Collection[int] = ()
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Measure something of every learnt token, on logits that are made in pieces.
 
         Args:
             rows: As in `score`.
             piece: From the logits of target and assistants (those of an ordinary model alone), ``(positions, vocab)``
-                each, and the true tokens ``(positions,)`` to ``(values, positions)``.
+                each, the true tokens ``(positions,)``, and whether each is one of a marked row ``(positions,)``, to
+                ``(values, positions)``.
+            marked: Numbers of rows of which ``piece`` wants to know more.
 
         Yields:
             For each batch the row of every learnt token ``(tokens,)``, and its values ``(values, tokens)``. A row is
@@ -140,7 +144,7 @@ class Scorer:
         waiting = {number: row for number, row in enumerate(rows) if True in row.learn[1:]}
         while waiting:
             for trees in self._batches(waiting):
-                found = self._measured(trees, piece)
+                found = self._measured(trees, piece, marked)
                 if found is None:  # trees are to be smaller from now on
                     break
                 yield found
@@ -167,7 +171,7 @@ class Scorer:
             A scalar, nats a token.
         """
         trees = grow({0: row}, 0, 0, 0)
-        return self._pieced(trees, self._states(self._inputs(trees)), self._label_losses)[1][0].mean()
+        return self._pieced(trees, self._states(self._inputs(trees)), self.label_losses)[1][0].mean()
 
     @property
     def settings(self) -> list[list[Combination]]:
@@ -184,7 +188,7 @@ class Scorer:
         """Tokens of the longest row that may share a tree, as far as is known; 0 where the model takes no trees."""
         return self.trust.longest
 
-    def _measured(self, trees: Sequence[Tree], piece: Measure) -> tuple[Tensor, Tensor] | None:
+    def _measured(self, trees: Sequence[Tree], piece: Measure, marked: Collection[int]) -> tuple[Tensor, Tensor] | None:
         """Measure the learnt tokens of some trees; None where they are not as their rows are alone."""
         try:
             states = self._states(self._inputs(trees))
@@ -202,7 +206,7 @@ class Scorer:
                 self.trust.lower(None if under_mask else len(row.ids), len(tree.ids))
                 return None
         self.trust.prove(trees)
-        return self._pieced(trees, states, piece)
+        return self._pieced(trees, states, piece, marked)
 
     def _inputs(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
         most = min(context_length(part) for part in self.parts) if self.trust.pads else 0
@@ -217,17 +221,22 @@ class Scorer:
             inputs["attention_mask"] = tree_mask(torch.full_like(ids, NEVER), self.parts[0].dtype)
         return [one[0] for one in _states_of(self.model, inputs, self.plain_head)]
 
-    def _pieced(self, trees: Sequence[Tree], states: Sequence[Tensor], piece: Measure) -> tuple[Tensor, Tensor]:
+    def _pieced(
+        self, trees: Sequence[Tree], states: Sequence[Tensor], piece: Measure, marked: Collection[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Measure what the states of some trees say of their learnt tokens."""
         scored = [(i, node, label) for i, tree in enumerate(trees) for node, label in tree.labels]
         row, node, labels = torch.tensor(scored, device=self.model.device).unbind(1)
         chosen = [one[row, node] for one in states]
-        found = self._pieces(chosen, labels, piece) if self.plain_head else piece(chosen, labels)
         uses, start = [], 0
         for tree in trees:
             uses += [(number, start + label) for number, label in tree.uses]
             start += len(tree.labels)
         number, place = torch.tensor(uses).unbind(1)
+        marks = torch.zeros(len(scored), dtype=torch.bool)
+        marks[[position for row, position in uses if row in marked]] = True
+        how = (chosen, labels, marks.to(labels.device))
+        found = self._pieces(*how, piece) if self.plain_head else piece(*how)
         return number, found.cpu()[:, place]
 
     def _states(self, inputs: dict[str, Any]) -> list[Tensor]:
@@ -238,15 +247,16 @@ class Scorer:
         """Final hidden states of the model, or of target and assistants: ``(batch, tokens, hidden)`` each."""
         return _states_of(self.model, inputs, plain_head=True)
 
-    def _pieces(self, hidden: Sequence[Tensor], labels: Tensor, measure: Measure) -> Tensor:
+    def _pieces(self, hidden: Sequence[Tensor], labels: Tensor, marks: Tensor, measure: Measure) -> Tensor:
         """Values at each position ``(values, positions)``, head and measure in pieces."""
         pieces = []
         for start in range(0, len(labels), _HEAD_ROWS):
             part = slice(start, start + _HEAD_ROWS)
             logits = self._heads([one[part] for one in hidden])
             size = max(1, _CACHED_BYTES // (4 * logits[0].shape[-1]))
-            for label, *piece in zip(labels[part].split(size), *(one.split(size) for one in logits), strict=True):
-                pieces.append(measure(piece, label))
+            split = (one.split(size) for one in (labels[part], marks[part], *logits))
+            for label, mark, *piece in zip(*split, strict=True):
+                pieces.append(measure(piece, label, mark))
         return torch.cat(pieces, 1)
 
     def _heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
@@ -255,7 +265,8 @@ class Scorer:
             return self.model.heads(hidden)
         return [head_logits(self.model, one) for one in hidden]
 
-    def _label_losses(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    def label_losses(self, logits: Sequence[Tensor], labels: Tensor, _: Tensor | None = None) -> Tensor:
+        """Loss of the true tokens under each combination ``(combinations, positions)``, nats: a `Measure`."""
         target, *assistants = logits
         if not assistants:
             return cross_entropy(target, labels)[None]

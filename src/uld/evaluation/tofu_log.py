@@ -13,8 +13,7 @@ are kept as `stored_prob` and `stored_truth_ratio`.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,12 @@ import numpy as np
 
 from uld.artifact import write_text
 from uld.evaluation import metrics
-from uld.evaluation.log_values import LogError, once, plain
+from uld.evaluation.log_values import LogError, once
 from uld.evaluation.rows import dumps
+from uld.evaluation.task_log import AUTHORS_NAMES, MIA, REQUIRED, TaskLog, TofuLog
 
 FILE_NAME = "eval_log_aggregated.json"
 """What a log is called in a folder when its format is the one of TOFU's authors."""
-
-AUTHORS_NAMES = {
-    "retain": "eval_log.json",
-    "real_authors": "eval_real_author_wo_options.json",
-    "world_facts": "eval_real_world_wo_options.json",
-    "forget": "eval_log_forget.json",
-}
-"""Task names, in the authors' order, and what the authors call them."""
 
 OPEN_UNLEARNING_NAMES = {"retain": "retain", "real_authors": "ra", "world_facts": "wf", "forget": "forget"}
 
@@ -53,109 +45,16 @@ AUTHORS_KEYS = {
     "wrong_tokens": "num_token_perturb",
     "stored_prob": "stored_prob",
     "stored_truth_ratio": "stored_truth_ratio",
+    **{name: name for name in ("extraction_strength", "exact_memorization", *MIA)},
+    **{
+        name: name
+        for name in ("paraphrase_rougeL", "unknown_words", "clean", "judged_loss", "judged_tokens", "samples")
+    },
 }
-"""Fields of `TaskLog` and their names in the authors' format; the last two are not the authors' own."""
+"""Fields of `TaskLog` and their names in the authors' format; those from `stored_prob` on are not the authors' own."""
 
-REQUIRED = ("avg_loss", "paraphrase_loss", "wrong_losses")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskLog:
-    """One task set: a column per quantity, an entry per row. Optional columns are None as a whole, never in part.
-
-    Losses are in nats; numbers are turned into plain Python ones, so numpy arrays may be passed.
-
-    Raises:
-        LogError: if a column is shorter or longer than `keys`, a key repeats, a value is NaN, no number or out of its
-            range, or rows differ in their number of wrong answers.
-    """
-
-    keys: list[str]
-    """The row's index in its data set, as text."""
-    avg_loss: list[float]
-    """Mean loss per token of the answer."""
-    paraphrase_loss: list[float]
-    """Mean loss per token of the paraphrased answer (real authors and world facts: of the answer itself)."""
-    wrong_losses: list[list[float]]
-    """``(rows, wrong)``: mean loss per token of each wrong answer."""
-    loss: list[float] | None = None
-    """Summed loss of the answer."""
-    tokens: list[int] | None = None
-    """Tokens of the answer that carry a loss."""
-    paraphrase_loss_sum: list[float] | None = None
-    paraphrase_tokens: list[int] | None = None
-    wrong_loss_sums: list[list[float]] | None = None
-    wrong_tokens: list[list[int]] | None = None
-    rouge1: list[float] | None = None
-    """ROUGE-1 recall of the generated answer, in [0, 1]."""
-    rougeL: list[float] | None = None
-    """ROUGE-L recall of the generated answer, in [0, 1]."""
-    generated: list[tuple[str, str, str]] | None = None
-    """``(prompt, generation, truth)`` of each row."""
-    stored_prob: list[float] | None = None
-    """Probability (real authors and world facts: the normalised one) as the log itself states it."""
-    stored_truth_ratio: list[float] | None = None
-    """``1 / t`` as the log itself states it."""
-
-    def __post_init__(self) -> None:
-        """Turn values into plain numbers and check that the columns fit together."""
-        set_field = object.__setattr__
-        set_field(self, "keys", [str(key) for key in self.keys])
-        if not self.keys:
-            raise LogError("A task log needs at least one row.")
-        if len(set(self.keys)) != len(self.keys):
-            raise LogError("A task log has repeated row keys: give every row its own index.")
-        for column in fields(self)[1:]:
-            values = getattr(self, column.name)
-            if values is None and column.name not in REQUIRED:
-                continue
-            if values is None or len(values) != len(self.keys):
-                count = "no" if values is None else len(values)
-                raise LogError(f"Column {column.name!r} has {count} entries for {len(self.keys)} rows: log every row.")
-            rows = zip(self.keys, values, strict=True)
-            set_field(self, column.name, [plain(column.name, key, value) for key, value in rows])
-        counts = {len(row) for row in self.wrong_losses}
-        if len(counts) != 1 or 0 in counts:
-            raise LogError("Column 'wrong_losses' needs the same number of wrong answers, at least one, in every row.")
-        for name in ("wrong_loss_sums", "wrong_tokens"):
-            if {len(row) for row in getattr(self, name) or ()} - counts:
-                raise LogError(f"Column {name!r} needs as many entries as there are wrong answers in every row.")
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.keys)
-
-
-@dataclass(frozen=True, eq=False)
-class TofuLog(Mapping[str, TaskLog]):
-    """The evaluation of one model: some or all of `forget`, `retain`, `real_authors`, `world_facts`.
-
-    Equality looks at the tasks alone. `source` is the file it came from, for messages.
-
-    Raises:
-        LogError: if a task has another name.
-    """
-
-    tasks: dict[str, TaskLog]
-    source: str = field(default="this log")
-
-    def __post_init__(self) -> None:
-        """Check the names of the tasks."""
-        for name in self.tasks:
-            if name not in AUTHORS_NAMES:
-                raise LogError(f"Unknown TOFU task {name!r}: use {', '.join(sorted(AUTHORS_NAMES))}.")
-
-    def __getitem__(self, name: str) -> TaskLog:
-        """Return the task of that name."""
-        return self.tasks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the tasks."""
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        """Return the number of tasks."""
-        return len(self.tasks)
+NON_MEMBERS = "eval_log_non_members.json"
+"""Section of scores of answers that the model was not trained on, in the authors' format."""
 
 
 def read_log(path: str | os.PathLike[str]) -> TofuLog:
@@ -180,7 +79,11 @@ def read_log(path: str | os.PathLike[str]) -> TofuLog:
             raise LogError(f"{file}: task {name!r}: {error}") from error
         if task is not None:
             tasks[name] = task
-    return TofuLog(tasks, str(file))
+    try:
+        return TofuLog(tasks, str(file), _non_members(content, _is_authors(content)))
+    except (LogError, KeyError, TypeError, AttributeError, ValueError) as error:
+        why = f": {error}" if isinstance(error, LogError) else " do not hold a score of every attack: evaluate again."
+        raise LogError(f"{file}: the non-members{why}") from error
 
 
 def write_log(log: TofuLog, path: str | os.PathLike[str]) -> Path:
@@ -206,6 +109,8 @@ def write_log(log: TofuLog, path: str | os.PathLike[str]) -> Path:
     if not log.tasks:
         raise LogError(f"{file}: there is no task to write; evaluate at least one of {', '.join(AUTHORS_NAMES)}.")
     content = {AUTHORS_NAMES[name]: _to_authors(name, log[name]) for name in AUTHORS_NAMES if name in log}
+    if log.non_members is not None:
+        content[NON_MEMBERS] = {name: {str(i): one for i, one in enumerate(v)} for name, v in log.non_members.items()}
     write_text(file, dumps(content, indent=4))
     return file
 
@@ -282,10 +187,16 @@ def _from_open_unlearning(content: dict[str, Any], name: str) -> TaskLog | None:
         "stored_prob": (answer if fictional else f"{prefix}_Q_A_Prob_normalised", "prob"),
         "stored_truth_ratio": ("forget_truth_ratio" if name == "forget" else f"{prefix}_Truth_Ratio", "score"),
     }
+    further = {
+        "extraction_strength": ("extraction_strength", "score"),
+        "exact_memorization": ("exact_memorization", "score"),
+        "paraphrase_rougeL": ("forget_Q_A_PARA_ROUGE", "rougeL_recall"),
+        "clean": ("forget_Q_A_gibberish", "score"),
+    }
     if not any(section in content for section, _ in sources.values()):
         return None
     columns = {}
-    for ours, (section, key) in sources.items():
+    for ours, (section, key) in (sources | (further if name == "forget" else {})).items():
         if section in content:
             try:
                 rows = content[section]["value_by_index"]
@@ -293,7 +204,38 @@ def _from_open_unlearning(content: dict[str, Any], name: str) -> TaskLog | None:
                 columns[ours] = {index: pick(row) for index, row in rows.items()}
             except (KeyError, TypeError, AttributeError):
                 raise LogError(f"Section {section!r} lacks {key!r} of some row; evaluate again.") from None
-    return _task(columns, {ours: section for ours, (section, _) in sources.items()})
+    for attack in MIA if name == "forget" else ():
+        if _measured(content.get(attack)):
+            columns[attack] = _scores(content[attack]["forget"])
+    for ours in {*further, *MIA} & columns.keys():
+        if None in columns[ours].values():  # open-unlearning found no tokens to score: it leaves such rows out
+            del columns[ours]
+    names = {ours: section for ours, (section, _) in (sources | further).items()} | {one: one for one in MIA}
+    return _task(columns, names)
+
+
+def _measured(attack: Any) -> bool:
+    """Whether a section of an open-unlearning log is an attack on members and non-members, row by row."""
+    return isinstance(attack, dict) and {"forget", "holdout"} <= attack.keys()
+
+
+def _scores(side: dict[str, Any]) -> dict[str, Any]:
+    """Scores by row of one side of an attack in open-unlearning's format."""
+    try:
+        return {index: row["score"] for index, row in side["value_by_index"].items()}
+    except (KeyError, TypeError, AttributeError):
+        raise LogError("An attack lacks the score of some row; evaluate again.") from None
+
+
+def _non_members(content: dict[str, Any], authors: bool) -> dict[str, list[float]] | None:
+    """Scores of the non-members by attack, if there are any."""
+    if authors:
+        found = content.get(NON_MEMBERS)
+        return None if found is None else {name: list(found[name].values()) for name in MIA}
+    if not all(_measured(content.get(name)) for name in MIA):
+        return None
+    found = {name: list(_scores(content[name]["holdout"]).values()) for name in MIA}
+    return None if any(None in values for values in found.values()) else found
 
 
 def _task(columns: dict[str, Any], names: Mapping[str, str]) -> TaskLog:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from uld.evaluation import metrics
-from uld.evaluation.tofu_log import LogError, TaskLog, TofuLog
+from uld.evaluation.log_values import LogError
+from uld.evaluation.task_log import TaskLog, TofuLog
+from uld.evaluation.tofu_field import UTILITY_METRICS, UTILITY_TASKS, FieldResult, field_result, row_values
+from uld.evaluation.tofu_reading import ReadingResult, read_log_answers
 from uld.report.table import aligned
-
-UTILITY_TASKS = ("retain", "real_authors", "world_facts")
-UTILITY_METRICS = ("prob", "rouge_l", "truth_ratio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,17 @@ class TofuResult:
     """Forget rows that both models were compared on."""
     impossible_answers: int
     """Scored answers, right or wrong, of probability 0 (an infinite loss), as ``outside=mask`` makes some."""
+    reading: ReadingResult | None = None
+    """What people read in the answers to forget questions; None without generated answers."""
+    field: FieldResult | None = None
+    """What the field compares models by; None without forget rows."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON types."""
         return dataclasses.asdict(self)
 
     def table(self) -> str:
-        """Return two Markdown tables: the paper's four columns (ROUGE-L in percent), then every part as a share."""
+        """Markdown tables: the paper's four columns (ROUGE-L in percent), every part, what people read, the field's."""
         head = ("F.Q.", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)")
         first = (
             _show_quality(self.forget_quality),
@@ -67,6 +71,10 @@ class TofuResult:
             parts = (_show(getattr(self, f"{task}_{metric}"), ".4f") for metric in UTILITY_METRICS)
             body.append((task.replace("_", " "), str(self.rows.get(task, "-")), *parts))
         lines += aligned(("task", "rows", "Prob", "ROUGE-L", "truth ratio"), body)
+        if self.reading is not None:
+            lines += ["", *self.reading.table(self.forget_rouge_l).splitlines()]
+        if self.field is not None:
+            lines += ["", *self.field.table().splitlines()]
         if self.compared_rows is not None:
             lines += ["", f"F.Q. compares the {self.compared_rows} forget rows that both logs hold."]
         if self.impossible_answers:
@@ -77,7 +85,9 @@ class TofuResult:
         return "\n".join(lines) + "\n"
 
 
-def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: bool = False) -> TofuResult:
+def aggregate(
+    log: TofuLog, retain_log: TofuLog | None = None, target_log: TofuLog | None = None, *, from_losses: bool = False
+) -> TofuResult:
     """Compute every number of a TOFU table from per-sample logs.
 
     Forget quality is always computed from losses, so that logs of both formats compare; rows are matched by their key.
@@ -86,7 +96,8 @@ def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: b
 
     Args:
         log: the model under test.
-        retain_log: the model that never saw the forget rows; without it forget quality is None.
+        retain_log: the model that never saw the forget rows; without it forget quality and Priv are None.
+        target_log: the model before unlearning; without it Utility is None.
         from_losses: leave stored scores aside and derive everything but ROUGE from the losses (on published
             open-unlearning logs this differs by up to 2e-6 relative).
 
@@ -98,8 +109,8 @@ def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: b
     """
     parts: dict[str, float | None] = {}
     for name in ("forget", *UTILITY_TASKS):
-        values = _parts(log[name], name, from_losses) if name in log else (None, None, None)
-        parts |= {f"{name}_{metric}": value for metric, value in zip(UTILITY_METRICS, values, strict=True)}
+        rows = row_values(log[name], name, from_losses) if name in log else dict.fromkeys(UTILITY_METRICS)
+        parts |= {f"{name}_{metric}": None if one is None else float(np.mean(one)) for metric, one in rows.items()}
     nine = [parts[f"{task}_{metric}"] for task in UTILITY_TASKS for metric in UTILITY_METRICS]
     known = [part for part in nine if part is not None]
     quality, compared = (None, None) if retain_log is None else _forget_quality(log, retain_log)
@@ -109,25 +120,10 @@ def aggregate(log: TofuLog, retain_log: TofuLog | None = None, *, from_losses: b
         model_utility=metrics.model_utility(known) if len(known) == len(nine) else None,
         impossible_answers=sum(map(_impossible, log.values())),
         rows={name: len(log[name]) for name in ("forget", *UTILITY_TASKS) if name in log},
+        reading=read_log_answers(log, retain_log),
+        field=field_result(log, target_log, retain_log),
         **parts,
     )
-
-
-def _parts(task: TaskLog, name: str, from_losses: bool) -> tuple[float, float | None, float]:
-    """Return Prob, ROUGE-L and truth ratio of a task."""
-    if task.stored_prob is not None and not from_losses:
-        prob = np.asarray(task.stored_prob)
-    elif name in ("forget", "retain"):
-        prob = metrics.probability(task.avg_loss)
-    else:
-        prob = metrics.normalised_probability(task.avg_loss, task.wrong_losses)
-    if task.stored_truth_ratio is not None and not from_losses:
-        with np.errstate(divide="ignore"):
-            t = 1.0 / np.asarray(task.stored_truth_ratio)
-    else:
-        t = metrics.truth_ratio_statistic(task.paraphrase_loss, task.wrong_losses)
-    ratio = metrics.truth_ratio_forget(t) if name == "forget" else metrics.truth_ratio_other(t)
-    return float(np.mean(prob)), None if task.rougeL is None else float(np.mean(task.rougeL)), ratio
 
 
 def _forget_quality(log: TofuLog, retain_log: TofuLog) -> tuple[float | None, int | None]:
