@@ -262,7 +262,11 @@ def test_from_scratch_the_defaults_are_others_and_lie_below_every_layer() -> Non
 def test_both_commands_share_their_common_settings() -> None:
     train, finetune = ({field.name: field for field in setting_fields(kind)} for kind in (TrainConfig, FinetuneConfig))
     common = {field.name for field in dataclasses.fields(RunConfig)}
-    assert train.keys() & finetune.keys() - common == {"split", "num_layers", "floor"}  # of the same name, but not the same
+    assert train.keys() & finetune.keys() - common == {
+        "split",
+        "num_layers",
+        "floor",
+    }  # of the same name, but not the same
     for name, field in finetune.items():
         assert field.metadata["help"].endswith((".", "…")) and field.metadata["group"], name
 

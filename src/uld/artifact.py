@@ -37,6 +37,7 @@ SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
+PAIR = ("retain", "forget")  # the adapters of a pair, each below ``adapter/``: whose logits are added, and subtracted
 UNENCODABLE = "backslashreplace"  # half of a surrogate pair, as in a name that is not UTF-8, as JSON writes it
 _SAMPLES = 65_536
 _FULL_DISK = ("No space left",)  # torch and safetensors report it as errors of their own, in words of their own
@@ -85,12 +86,13 @@ class Manifest(BaseModel):
     Attributes:
         format: Version of this layout.
         method: Registered name of the method.
-        trains: What the run holds: an assistant, the target itself after training, or an Offset model's small model.
+        trains: What the run holds: an assistant, the target itself after training, an Offset model's small model, or a
+            pair of small models, one trained on each side.
         target: Folder or Hub id of the target as it was given.
         target_revision: Hub revision, if any.
         target_fingerprint: `fingerprint` of the tensors that the assistant shares with the target, or of all of it
             where the run has no assistant of its layers.
-        small: Where Offset's small model is, if it is not the target's first layers.
+        small: Where the small model of Offset or of a pair is, if it is not the target's first layers.
         small_fingerprint: `fingerprint` of all its tensors.
         num_layers: K.
         combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
@@ -105,7 +107,7 @@ class Manifest(BaseModel):
 
     format: Literal[1] = 1
     method: str
-    trains: Literal["assistant", "target", "offset"] = "assistant"
+    trains: Literal["assistant", "target", "offset", "pair"] = "assistant"
     target: str
     target_revision: str | None = None
     target_fingerprint: str

@@ -67,7 +67,9 @@ class TrainConfig(RunConfig):
         "Method",
     )
     small: str | None = setting(
-        None, "Small model of offset-…, of the target's vocabulary; default: the target's first K layers.", "Method"
+        None,
+        "Small model of offset-… and dd, of the target's vocabulary; default: the target's first K layers.",
+        "Method",
     )
     num_layers: int | None = setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
     lora_rank: int | None = setting(

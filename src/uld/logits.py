@@ -37,8 +37,9 @@ class Combination:
     Attributes:
         rule: ``suppress`` lowers what the assistant remembers and never lifts a token; ``subtract`` is Eq. 2 measured
             from uniform, on the tokens that the filter keeps; ``reference`` is Eq. 2 on raw logits with the filter of
-            the paper's released code; ``offset`` *adds* raw logits, on every token (Eq. 11: an Offset model adds its
-            trained small model and subtracts the same before training).
+            the paper's released code; ``offset`` *adds* raw logits, on every token, and subtracts those of a second
+            model (Eq. 11: the trained small model and the same before training; or the small model of the retain side
+            and that of the forget side).
         weight: α of Eq. 2, ≥ 0; 0 gives the target back. ``suppress`` takes ``inf``: what lies above the margin goes
             straight to the floor.
         margin: m ≥ 0, nats; ``suppress`` leaves a token alone unless the assistant finds it more than m nats likelier
@@ -87,6 +88,11 @@ class Combination:
                 raise ULDError(f"{name} must lie between 0 and 1, not {value}")
 
     @property
+    def paired(self) -> bool:
+        """Whether the rule takes two models for one: the logits of the first are added, of the second subtracted."""
+        return self.rule == "offset"
+
+    @property
     def filters(self) -> bool:
         """Whether the filter has a say: the rule uses one and τ is not 0."""
         return self.rule in ("subtract", "reference") and self.filter > 0
@@ -97,7 +103,7 @@ class Combination:
 
     @property
     def parts(self) -> "list[Combination]":
-        """One setting for each model whose logits take part: two for ``offset``, where the second is not trained."""
+        """One setting for each model whose logits take part: two for ``offset``, which subtracts the second."""
         return [self, replace(self, rule="reference", filter=0.0)] if self.rule == "offset" else [self]
 
     def override(self, **changes: object) -> "Combination":

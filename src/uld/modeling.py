@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uld.adapters import load_adapter, offset_pair, verify_target
-from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, refuse_changed, save_adapter, writing
+from uld.adapters import load_adapter, small_pair, verify_target
+from uld.artifact import ADAPTER, MANIFEST, PAIR, Manifest, new_folder, refuse_changed, save_adapter, writing
 from uld.assistant import base_model, build_assistant, gated_logits, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
@@ -47,7 +47,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
     Attributes:
         target: The target, frozen.
         assistants: `PeftModel`s over the target's first layers; usually one. An Offset run has two small models: the
-            trained one, and the same before training.
+            trained one, and the same before training. A pair has that of the retain side and that of the forget side.
         combinations: Rule, α and τ of each assistant.
         manifests: What each assistant's run folder says.
         fused: Whether one pass is wanted; set it to False for separate passes.
@@ -323,7 +323,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         for one, how, folder in zip(manifests, settings, folders, strict=True):
             if one.trains == "target":
                 raise ULDError(f"{folder} holds a target that {one.method} has trained, not an assistant: use uld.load")
-            if (how.rule == "offset") != (one.trains == "offset"):
+            if how.paired != (one.trains in ("offset", "pair")):
                 raise ULDError(
                     f"{folder} was trained by {one.method}: the rule {how.rule} does not go with it (--rule)"
                 )
@@ -345,8 +345,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
-            if manifest.trains == "offset":
-                assistants += offset_pair(target, manifest, folder, place, **trust)
+            if manifest.trains in ("offset", "pair"):
+                assistants += small_pair(target, manifest, folder, place, **trust)
                 fused = fused and manifest.small is None
                 continue
             try:
@@ -393,7 +393,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         folder = Path(save_directory)
         with writing(folder):
             with new_folder(folder / ADAPTER, replace=True) as adapter:
-                save_adapter(self.assistant, adapter, self.manifest.small or self.manifest.target)
+                for name, part in zip(PAIR if self.manifest.trains == "pair" else ("",), self.assistants, strict=False):
+                    save_adapter(part, adapter / name, self.manifest.small or self.manifest.target)
                 (folder / MANIFEST).unlink(missing_ok=True)  # no prefix of what follows is a run with another's adapter
             self.config.architectures = [type(self).__name__]
             self.config.save_pretrained(folder)
