@@ -75,7 +75,7 @@ def test_an_unknown_setting_is_refused_with_a_guess(name: Any, expected: str) ->
         ("gradient_checkpointing", 1, "true or false"),
         ("target", 7, "a text"),
         ("revision", 1234567, "a text"),
-        ("rule", "substract", "suppress, subtract, reference, offset"),
+        ("rule", "substract", "suppress, subtract, reference, offset, rank"),
         ("dtype", "fp16", "auto, bf16, fp32"),
         ("uniform_on", ["all"], "answer, all"),
         ("forget", 3, "a text or a list of texts"),
@@ -262,11 +262,7 @@ def test_from_scratch_the_defaults_are_others_and_lie_below_every_layer() -> Non
 def test_both_commands_share_their_common_settings() -> None:
     train, finetune = ({field.name: field for field in setting_fields(kind)} for kind in (TrainConfig, FinetuneConfig))
     common = {field.name for field in dataclasses.fields(RunConfig)}
-    assert train.keys() & finetune.keys() - common == {
-        "split",
-        "num_layers",
-        "floor",
-    }  # of the same name, but not the same
+    assert train.keys() & finetune.keys() - common == {"split", "num_layers", "floor"}  # of the same name, but not the same
     for name, field in finetune.items():
         assert field.metadata["help"].endswith((".", "…")) and field.metadata["group"], name
 

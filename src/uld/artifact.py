@@ -19,7 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from uld.digests import ADAPTER as ADAPTER
 from uld.digests import content_digest, first_broken, weights_files
@@ -58,13 +65,21 @@ class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-    rule: Literal["suppress", "subtract", "reference", "offset"]
+    rule: Literal["suppress", "subtract", "reference", "offset", "rank"]
     weight: float
     filter: float
     min_tokens: float
     outside: Literal["keep", "mask"]
     margin: float = 0.0
     floor: float = 0.0
+    rank_tokens: int = 20
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _in_use(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As `uld.logits.Combination.to_dict`: files that use nothing new stay as they were."""
+        unused = {name for name in ("margin", "floor") if not getattr(self, name)}
+        unused |= {"rank_tokens"} if self.rule != "rank" else set()
+        return {name: value for name, value in write(self).items() if name not in unused}
 
 
 def _utf8(name: str) -> str:

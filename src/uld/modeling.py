@@ -113,8 +113,19 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
 
     @combination.setter
     def combination(self, value: Combination) -> None:
-        self.combinations = value.parts * (len(self.assistants) // len(value.parts))
+        self.combinations = self.settings_under(value)
         self._warn_of_wide_margins()
+
+    def settings_under(self, how: Combination) -> list[Combination]:
+        """The setting of each assistant where one holds for all runs.
+
+        Raises:
+            ULDError: a rule for pairs of models where there are none, or the other way round.
+        """
+        if how.paired != self.combination.paired:
+            what = "pairs of models" if how.paired else "single assistants"
+            raise ULDError(f"the rule {how.rule} is for {what}, and this model's rule is {self.combination.rule}")
+        return how.parts * (len(self.assistants) // len(how.parts))
 
     def _warn_of_wide_margins(self) -> None:
         """Say it where a margin leaves nothing to be lowered: no token is more than log V nats above uniform."""
@@ -302,8 +313,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
                 documents are then all unlearned.
             args: Not used.
             kwargs: ``target`` names another place of the same target; ``rule``, ``weight``, ``margin``, ``floor``,
-                ``filter``, ``min_tokens``, ``outside`` override the artefact; ``fused=False`` runs target and assistant
-                one after the other; the rest (``dtype``, ``device_map``, ``quantization_config``,
+                ``filter``, ``min_tokens``, ``outside``, ``rank_tokens`` override the artefact; ``fused=False`` runs
+                target and assistant one after the other; the rest (``dtype``, ``device_map``, ``quantization_config``,
                 ``attn_implementation``, …) goes to the target's ``from_pretrained``. ``config`` is not used: the run
                 folder says it all.
 

@@ -1,6 +1,8 @@
 """Divergence Decoding: two small models, each of which learns its own side, steer the target, and teach it."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
 from uld.learners import make_learner
 from uld.loading import load_tokenizer
+from uld.logits import Combination
 from uld.methods.registry import get_method
 from uld.objective import Objective
 
@@ -138,6 +141,56 @@ def test_a_run_is_two_adapters_whose_digests_are_noted_and_can_be_saved_again(ru
     shutil.rmtree(tmp_path / "again/adapter/retain")
     with pytest.raises(ULDError, match="lacks adapter/retain"):
         uld.load(tmp_path / "again")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_by_rank_the_tokens_that_the_forget_model_favours_lose_their_lead(run, inputs, fused):
+    model, _ = uld.load(run, rule="rank", rank_tokens=5, fused=fused)
+    target = logits(model.target, inputs)
+    retain, forget = (logits(one, inputs) for one in model.assistants)
+    expected = target.clone()
+    for row, l, lr, lf in zip(*(one.flatten(0, 1) for one in (expected, target, retain, forget)), strict=True):  # noqa: E741
+        row[(lf - lr).topk(5).indices] = l.topk(5).values[-1]
+    found = logits(model, inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert (found - target).abs().max() > 0.5
+    nothing, _ = uld.load(run, rule="rank", rank_tokens=0, fused=False)
+    assert torch.equal(logits(nothing, inputs), target)
+
+
+def test_many_settings_are_scored_in_one_pass_as_each_alone(run, task):
+    model, tokenizer = uld.load(run)
+    rows = [PromptFormat(tokenizer).encode(record, 64) for record in read_sources([str(task.forget)])[0]]
+    linear, rank = Combination("offset", weight=0.7), Combination("rank", rank_tokens=3)
+    for how, scores in zip((linear, rank), Scorer(model, 0, [linear, rank]).score(rows), strict=True):
+        model.combination = how
+        for row, score in zip(rows, scores, strict=True):
+            ids = torch.tensor([row.ids])
+            learnt = torch.tensor(row.learn[1:])
+            with torch.no_grad():
+                lost = -model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[learnt, 0]
+            assert score.loss == pytest.approx(lost.sum().item(), rel=1e-4)
+
+
+def test_a_pair_refuses_rules_of_single_assistants_and_the_other_way_round(run, make_target, make_unlearned):
+    model, _ = uld.load(run)
+    single = make_unlearned(make_target("llama"), 2)
+    for one, rule in ((model, "suppress"), (single, "rank"), (single, "offset")):
+        with pytest.raises(ULDError, match=f"the rule {rule} is for (single assistants|pairs of models), and"):
+            one.combination = Combination(rule)
+        with pytest.raises(ULDError, match=f"the rule {rule} is for"):
+            Scorer(one, 0, [Combination(rule)])
+
+
+def test_the_rank_method_trains_the_same_and_notes_its_k(run, task, tmp_path):
+    config = settings(task, tmp_path / "x", epochs=3, method="dd-rank", rank_tokens=7)
+    uld.train(config, progress=False)
+    manifest = Manifest.read(config.output)
+    assert (manifest.combination.rule, manifest.combination.rank_tokens) == ("rank", 7)
+    assert manifest.weights == Manifest.read(run).weights
+    assert json.loads((tmp_path / "x/uld.json").read_text())["combination"]["rank_tokens"] == 7
+    before = json.loads((Path(run) / "uld.json").read_text())["combination"]
+    assert before.keys() == {"rule", "weight", "filter", "min_tokens", "outside"}  # as older versions read it
 
 
 def test_two_runs_add_their_changes(run, inputs):
