@@ -1,4 +1,4 @@
-"""What a method trains: an assistant, the target itself, or a small model behind a frozen target.
+"""What a method trains: an assistant, the target itself, a small model behind a frozen target, or a pair of them.
 
 A `Learner` runs it and the frozen model that it started from; `make_learner` loads it; its weights are saved and read
 back here.
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from uld.artifact import fingerprint, write_lora
+from uld.artifact import PAIR, fingerprint, write_lora
 from uld.assistant import (
     add_lora,
     base_model,
@@ -97,8 +97,13 @@ class Learner(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The causal LM without PEFT's wrapper."""
-        return base_model(self.model)
+        """The causal LM without PEFT's wrapper; of a pair the first."""
+        return base_model(self.parts[0])
+
+    @property
+    def parts(self) -> list[Any]:
+        """The models that are trained, with PEFT's wrapper if they have one: one, or the two of a pair."""
+        return [self.model]
 
     @property
     def frozen_models(self) -> list[Any]:
@@ -123,18 +128,26 @@ class Learner(nn.Module):
         out = text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return out.flatten(0, 1), self._tapped.pop().flatten(0, 1) if self._tapped else None
 
-    def states(self, ids: Tensor, mask: Tensor) -> States:
-        """A pass of the model in training over ``(batch, tokens)``."""
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of the model in training over ``(batch, tokens)``.
+
+        Args:
+            ids: Token ids.
+            mask: 0 where padded.
+            rows: ``(batch,)`` bool, which rows are ``forget``, which ``retain``; a pair asks for it.
+        """
         base = self.base
         hidden, layer = self._pass(base, ids, mask)
-        plain = base if gate_of(self.model) is None else None
-        return States((hidden,), lambda h: gated_logits(self.model, h), self.vocab, plain, layer)
+        part = self.parts[0]
+        plain = base if gate_of(part) is None else None
+        return States((hidden,), lambda h: gated_logits(part, h), self.vocab, plain, layer)
 
     @torch.no_grad()
     def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
         """A pass of the model before training; ``trained`` is the pass of the model in training over the same rows."""
         frozen = self._frozen[0] if self._frozen[0] is not None else self.base
-        off = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        part = self.parts[0]
+        off = part.disable_adapter() if isinstance(part, PeftModel) else nullcontext()
         with off:
             hidden, layer = self._pass(frozen, ids, mask)
         return States((hidden,), lambda h: head_logits(frozen, h), self.vocab, None, layer)
@@ -159,7 +172,7 @@ class OffsetLearner(Learner):
         """The target."""
         return list(self._target)
 
-    def states(self, ids: Tensor, mask: Tensor) -> States:
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
         """A pass of all three models."""
         target, base = self._target[0], self.base
         with torch.no_grad():
@@ -183,6 +196,36 @@ class OffsetLearner(Learner):
         return States((hidden,), lambda h: head_logits(target, h), self.vocab)
 
 
+class PairLearner(Learner):
+    """Two small models of one base, each trained on the rows of its own side; they share every weight but LoRA."""
+
+    model: nn.ModuleDict
+
+    @property
+    def parts(self) -> list[Any]:
+        """Both, in the order of `PAIR`."""
+        return [self.model[side] for side in PAIR]
+
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of each model over its rows; without ``rows`` the first reads all of them."""
+        if rows is None:
+            return super().states(ids, mask)
+        hidden = None
+        for side in PAIR:
+            mine = rows[side]
+            none = not bool(mine.any())
+            chosen = torch.arange(len(mine), device=mine.device) == 0 if none else mine
+            found = self._pass(base_model(self.model[side]), ids[chosen], mask[chosen])[0]
+            if hidden is None:
+                hidden = found.new_zeros(len(ids), ids.shape[1], found.shape[-1])
+            if none:  # DDP waits for a gradient of every parameter, if only of 0
+                hidden = hidden + 0 * found.sum()
+            else:
+                hidden = hidden.index_put((mine,), found.unflatten(0, (-1, ids.shape[1])))
+        assert hidden is not None
+        return States((hidden.flatten(0, 1),), lambda h: head_logits(self.base, h), self.vocab, self.base)
+
+
 def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
     """Load what a method trains, with the frozen model that its losses ask.
 
@@ -199,6 +242,11 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
         learner = _target_learner(config, method, options, dtype)
     elif method.trains == "offset":
         learner = _offset_learner(config, dtype)
+    elif method.trains == "pair":
+        small, prints = _small_model(config, dtype)
+        twin = build_assistant(small, small.config.get_text_config(decoder=True).num_hidden_layers)
+        models = {side: trainable(one, config, lora=True) for side, one in zip(PAIR, (small, twin), strict=True)}
+        learner = PairLearner(nn.ModuleDict(models), fingerprints=prints)
     else:
         sliced = _load(config, dtype, config.num_layers)
         prints = {"target": fingerprint(sliced.named_parameters())}
@@ -252,20 +300,38 @@ def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, A
 
 def _offset_learner(config: TrainConfig, dtype: str) -> Learner:
     target = _load(config, dtype, whole=True).requires_grad_(False)
-    if config.small is None:
-        small = build_assistant(target, config.num_layers)
-        prints = {"target": fingerprint(small.named_parameters())}
-    else:
-        small = load_target(config.small, dtype=target.dtype, trust_remote_code=config.trust_remote_code)
-        mine, theirs = (m.config.get_text_config(decoder=True).vocab_size for m in (small, target))
-        if mine != theirs:
-            raise ULDError(
-                f"{config.small} has a vocabulary of {mine} tokens and the target one of {theirs}: their logits cannot "
-                "be added; choose a small model of the target's family with --small, or leave it out"
-            )
-        prints = {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
+    small, prints = _small_model(config, dtype, target)
     model: Any = trainable(small, config, lora=True)
     return OffsetLearner(model, target, 1.0 if config.weight is None else config.weight, prints)
+
+
+def _small_model(
+    config: TrainConfig, dtype: str, target: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The small model that the user names, or the target's first layers, and fingerprints as for `Learner`.
+
+    Args:
+        config: Settings of the run.
+        dtype: As for `make_learner`.
+        target: The target, where it is loaded: the first layers are then its own.
+
+    Raises:
+        ULDError: a model cannot be loaded, or the small one has another vocabulary.
+    """
+    if config.small is None:
+        small = (
+            _load(config, dtype, config.num_layers) if target is None else build_assistant(target, config.num_layers)
+        )
+        return small, {"target": fingerprint(small.named_parameters())}
+    target = _load(config, dtype, whole=True) if target is None else target
+    small = load_target(config.small, dtype=target.dtype, trust_remote_code=config.trust_remote_code)
+    mine, theirs = (m.config.get_text_config(decoder=True).vocab_size for m in (small, target))
+    if mine != theirs:
+        raise ULDError(
+            f"{config.small} has a vocabulary of {mine} tokens and the target one of {theirs}: their logits cannot "
+            "be added; choose a small model of the target's family with --small, or leave it out"
+        )
+    return small, {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
 
 
 def bytes_needed(learner: Learner) -> dict[str, int]:
@@ -283,20 +349,28 @@ def bytes_needed(learner: Learner) -> dict[str, int]:
     }
 
 
+def adapters_of(model: Any) -> dict[str, PeftModel]:
+    """The adapters of what is trained, by the folder in which each lies below that of all; none of a whole model."""
+    if isinstance(model, nn.ModuleDict):
+        return dict(model.items())  # type: ignore[arg-type]
+    return {"": model} if isinstance(model, PeftModel) else {}
+
+
 def save_weights(model: Any, folder: Path) -> None:
     """Write what is trained: LoRA in PEFT's format, or a whole model in transformers'."""
-    if isinstance(model, PeftModel):
-        write_lora(model, folder)
-        save_gate(model, folder)
-    else:
+    for name, part in adapters_of(model).items():
+        write_lora(part, folder / name)
+        save_gate(part, folder / name)
+    if not adapters_of(model):
         model.save_pretrained(folder)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Read back what `save_weights` wrote."""
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(str(folder / _ADAPTER_WEIGHTS)))
-        load_gate(model, folder)
+    for name, part in adapters_of(model).items():
+        set_peft_model_state_dict(part, load_file(str(folder / name / _ADAPTER_WEIGHTS)))
+        load_gate(part, folder / name)
+    if adapters_of(model):
         return
     stored = {
         name: tensor

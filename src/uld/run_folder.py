@@ -349,7 +349,8 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _digests(checkpoint: Path) -> dict[str, str]:
     """Digest of every file of a checkpoint but the seal."""
-    return {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.name != COMPLETE}
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    return {str(path.relative_to(checkpoint)): file_digest(path) for path in files if path.name != COMPLETE}
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from peft import PeftModel
 from transformers import set_seed
 
 from uld.artifact import (
@@ -45,7 +44,7 @@ from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
-from uld.learners import Learner, bytes_needed, finish_weights, make_learner
+from uld.learners import Learner, adapters_of, bytes_needed, finish_weights, make_learner
 from uld.logits import Combination
 from uld.machine import library_versions, peak_memory
 from uld.methods.registry import Method, get_method
@@ -135,16 +134,16 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     first = is_first_process()
     method = get_method(config.method)
     options = method.read_options(config.option)
-    if config.small is not None and method.trains != "offset":
-        raise ConfigError(f"--small is for offset-…, and --method is {method.name}: leave it out")
+    if config.small is not None and method.trains not in ("offset", "pair"):
+        raise ConfigError(f"--small is for offset-… and dd, and --method is {method.name}: leave it out")
     if config.gate and method.trains != "assistant":
         raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
     if config.retain_rows is not None and config.split is None:
         logger.warning("--retain-rows chooses among TOFU's rows (--split): files are taken whole")
-    if (config.rule == "offset") != (method.trains == "offset") and config.rule is not None:
-        raise ConfigError(f"--rule {config.rule} does not go with --method {method.name}: leave it out")
     changes = {name: getattr(config, name) for name in Combination.__dataclass_fields__}
     combination = Combination().override(**changes)
+    if config.rule is not None and combination.paired != (method.trains in ("offset", "pair")):
+        raise ConfigError(f"--rule {config.rule} does not go with --method {method.name}: leave it out")
     if first:
         refuse_taken(config, resume=resume, overwrite=overwrite)
     if resume and is_run(output):
@@ -241,7 +240,8 @@ def _memory_note(learner: Learner, method: Method) -> str:
     """What will be held in memory, in one sentence."""
     needed = bytes_needed(learner)
     parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in needed.items())
-    what = "the target itself" if method.trains == "target" else "a small model beside the target"
+    names = {"target": "the target itself", "pair": "two small models beside the target"}
+    what = names.get(method.trains, "a small model beside the target")
     return f"{method.name} trains {what}: {sum(needed.values()) / 2**20:,.0f} MiB besides activations ({parts})"
 
 
@@ -255,7 +255,7 @@ def _manifest(
         target=place(config.target),
         target_revision=config.revision,
         target_fingerprint=learner.fingerprints["target"],
-        small=place(config.small) if config.small is not None and method.trains == "offset" else None,
+        small=place(config.small) if config.small is not None else None,
         small_fingerprint=learner.fingerprints.get("small"),
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
         combination=CombinationSettings(**combination.to_dict()),
@@ -308,15 +308,17 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
     objective = trainer.objective
     model, method = objective.model, objective.method
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    adapters = adapters_of(model)
     if method.finish is not None:
         model = copy.deepcopy(model)
-        before = None if isinstance(model, PeftModel) else load_target(config.target, **hub)
+        before = None if adapters else load_target(config.target, **hub)
         finish_weights(model, before, method, objective.options)
     with writing(output):
-        if isinstance(model, PeftModel):
+        if adapters:
             with new_folder(output / ADAPTER, replace=True) as folder:
-                save_adapter(model, folder, manifest.small or manifest.target)
-            size = (output / ADAPTER / "adapter_model.safetensors").stat().st_size
+                for name, part in adapters_of(model).items():
+                    save_adapter(part, folder / name, manifest.small or manifest.target)
+            size = sum(path.stat().st_size for path in (output / ADAPTER).rglob("adapter_model.safetensors"))
         else:
             size = save_model(model, output, load_config(config.target, **hub).dtype)
         if method.trains != "target":

@@ -101,7 +101,8 @@ def test_the_page_of_methods_lists_every_one_with_paper_and_options() -> None:
             assert method.paper in cells[1] or name.startswith("offset-"), name
             shown = dict(one.split("=") for one in re.findall(r"`(\w+=[^`]+)`", cells[5]))
             assert {option: float(value) for option, value in shown.items()} == method.options, name
-            assert {"target": "target", "offset": "small model", "assistant": "assistant"}[method.trains] in cells[3]
+            trains = {"target": "target", "offset": "small model", "assistant": "assistant", "pair": "two small models"}
+            assert trains[method.trains] in cells[3]
             assert ("frozen model" in cells[4]) >= any(loss.frozen for loss in method.losses), name
             assert ("alternative answers" in cells[4]) == (method.alternatives is not None), name
             assert ("once" in cells[4]) == any(loss.reference for loss in method.losses), name

@@ -23,7 +23,7 @@ def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="Model")
 
 
-COMBINATION = ("rule", "weight", "margin", "floor", "filter", "min_tokens", "outside")
+COMBINATION = ("rule", "weight", "margin", "floor", "filter", "min_tokens", "outside", "rank_tokens")
 """The options that change how logits are combined: the fields of `uld.logits.Combination`."""
 
 
@@ -33,7 +33,9 @@ class ModelOptions:
 
     model: Annotated[str, _option("Run folder, model folder or Hub id.", "--model", "-m")] = ""
     target: Annotated[str | None, _option("Where the run's target is now, if not where it was.")] = None
-    rule: Annotated[str | None, _option("Override the run's rule: suppress, subtract, reference.")] = None
+    rule: Annotated[
+        str | None, _option("Override the run's rule: suppress, subtract, reference; of a pair: offset, rank.")
+    ] = None
     weight: Annotated[float | None, _option("Override the run's α.")] = None
     margin: Annotated[float | None, _option("Override the run's margin, nats (suppress).")] = None
     floor: Annotated[float | None, _option("Override the run's floor φ, 0–1 (suppress).")] = None
@@ -45,6 +47,10 @@ class ModelOptions:
             "Override: keep or mask. A masked token has probability 0, so an answer that holds one has an infinite "
             "loss (1e999 in logs)."
         ),
+    ] = None
+    rank_tokens: Annotated[
+        int | None,
+        typer.Option(help="Override the run's k (rank).", min=0, max=10**9, rich_help_panel="Model"),
     ] = None
     dtype: Annotated[str, _option("auto (as stored), bf16, fp16 or fp32.")] = "auto"
     device: Annotated[str | None, _option("cpu, cuda, mps …; default: the best there is.")] = None

@@ -125,7 +125,7 @@ def tofu(
         },
     }
     grid = [
-        dict(zip(varied, chosen, strict=True), min_tokens=options.min_tokens)
+        dict(zip(varied, chosen, strict=True), min_tokens=options.min_tokens, rank_tokens=options.rank_tokens)
         for chosen in itertools.product(*varied.values())
     ]
     changes = grid[0] if len(grid) == 1 else dict.fromkeys(grid[0])

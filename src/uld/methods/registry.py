@@ -14,8 +14,9 @@ from uld.errors import ULDError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Trains = Literal["assistant", "target", "offset"]
-"""What is trained: LoRA on the target's first layers, the target itself, or a small model behind the frozen target."""
+Trains = Literal["assistant", "target", "offset", "pair"]
+"""What is trained: LoRA on the target's first layers, the target itself, a small model behind the frozen target, or two
+small models, each on the rows of its own side."""
 
 
 @dataclass(frozen=True)
