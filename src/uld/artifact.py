@@ -31,6 +31,7 @@ from pydantic import (
 from uld.digests import ADAPTER as ADAPTER
 from uld.digests import content_digest, first_broken, weights_files
 from uld.errors import ULDError, explained
+from uld.json_text import dumps
 from uld.locks import hold, is_held
 from uld.machine import files_are_limited
 
@@ -64,7 +65,7 @@ class DiskFullError(ArtifactError):
 class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid")
     rule: Literal["suppress", "subtract", "reference", "offset", "rank"]
     weight: float
     filter: float
@@ -166,7 +167,7 @@ class Manifest(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write ``uld.json`` into a folder, atomically."""
-        write_text(Path(folder) / MANIFEST, self.model_dump_json(indent=2) + "\n")
+        write_text(Path(folder) / MANIFEST, dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _newer(path: Path, found: int) -> str:

@@ -262,10 +262,8 @@ def _lowered(logits: Tensor, lowering: Sequence[tuple[Tensor, float]]) -> Tensor
     In the limit, only tokens with the least sum of such excesses keep any probability: up to a constant, which no
     distribution sees, they keep their logit and all others go to −inf.
     """
-    lowered = logits
-    for excess, weight in lowering:
-        if weight != math.inf:
-            lowered = lowered - weight * excess
+    finite = [weight * excess for excess, weight in lowering if weight != math.inf]
+    lowered = logits - sum(finite[1:], finite[0]) if finite else logits  # the sum first: half of α twice is α once
     without_limit = [excess for excess, weight in lowering if weight == math.inf]
     if without_limit:
         beyond = torch.stack(without_limit).sum(0)

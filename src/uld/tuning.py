@@ -20,9 +20,9 @@ from uld.artifact import SETTINGS, CombinationSettings, Manifest, new_file, swee
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.rows import dumps
 from uld.evaluation.scoring import Scorer
 from uld.held_out import Probe
+from uld.json_text import dumps
 from uld.logits import MOST_WEIGHT, Combination
 from uld.modeling import ULDForCausalLM
 from uld.run_folder import stored_settings, working_in

@@ -22,7 +22,7 @@ from uld.evaluation import attacks, copyright, harness, knowundo, muse, tofu
 from uld.methods.registry import all_methods
 from uld.tuning import tune
 
-ELSEWHERE = {"weight", "filter", "min_tokens", "budget"}  # `Combination` and `tune` check them
+ELSEWHERE = {"weight", "margin", "floor", "filter", "min_tokens", "budget"}  # `Combination` and `tune` check them
 NOT_GIVEN = (None, "", ())
 
 

@@ -239,7 +239,7 @@ def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
     """
     if not is_first_process():
         return
-    from uld.evaluation.rows import dumps
+    from uld.json_text import dumps
 
     text = dumps(result.to_dict(), indent=2)
     if folder is not None:

@@ -187,7 +187,7 @@ def tofu(
         if non_members:
             settings["non_members"] = _non_members(non_members, split, data)
         classifier = _classifier(fluency_model, fluency_label, chosen) if fluency_model is not None else None
-        log = _run(chosen, split, folder, settings | {"generate": generate, "samples": samples or 0, "seed": seed})
+        log = _run(chosen, split, folder, settings | {"generate": generate, "samples": samples, "seed": seed})
         if other is not None:
             retained, found = _retain_only(other, split, folder, settings, log if base is None else None)
             log = found if base is None else log
@@ -292,7 +292,7 @@ def _grid(
         return
     loaded, tokenizer = options.load()
     from uld.evaluation.grid import evaluate_grid, table
-    from uld.evaluation.rows import dumps
+    from uld.json_text import dumps
     from uld.modeling import ULDForCausalLM
 
     if not isinstance(loaded, ULDForCausalLM):

@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from uld.artifact import ArtifactError, new_file, present, rows_digest, write_text
 from uld.data.prompt import PromptFormat
 from uld.evaluation.resume import describe
-from uld.evaluation.rows import SETTINGS, claim, dumps
+from uld.evaluation.rows import SETTINGS, claim
 from uld.evaluation.tofu import TASKS, score_grid, task_rows
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
+from uld.json_text import dumps
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
 

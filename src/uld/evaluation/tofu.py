@@ -74,7 +74,7 @@ def evaluate(
     max_new_tokens: int = 200,
     limit: int | None = None,
     non_members: Sequence[Record] | None = None,
-    samples: int = 0,
+    samples: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> TofuLog:
