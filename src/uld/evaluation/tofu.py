@@ -191,7 +191,7 @@ def evaluate_rows(job: _Job, rows: list[dict[str, Any]], task: str) -> list[dict
     """
     answers = [len(answers_of(row)) for row in rows]
     true = [sum(answers[:i]) for i in range(len(rows))]
-    found, tokens = scores_and_tokens(job.scorer, _encoded(job.form, rows), true if task == "forget" else ())
+    found, tokens = scores_and_tokens(job.scorer, _encoded(job.form, rows), set(true) if task == "forget" else ())
     scores = iter(found)
     results: list[dict[str, Any]] = [
         {"scores": [[(one := next(scores)).loss, one.tokens] for _ in range(count)]} for count in answers
