@@ -24,6 +24,7 @@ SOURCES = {
     "rule": "ours, measured",
     "weight": "ours, measured",
     "min_tokens": "ours, measured",
+    "rank_tokens": "DD's paper",
     "outside": OWN,
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
