@@ -33,12 +33,13 @@ from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.trees import grow
-from uld.learners import Learner, save_weights
+from uld.learners import Learner
 from uld.logits import Combination
 from uld.lora import acting_linears, adapted
 from uld.machine import library_versions
 from uld.modeling import ULDForCausalLM
 from uld.probe import probe
+from uld.weights import save_weights
 
 PAGE, RESULTS = ROOT / "docs" / "families.md", ROOT / "docs" / "results" / "families.json"
 LAYERS, NEW = 2, 5

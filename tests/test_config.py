@@ -75,7 +75,7 @@ def test_an_unknown_setting_is_refused_with_a_guess(name: Any, expected: str) ->
         ("gradient_checkpointing", 1, "true or false"),
         ("target", 7, "a text"),
         ("revision", 1234567, "a text"),
-        ("rule", "substract", "suppress, subtract, reference, offset, rank"),
+        ("rule", "substract", "suppress, subtract, reference, offset, rank, generic"),
         ("dtype", "fp16", "auto, bf16, fp32"),
         ("uniform_on", ["all"], "answer, all"),
         ("forget", 3, "a text or a list of texts"),

@@ -386,7 +386,7 @@ def test_label_losses_with_tokens_that_a_model_masks_out_itself():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "divide"}, "rule must be one of suppress, subtract, reference, offset, rank, not 'divide'"),
+        ({"rule": "divide"}, "rule must be one of suppress, subtract, reference, offset, rank, generic, not 'divide'"),
         ({"outside": "drop"}, "outside must be one of keep, mask, not 'drop'"),
         ({"weight": -0.1}, "weight"),
         ({"weight": math.nan}, "weight"),

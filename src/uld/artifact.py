@@ -66,7 +66,7 @@ class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
     model_config = ConfigDict(extra="forbid")
-    rule: Literal["suppress", "subtract", "reference", "offset", "rank"]
+    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
     weight: float
     filter: float
     min_tokens: float

@@ -68,7 +68,7 @@ class TrainConfig(RunConfig):
     )
     small: str | None = setting(
         None,
-        "Small model of offset-… and dd, of the target's vocabulary; default: the target's first K layers.",
+        "Small model of offset-… and dd…, of the target's vocabulary; default: the target's first K layers.",
         "Method",
     )
     num_layers: int | None = setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
@@ -82,7 +82,7 @@ class TrainConfig(RunConfig):
         "answer", "Retain positions that carry the uniform loss: the answer's, or all.", "Method"
     )
 
-    rule: Literal["suppress", "subtract", "reference", "offset", "rank"] | None = setting(
+    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"] | None = setting(
         None, "How logits are combined; written to the run, can be changed at load.", "Combination"
     )
     weight: float | None = setting(None, "α, how much of the assistant is subtracted.", "Combination")

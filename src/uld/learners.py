@@ -1,22 +1,19 @@
 """What a method trains: an assistant, the target itself, a small model behind a frozen target, or a pair of them.
 
-A `Learner` runs it and the frozen model that it started from; `make_learner` loads it; its weights are saved and read
-back here.
+A `Learner` runs it and the frozen model that it started from; `make_learner` loads it.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from uld.artifact import PAIR, fingerprint, write_lora
+from uld.artifact import PAIR, fingerprint
 from uld.assistant import (
     add_lora,
     base_model,
@@ -31,12 +28,11 @@ from uld.assistant import (
 )
 from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
-from uld.gate import add_gate, gate_of, load_gate, save_gate
-from uld.methods.registry import Method, own_options
+from uld.gate import add_gate, gate_of
+from uld.methods.registry import Method, get_method, own_options
 from uld.settings import DTYPES
 
 LORA_RANK = 32
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class Learner(nn.Module):
         self.model = model
         self.fingerprints = dict(fingerprints or {})
         self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
+        self._teacher: tuple[Any, ...] = ()
         self._tapped: list[Tensor] = []
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -108,7 +105,11 @@ class Learner(nn.Module):
     @property
     def frozen_models(self) -> list[Any]:
         """Models that are held beside the one in training."""
-        return [one for one in self._frozen if one is not None]
+        return [one for one in (*self._frozen, *self._teacher) if one is not None]
+
+    def learn_from(self, teacher: Any) -> None:
+        """Have losses ask a `uld.modeling.ULDForCausalLM` in place of the model before training."""
+        self._teacher = (teacher,)
 
     def tap(self, layer: int) -> None:
         """Have every pass hand out the hidden states after a decoder layer, counted from 0."""
@@ -145,6 +146,11 @@ class Learner(nn.Module):
     @torch.no_grad()
     def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
         """A pass of the model before training; ``trained`` is the pass of the model in training over the same rows."""
+        if self._teacher:
+            (teacher,) = self._teacher
+            found = teacher.all_hidden(input_ids=ids, attention_mask=mask, use_cache=False)
+            hidden = tuple(one.flatten(0, 1) for one in found)
+            return States(hidden, lambda *h: teacher.combined(teacher.heads(h)), self.vocab)
         frozen = self._frozen[0] if self._frozen[0] is not None else self.base
         part = self.parts[0]
         off = part.disable_adapter() if isinstance(part, PeftModel) else nullcontext()
@@ -248,7 +254,7 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
         models = {side: trainable(one, config, lora=True) for side, one in zip(PAIR, (small, twin), strict=True)}
         learner = PairLearner(nn.ModuleDict(models), fingerprints=prints)
     else:
-        sliced = _load(config, dtype, config.num_layers)
+        sliced = _load(config, dtype, config.num_layers, whole=method.every_layer and config.num_layers is None)
         prints = {"target": fingerprint(sliced.named_parameters())}
         learner = Learner(trainable(sliced, config, lora=True), fingerprints=prints)
     width = check_head(learner.base)
@@ -285,7 +291,7 @@ def trainable(model: PreTrainedModel, config: RunConfig, *, lora: bool) -> PreTr
 
 
 def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
-    if config.num_layers is not None:
+    if config.num_layers is not None and (method.teacher is None or get_method(method.teacher).every_layer):
         raise ULDError(f"--num-layers is for an assistant, and {method.name} trains the target itself: leave it out")
     lora = config.lora_rank is not None
     model = _load(config, dtype if lora else "fp32", whole=True)
@@ -293,7 +299,7 @@ def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, A
     if method.restrict is not None and not lora:
         method.restrict(model, **own_options(method.restrict, options))
     frozen = None
-    if any(loss.frozen for loss in method.losses) and not lora:
+    if any(loss.frozen for loss in method.losses) and method.teacher is None and not lora:
         frozen = _load(config, dtype, whole=True).requires_grad_(False)
     return Learner(trainable(model, config, lora=lora), frozen, prints)
 
@@ -347,57 +353,3 @@ def bytes_needed(learner: Learner) -> dict[str, int]:
         "gradients": size,
         "optimizer": 2 * size,
     }
-
-
-def adapters_of(model: Any) -> dict[str, PeftModel]:
-    """The adapters of what is trained, by the folder in which each lies below that of all; none of a whole model."""
-    if isinstance(model, nn.ModuleDict):
-        return dict(model.items())  # type: ignore[arg-type]
-    return {"": model} if isinstance(model, PeftModel) else {}
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """Write what is trained: LoRA in PEFT's format, or a whole model in transformers'."""
-    for name, part in adapters_of(model).items():
-        write_lora(part, folder / name)
-        save_gate(part, folder / name)
-    if not adapters_of(model):
-        model.save_pretrained(folder)
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read back what `save_weights` wrote."""
-    for name, part in adapters_of(model).items():
-        set_peft_model_state_dict(part, load_file(str(folder / name / _ADAPTER_WEIGHTS)))
-        load_gate(part, folder / name)
-    if adapters_of(model):
-        return
-    stored = {
-        name: tensor
-        for path in sorted(folder.glob("model*.safetensors"))
-        for name, tensor in load_file(str(path)).items()
-    }
-    missing, surplus = model.load_state_dict(stored, strict=False)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    if surplus or set(missing) - tied:
-        raise ULDError(f"{folder} does not hold the weights of this model")
-
-
-@torch.no_grad()
-def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, options: Mapping[str, Any]) -> None:
-    """Apply a method's last step to what was trained, in place.
-
-    Args:
-        model: As trained.
-        before: The target as it was; None for LoRA, whose update starts from 0.
-        method: With a ``finish``.
-        options: Its options.
-    """
-    assert method.finish is not None
-    own = own_options(method.finish, options)
-    start = dict(before.named_parameters()) if before is not None else {}
-    for name, parameter in model.named_parameters():
-        if before is not None:
-            parameter.copy_(method.finish(parameter, start[name].to(parameter), **own))
-        elif "lora_B" in name:
-            parameter.copy_(method.finish(parameter, torch.zeros_like(parameter), **own))

@@ -22,7 +22,7 @@ from torch import Tensor
 from uld.errors import ULDError
 from uld.ranking import standing_out
 
-Rule = Literal["suppress", "subtract", "reference", "offset", "rank"]
+Rule = Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
 Outside = Literal["keep", "mask"]
 
 MOST_WEIGHT = 10**6
@@ -41,7 +41,9 @@ class Combination:
             the paper's released code; ``offset`` *adds* raw logits, on every token, and subtracts those of a second
             model (Eq. 11: the trained small model and the same before training; or the small model of the retain side
             and that of the forget side); ``rank`` compares the same two, and puts the k tokens that the second finds
-            most likely beside the first to the target's k-th largest logit (Divergence Decoding, arXiv 2605.31293).
+            most likely beside the first to the target's k-th largest logit (Divergence Decoding, arXiv 2605.31293);
+            ``generic`` lowers what the assistant, the target after learning the forget set again, finds likelier than
+            the target itself (raw logits; Who's Harry Potter, arXiv 2310.02238).
         weight: α of Eq. 2, ≥ 0; 0 gives the target back, and to ``rank`` every other value is the same. ``suppress``
             takes ``inf``: what lies above the margin goes straight to the floor.
         margin: m ≥ 0, nats; ``suppress`` leaves a token alone unless the assistant finds it more than m nats likelier
@@ -50,7 +52,7 @@ class Combination:
             left. 0 has no floor. Not used by the other rules.
         rank_tokens: k ≥ 0 of ``rank``; 0 gives the target back. Not used by the other rules.
         filter: τ in [0, 1]; a token is kept when its target probability is at least τ times the largest. 0 keeps all.
-            Not used by ``suppress``, ``offset`` and ``rank``.
+            Used by ``subtract`` and ``reference`` alone.
         min_tokens: The filter never keeps fewer than this share (0–1) of the vocabulary. ``reference`` uses ``filter``
             for it, as the released code does.
         outside: What happens to tokens that the filter drops: ``keep`` leaves them the target's logit, ``mask`` sets
@@ -193,7 +195,8 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
     - ``subtract``: ``l − α · r`` on the tokens that the filter keeps (Eq. 2 with the assistant measured from uniform);
     - ``reference``: ``l − α · assistant`` on the tokens that the filter keeps, at least ``τ · V`` of them (Eq. 2 as the
       paper's code computes it);
-    - ``offset``: ``l + α · assistant`` on all tokens.
+    - ``offset``: ``l + α · assistant`` on all tokens;
+    - ``generic``: ``l − α · max(assistant − l, 0)``.
 
     Args:
         target: ``(..., vocab)`` logits of the target.
@@ -281,19 +284,21 @@ def _floored(logits: Tensor, lowered: Tensor, floor: float, top: Tensor | None =
 
 
 def _changed(logits: Tensor, total: Tensor, assistant: Tensor, how: Combination) -> Tensor:
-    """``total`` with the change that ``subtract``, ``reference`` or ``offset`` makes to the target's logits."""
-    combined = total - how.weight * _change(assistant, how.rule)
+    """``total`` with the change that any rule but ``suppress`` and ``rank`` makes to the target's logits."""
+    combined = total - how.weight * _change(logits, assistant, how.rule)
     if how.filters:
         outside = total if how.outside == "keep" else torch.full_like(logits, -torch.inf)
         combined = torch.where(plausible(logits, how.filter, how.least(logits.shape[-1])), combined, outside)
     return combined
 
 
-def _change(assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
-    """What ``subtract``, ``reference`` or ``offset`` subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
+def _change(logits: Tensor, assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
+    """What any rule but ``suppress`` and ``rank`` subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
     if rule == "subtract":
         return log_ratio_to_uniform(assistant) if ratio is None else ratio
     change = assistant.float()
+    if rule == "generic":
+        return (change - logits).clamp_min(0).masked_fill(torch.isneginf(logits), 0.0)
     change = change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
     return -change if rule == "offset" else change
 
@@ -333,7 +338,7 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
             assert ratio is not None
             losses[members] = _suppressed_losses(logits, _excess(ratio, own[0]), labels, own)
             continue
-        change = _change(assistant, rule, ratio)
+        change = _change(logits, assistant, rule, ratio)
         if filters:
             losses[members] = _filtered_losses(logits, change, labels, own)
         else:

@@ -17,12 +17,13 @@ from transformers import DynamicCache
 
 from uld.assistant import build_assistant, decoder_layers, text_decoder
 from uld.errors import ULDError
-from uld.learners import Learner, adapters_of
+from uld.learners import Learner
 from uld.logits import Combination
 from uld.lora import quiet_peft, some_tokens
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.trial import difference
+from uld.weights import adapters_of
 
 _LENGTHS = (6, 4)  # tokens of the rows that are tried
 _STEPS = ((0, 4), (4, 5), (5, 6))  # a prompt and two cached steps

@@ -21,10 +21,10 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from uld.artifact import CHECKPOINTS, writing
 from uld.config import ConfigError, RunConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
-from uld.learners import load_weights, save_weights
 from uld.methods.registry import Method, own_options
 from uld.objective import Objective
 from uld.run_folder import seal
+from uld.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 

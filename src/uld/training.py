@@ -25,6 +25,7 @@ from uld.artifact import (
     SETTINGS,
     ArtifactError,
     CombinationSettings,
+    DataFile,
     Manifest,
     is_run,
     new_folder,
@@ -44,14 +45,15 @@ from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
-from uld.learners import Learner, adapters_of, bytes_needed, finish_weights, make_learner
+from uld.learners import Learner, bytes_needed, make_learner
 from uld.logits import Combination
 from uld.machine import library_versions, peak_memory
-from uld.methods.registry import Method, get_method
-from uld.modeling import ULDConfig
+from uld.methods.registry import Method, get_method, own_options
+from uld.modeling import ULDConfig, ULDForCausalLM
 from uld.objective import Objective, frozen_log_likelihoods
 from uld.probe import probe
 from uld.run_folder import (
+    TEACHER,
     Started,
     drop_incomplete,
     held,
@@ -61,7 +63,7 @@ from uld.run_folder import (
     tidy,
     working_in,
 )
-from uld.settings import is_first_process
+from uld.settings import DTYPES, is_first_process
 from uld.trainer import (
     UnlearningTrainer,
     loss_names,
@@ -70,9 +72,16 @@ from uld.trainer import (
     trainer_arguments,
     training_dtype,
 )
+from uld.weights import adapters_of, finish_weights
 
 logger = logging.getLogger(__name__)
 
+_TAUGHT_WITH = (  # settings that a run has from the run that it teaches
+    *("target", "revision", "trust_remote_code", "tokenizer", "template", "date", "max_length"),
+    *("forget", "retain", "draw_retain", "chunks", "augment", "paraphrases", "wrong_answers"),
+    *("split", "data", "augmented", "retain_rows", "small", "num_layers", "lora_alpha", "lora_dropout"),
+    *("batch_size", "micro_batch_size", "batch_tokens", "dtype", "gradient_checkpointing", "seed", "save_steps"),
+)
 REFERENCES = "references.json"  # beside the checkpoints: log-likelihoods under the model before training
 
 
@@ -134,8 +143,12 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     first = is_first_process()
     method = get_method(config.method)
     options = method.read_options(config.option)
-    if config.small is not None and method.trains not in ("offset", "pair"):
-        raise ConfigError(f"--small is for offset-… and dd, and --method is {method.name}: leave it out")
+    teaching = _teaching(config, method, options)
+    if config.small is not None and not {"offset", "pair"} & {
+        method.trains,
+        teaching and get_method(teaching.method).trains,
+    }:
+        raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
     if config.gate and method.trains != "assistant":
         raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
     if config.retain_rows is not None and config.split is None:
@@ -162,8 +175,6 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         [learner.base, *learner.frozen_models], longest, f"the longest row (--max-length {config.max_length})"
     )
     probe(learner, answers=method.trains != "target")
-    if first and method.trains != "assistant":
-        logger.warning("%s", _memory_note(learner, method))
     manifest = _manifest(config, method, learner, combination, inputs)
     journal = Journal(output, loss_names(method), progress and first)
     holding = held(output, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
@@ -174,6 +185,12 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             if inputs.drawn:
                 inputs.drawn.write(output)
             drop_incomplete(output / CHECKPOINTS)
+        if teaching is not None:
+            manifest = manifest.model_copy(
+                update={"data": _learn_from(teaching, learner, dtype, progress) | manifest.data}
+            )
+        if first and method.trains != "assistant":
+            logger.warning("%s", _memory_note(learner, method))
         trainer = UnlearningTrainer(
             Objective(learner, method, options),
             inputs.rows,
@@ -193,6 +210,40 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             tidy(output)  # behind uld.json: a kill in between loses no work
         trainer.accelerator.wait_for_everyone()
     return _result(output, method)
+
+
+def _teaching(config: TrainConfig, method: Method, options: dict[str, Any]) -> TrainConfig | None:
+    """Settings of the run that a method learns from, if it learns from one.
+
+    Raises:
+        ULDError: an option out of range.
+    """
+    if method.teacher is None or method.teach is None:
+        return None
+    shared = {name: getattr(config, name) for name in _TAUGHT_WITH}
+    own = method.teach(**own_options(method.teach, options))
+    return TrainConfig.of(method.teacher, output=str(Path(config.output) / CHECKPOINTS / TEACHER), **shared | own)
+
+
+def _learn_from(teaching: TrainConfig, learner: Learner, dtype: str, progress: bool) -> dict[str, list[DataFile]]:
+    """Train the run that a learner learns from, from where it was stopped; gives the files that it was trained on.
+
+    Raises:
+        ULDError: bad input; or `Interrupted`.
+    """
+    folder = Path(teaching.output)
+    if not is_run(folder):
+        logger.info("a run of %s is trained first, in %s", teaching.method, folder)
+        try:
+            train(teaching, resume=(folder / SETTINGS).is_file(), progress=progress)
+        except Interrupted as error:
+            output = folder.parent.parent
+            raise Interrupted(
+                f"stopped while its teacher was trained: continue with uld train --output {output} --resume"
+            ) from error
+    hub = {"trust_remote_code": teaching.trust_remote_code}
+    learner.learn_from(ULDForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **hub))
+    return Manifest.read(folder).data
 
 
 def _result(output: Path, method: Method) -> TrainResult:

@@ -34,7 +34,7 @@ class ModelOptions:
     model: Annotated[str, _option("Run folder, model folder or Hub id.", "--model", "-m")] = ""
     target: Annotated[str | None, _option("Where the run's target is now, if not where it was.")] = None
     rule: Annotated[
-        str | None, _option("Override the run's rule: suppress, subtract, reference; of a pair: offset, rank.")
+        str | None, _option("Override the run's rule: suppress, subtract, reference, generic; of a pair: offset, rank.")
     ] = None
     weight: Annotated[float | None, _option("Override the run's α.")] = None
     margin: Annotated[float | None, _option("Override the run's margin, nats (suppress).")] = None
