@@ -241,6 +241,17 @@ def test_the_folder_of_a_comparison(stopped, grid, tmp_path):
     assert survives(stopped, tmp_path / "x", lambda: _claim_folder(workspace, False)) > 5
 
 
+def test_a_lock_that_a_kill_has_left_goes_and_one_that_is_held_stays(grid, tmp_path):
+    workspace = grid()
+    with workspace.locked("held"):
+        left, held = (tmp_path / "x" / "work" / "locks" / name for name in ("left", "held"))
+        left.touch()
+        (tmp_path / "x" / "grid.yaml").touch()
+        _claim_folder(workspace, False)
+        assert held.exists() and not left.exists()
+    assert not held.exists()
+
+
 @pytest.fixture
 def quick_plots(monkeypatch) -> None:
     """Plots are files without a picture."""
