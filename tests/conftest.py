@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -388,3 +389,25 @@ def start_uld() -> Iterator[Callable[..., BaseProcess]]:
     for process in started:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def start_two(start_uld: Callable[..., BaseProcess], tmp_path: Path) -> Callable[..., list[BaseProcess]]:
+    """Start a command as torchrun would, in two processes, with logs ``tmp_path/log-0`` and ``log-1``.
+
+    With ``errors`` what goes to standard error is in ``tmp_path/errors-0`` and ``errors-1``.
+    """
+
+    def start(arguments: list[str], *, errors: bool = False) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        log, other = str(tmp_path / "log-"), str(tmp_path / "errors-")
+        return [
+            start_uld(arguments, Path(f"{log}{number}"), rank, Path(f"{other}{number}") if errors else None)
+            for number, rank in enumerate(ranks)
+        ]
+
+    return start

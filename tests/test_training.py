@@ -453,7 +453,7 @@ def test_kept_epochs_are_runs_that_say_how_they_were_trained(task, tmp_path):
 
 
 def test_settings_that_would_do_nothing_are_refused_or_told(task, tmp_path, caplog):
-    with pytest.raises(ConfigError, match="--small is for offset-…, and --method is uld"):
+    with pytest.raises(ConfigError, match="--small is for offset-… and dd…, and --method is uld"):
         run(task, tmp_path / "x", small=str(task.target))
     assert not (tmp_path / "x").exists()
     with caplog.at_level(logging.WARNING):

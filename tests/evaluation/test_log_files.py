@@ -18,7 +18,15 @@ COUNT: tuple[Any, ...] = (0, -3, 2.5, "4", False, None, [1], 10**400, math.nan)
 SHARE: tuple[Any, ...] = (7, 1.2, -0.1, math.nan, math.inf, "1", True, None, [])
 TEXTS: tuple[Any, ...] = (["only", "two"], "abc", [1, 2, 3], ["a", "b", None], None, 3, ["a", "b", "c", "d"])
 EACH: tuple[Any, ...] = ([1.0, math.nan], [1.0, "2"], [1.0, True], [1.0, -2.0], [1.0, None], [1.0], [], None, 3.0, "12")
+SCORE: tuple[Any, ...] = (-math.inf, math.nan, "0.5", True, None, [0.1], {}, 10**400)
+ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")
+SHARES = ("extraction_strength", "exact_memorization", "paraphrase_rougeL", "clean")
 BAD: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(ATTACKS, SCORE),
+    **dict.fromkeys(SHARES, SHARE),
+    **dict.fromkeys(("unknown_words", "judged_tokens"), COUNT[1:]),
+    "judged_loss": NUMBER,
+    "samples": ("abc", [1, 2], ["a", None], None, 3, {"0": "a", "1": "b"}),
     **dict.fromkeys(("avg_loss", "paraphrase_loss", "loss", "paraphrase_loss_sum", "stored_truth_ratio"), NUMBER),
     **dict.fromkeys(("tokens", "paraphrase_tokens"), COUNT),
     **dict.fromkeys(("rouge1", "rougeL", "stored_prob"), SHARE),
@@ -41,6 +49,12 @@ GOOD: dict[str, list[Any]] = {
     "wrong_tokens": [[2, 2], [1, 2], [3, 3]],
     "stored_prob": [0.9, 0.0, 1.0],
     "stored_truth_ratio": [0.0, 1.0, 3.5],
+    **{name: [-0.5, 2, math.inf] for name in ATTACKS},
+    **{name: [0, 0.25, 1.0] for name in SHARES},
+    "unknown_words": [0, 3, 1],
+    "judged_loss": [0.0, 4.5, math.inf],
+    "judged_tokens": [0, 3, 9],
+    "samples": [["Ada", ""], ["là", "ici"], ["x", "y"]],
 }
 EXPECTED = TaskLog(keys=["0", "1", "2"], **GOOD)  # type: ignore[arg-type]
 

@@ -56,6 +56,17 @@ class TofuResult:
         """Return all fields as plain JSON types."""
         return dataclasses.asdict(self)
 
+    def numbers(self) -> dict[str, float]:
+        """Every number that was measured, by a name of its own."""
+        read = {} if self.reading is None else vars(self.reading)
+        flat = vars(self) | {f"reading_{name}": value for name, value in read.items()}
+        flat |= {f"reading_leak@{k}": value for k, value in read.get("leak", {}).items()}
+        if self.field is not None:
+            flat |= {f"field_{name}": value for name, value in self.field.metrics.items()}
+            for definition, scores in self.field.scores.items():
+                flat |= {f"field_{name}_{definition}": value for name, value in scores.items()}
+        return {name: value for name, value in flat.items() if isinstance(value, int | float)}
+
     def table(self) -> str:
         """Markdown tables: the paper's four columns (ROUGE-L in percent), every part, what people read, the field's."""
         head = ("F.Q.", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)")

@@ -2,17 +2,14 @@
 
 import csv
 import io
-from dataclasses import fields
 from typing import Any
 
-from uld.evaluation.tofu_result import TofuResult
 from uld.report.cells import Folder, Identity
 
 COLUMNS = (
     *("name", "role", "method", "label", "variant", "tables", "split", "seed", "digest"),
     *("epoch", "metric", "value", "problem"),
 )
-_RESULT = [field.name for field in fields(TofuResult) if field.name != "rows"]
 _EPOCH = ("forget_quality", "utility_without_rouge", "forget_loss", "held_out_loss")
 
 
@@ -32,7 +29,8 @@ def tidy(folder: Folder) -> str:
         if cell.failure is not None:
             writer.writerow(head | {"problem": cell.failure})
         facts = cell.training.model_dump() if cell.training else {}
-        values: list[tuple[Any, str, Any]] = [("", name, getattr(cell.result, name, None)) for name in _RESULT]
+        found = cell.result.numbers() if cell.result is not None else {}
+        values: list[tuple[Any, str, Any]] = [("", name, value) for name, value in found.items()]
         values += [("", f"training_{name}", value) for name, value in facts.items()]
         values += [(epoch.epoch, name, getattr(epoch, name)) for epoch in cell.epochs for name in _EPOCH]
         for epoch, metric, value in values:
