@@ -65,7 +65,7 @@ class DiskFullError(ArtifactError):
 class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
     weight: float
     filter: float
@@ -121,6 +121,7 @@ class Manifest(BaseModel):
         training: Steps, rows, seconds, last losses and other facts of the run.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
     format: Literal[1] = 1
     method: str
     trains: Literal["assistant", "target", "offset", "pair"] = "assistant"
@@ -167,7 +168,7 @@ class Manifest(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write ``uld.json`` into a folder, atomically."""
-        write_text(Path(folder) / MANIFEST, dumps(self.model_dump(), indent=2, ensure_ascii=False) + "\n")
+        write_text(Path(folder) / MANIFEST, dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
 
 
 def _newer(path: Path, found: int) -> str:

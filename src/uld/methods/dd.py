@@ -35,8 +35,8 @@ def teach(
 def distil(side: "Side", *, temperature: float = 1.5) -> "Tensor":
     """``T² KL(softmax(t / T) ‖ softmax(l / T))`` at every position, t the steered target's logits."""
 
-    def loss(logits: "Tensor", labels: "Tensor", steered: "Tensor") -> "Tensor":
-        return losses.kl(logits.float() / temperature, labels, steered.float() / temperature)
+    def loss(logits: "Tensor", labels: "Tensor", frozen: "Tensor") -> "Tensor":
+        return losses.kl(logits.float() / temperature, labels, frozen.float() / temperature)
 
     return temperature**2 * side.each_frozen(loss).sum()
 

@@ -28,11 +28,13 @@ def teach(*, alpha: float = 5.0, teacher_rate: float = 1e-3, teacher_epochs: int
 
 def forget(side: "Side", *, soft: int = 0) -> "Tensor":
     """``CE`` of the likeliest token of ``v_generic`` at every position; with ``soft`` of all of its distribution."""
-    if soft:
-        return side.each_frozen(
-            lambda logits, labels, generic: losses.self_distillation(logits, labels, generic, 0)
-        ).sum()
-    return side.each_frozen(lambda logits, _, generic: losses.cross_entropy(logits, generic.argmax(-1))).sum()
+
+    def loss(logits: "Tensor", labels: "Tensor", frozen: "Tensor") -> "Tensor":
+        if soft:
+            return losses.self_distillation(logits, labels, frozen, 0)
+        return losses.cross_entropy(logits, frozen.argmax(-1))
+
+    return side.each_frozen(loss).sum()
 
 
 register(
