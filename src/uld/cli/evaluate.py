@@ -105,7 +105,7 @@ def tofu(
     *,
     options: ModelOptions,
 ) -> None:
-    """TOFU: forget quality, model utility and all their parts, with per-sample logs.
+    """TOFU: forget quality, model utility and all their parts, what people read, and the field's scores, with logs.
 
     An evaluation that was stopped goes on where it was when the same command is given again. Under torchrun the
     processes share the rows.
@@ -187,7 +187,7 @@ def tofu(
         if non_members:
             settings["non_members"] = _non_members(non_members, split, data)
         classifier = _classifier(fluency_model, fluency_label, chosen) if fluency_model is not None else None
-        log = _run(chosen, split, folder, settings | {"generate": generate, "samples": samples or 0, "seed": seed})
+        log = _run(chosen, split, folder, settings | {"generate": generate, "samples": samples, "seed": seed})
         if other is not None:
             retained, found = _retain_only(other, split, folder, settings, log if base is None else None)
             log = found if base is None else log
