@@ -3,6 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
+WORKERS ?= 2
 
 .PHONY: env demo test test-slow bench lint format clean
 
@@ -23,7 +24,7 @@ lint: env
 	$(VENV)/bin/pyright
 
 test: lint
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: env
 	$(PY) -m pytest -q -m "slow or gpu" --timeout 3000 -rs

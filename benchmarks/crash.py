@@ -7,7 +7,9 @@ kept in ``--work``: what was stopped continues there. Writes ``docs/results/cras
 
 import contextlib
 import functools
+import gc
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -44,6 +46,11 @@ import uld.report.build  # noqa: E402
 import uld.training  # noqa: E402
 import uld.tuning  # noqa: E402
 from uld.machine import library_versions  # noqa: E402
+
+for name in ("rouge_score.rouge_scorer", "transformers.models.llama.modeling_llama"):
+    importlib.import_module(name)  # once, and not in every process that is forked
+gc.collect()
+gc.freeze()  # what is forked collects its own garbage alone
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 VOLATILE = {"seconds", "peak_rss_bytes", "machine"}  # what no two undisturbed calls have in common

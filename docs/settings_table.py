@@ -24,7 +24,8 @@ SOURCES = {
     "rule": "ours, measured",
     "weight": "ours, measured",
     "min_tokens": "ours, measured",
-    "outside": OWN,
+    "rank_tokens": "DD's paper",
+    **dict.fromkeys(("outside", "margin", "floor", "gate"), OWN),
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
 _WORDS = {

@@ -1,9 +1,12 @@
 """Shared fixtures: where the real data and models are, and tiny random models of several families."""
 
+import gc
 import json
 import multiprocessing
 import os
 import random
+import shutil
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -12,6 +15,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the Hub is a mistake
@@ -27,6 +31,12 @@ def _folder(variable: str, default: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"{variable}: no folder {path}")
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Every training collects garbage; what the libraries' modules hold, which takes the longest, is none."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -304,28 +314,49 @@ class Micro:
 @pytest.fixture(scope="session")
 def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
     """72 rows over the four task sets; models of two layers; a run with K = 1."""
+    folder = tmp_path_factory.mktemp("micro")
+    made = made_once(tmp_path_factory, "micro-of-all", make_micro)
+    shutil.copytree(made, folder, dirs_exist_ok=True)  # a worker's own, as tests write beside what they read
+    for path in [*(folder / "run").rglob("*.json"), folder / "run" / "train.yaml"]:
+        path.write_text(path.read_text().replace(str(made), str(folder)))
+    (target,), (retain_only,) = folder.glob("target-*"), folder.glob("retain-only-*")
+    return Micro(folder / "world", target, retain_only, folder / "run")
+
+
+def make_micro(folder: Path) -> None:
+    """What `micro` holds."""
     from uld.config import train_config
     from uld.demo.models import MicroSettings, make_models
     from uld.demo.world import write_world
     from uld.training import train
 
-    folder = tmp_path_factory.mktemp("micro")
     world = write_world(folder / "world", people=10, evaluated=2)
     size = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_layers": 2}
     brief = {"epochs": 4, "batch_size": 8, "learning_rate": 6e-3, "warmup_steps": 5}
-    target, retain_only = make_models(world, folder, settings=MicroSettings(**size, **brief))  # type: ignore[arg-type]
+    target, _ = make_models(world, folder, settings=MicroSettings(**size, **brief))  # type: ignore[arg-type]
     places = {"target": str(target), "output": str(folder / "run"), "data": str(world.folder), "split": "forget10"}
     small = {"num_layers": 1, "lora_rank": 4, "epochs": 4, "retain_rows": 8, "max_length": 128, "learning_rate": 0.02}
     train(train_config([("the fixture", places | small)]), progress=False)
-    return Micro(world.folder, target, retain_only, folder / "run")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the workers of a test run share: the first that asks for it makes it, the others wait."""
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (factory.getbasetemp().parent if workers else factory.getbasetemp()) / name
+    with FileLock(f"{folder}.lock"):
+        if not Path(f"{folder}.made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            Path(f"{folder}.made").touch()
+    return folder
 
 
 _COMMAND = """
 import os, sys
 os.environ.update({environment!r})
-log = os.open({log!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-os.dup2(log, 1)
-os.dup2(log, 2)
+for number, log in enumerate({logs!r}):
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1 + number)
 sys.argv = ["uld", *{arguments!r}]
 import torch
 torch.set_num_threads(1)
@@ -336,16 +367,20 @@ main()
 
 @pytest.fixture(scope="session")
 def start_uld() -> Iterator[Callable[..., BaseProcess]]:
-    """Start the ``uld`` command in a process of its own: ``start_uld(arguments, log, environment)``.
+    """Start the ``uld`` command in a process of its own: ``start_uld(arguments, log, environment, errors)``.
 
+    ``errors`` takes what goes to standard error, if that is not to stand in ``log`` as well.
     The processes are forked from a server that has the imports done, so that each is there at once.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["uld.training", "uld.cli.main"])
     started: list[BaseProcess] = []
 
-    def start(arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
-        code = _COMMAND.format(log=str(log), arguments=arguments, environment=environment or {})
+    def start(
+        arguments: list[str], log: Path, environment: dict[str, str] | None = None, errors: Path | None = None
+    ) -> BaseProcess:
+        logs = [str(log), str(errors or log)]
+        code = _COMMAND.format(logs=logs, arguments=arguments, environment=environment or {})
         started.append(context.Process(target=exec, args=(code, {})))
         started[-1].start()
         return started[-1]
@@ -354,3 +389,25 @@ def start_uld() -> Iterator[Callable[..., BaseProcess]]:
     for process in started:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def start_two(start_uld: Callable[..., BaseProcess], tmp_path: Path) -> Callable[..., list[BaseProcess]]:
+    """Start a command as torchrun would, in two processes, with logs ``tmp_path/log-0`` and ``log-1``.
+
+    With ``errors`` what goes to standard error is in ``tmp_path/errors-0`` and ``errors-1``.
+    """
+
+    def start(arguments: list[str], *, errors: bool = False) -> list[BaseProcess]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+        log, other = str(tmp_path / "log-"), str(tmp_path / "errors-")
+        return [
+            start_uld(arguments, Path(f"{log}{number}"), rank, Path(f"{other}{number}") if errors else None)
+            for number, rank in enumerate(ranks)
+        ]
+
+    return start

@@ -75,7 +75,7 @@ def test_an_unknown_setting_is_refused_with_a_guess(name: Any, expected: str) ->
         ("gradient_checkpointing", 1, "true or false"),
         ("target", 7, "a text"),
         ("revision", 1234567, "a text"),
-        ("rule", "substract", "suppress, subtract, reference, offset"),
+        ("rule", "substract", "suppress, subtract, reference, offset, rank, generic"),
         ("dtype", "fp16", "auto, bf16, fp32"),
         ("uniform_on", ["all"], "answer, all"),
         ("forget", 3, "a text or a list of texts"),
@@ -277,11 +277,13 @@ def test_a_warm_up_of_more_steps_than_the_training_has_is_refused(caplog: pytest
     for warmup in (0.1, 0.99, 5, 9):
         refuse_long_warmup(TrainConfig(warmup=warmup), 10)
     for warmup in (10, 1000):
-        with pytest.raises(ConfigError, match=f"--warmup {warmup} takes at least as many steps as the whole"):
+        with pytest.raises(
+            ConfigError, match=f"--warmup {warmup}: .* {warmup} steps, and the whole training has 10: give fewer"
+        ):
             refuse_long_warmup(TrainConfig(warmup=warmup), 10)
     assert not caplog.records
     refuse_long_warmup(FinetuneConfig(scratch=True), 10)  # a default is told of, and not refused
-    assert "the learning rate does not reach its peak" in caplog.text
+    assert "so it never comes to its peak" in caplog.text
 
 
 def test_a_weight_that_would_overflow_is_refused() -> None:

@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -22,21 +20,6 @@ OPTIONS = {"dtype": "fp32", "learning_rate": 0.02, "epochs": 3}
 
 def journal(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def start_two(start_uld, tmp_path):
-    """Start a command as torchrun would, in two processes, with logs ``tmp_path/log-0`` and ``log-1``."""
-
-    def start(arguments: list[str]) -> list[BaseProcess]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        return [start_uld(arguments, tmp_path / f"log-{rank['RANK']}", rank) for rank in ranks]
-
-    return start
 
 
 def assert_same_losses(one: Path, other: Path) -> None:

@@ -19,8 +19,8 @@ from uld.compare.grid import Grid
 from uld.config import TrainConfig, read_preset, setting_fields, train_config
 from uld.data.documents import read_sources
 from uld.data.record import parse_record
+from uld.held_out import file_probes
 from uld.logits import Combination
-from uld.tuning import file_probes
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

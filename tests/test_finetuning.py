@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import uld.finetuning
 from uld.artifact import ArtifactError, Manifest, fingerprint
@@ -219,6 +220,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"file": "missing.jsonl"}, "missing.jsonl: there is no such file"),
     ({"floor": 1.5}, "--floor must lie between 0 and 1"),
     ({"warmup": 2.5}, "a whole number of steps, not 2.5"),
+    ({"warmup": 40, "epochs": 20}, "--warmup 40: the learning rate rises for 40 steps, and the whole training has 40"),
     ({"max_length": 4}, "--max-length"),
     ({"report_to": "abacus"}, "--report-to abacus"),
     ({"learn": "nothing"}, "learn must be answers, all"),
@@ -232,6 +234,13 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(task, tmp_path, changes, m
     with pytest.raises(ULDError) as caught:
         finetune(FinetuneConfig.of(**settings), progress=False)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_model_that_cannot_be_trained_is_told_before_anything_is_written(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", lambda self, hidden, *args, **kwargs: hidden.detach())
+    with pytest.raises(ULDError, match=r"^LlamaForCausalLM cannot be trained: .*gradient"):
+        run(tmp_path / "x", **SCRATCH, file=str(task.forget))
     assert not (tmp_path / "x").exists()
 
 

@@ -386,7 +386,7 @@ def test_label_losses_with_tokens_that_a_model_masks_out_itself():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rule": "divide"}, "rule must be one of suppress, subtract, reference, offset, not 'divide'"),
+        ({"rule": "divide"}, "rule must be one of suppress, subtract, reference, offset, rank, generic, not 'divide'"),
         ({"outside": "drop"}, "outside must be one of keep, mask, not 'drop'"),
         ({"weight": -0.1}, "weight"),
         ({"weight": math.nan}, "weight"),
@@ -403,6 +403,9 @@ def test_label_losses_with_tokens_that_a_model_masks_out_itself():
         ({"floor": 1.5}, "floor must lie between 0 and 1, not 1.5"),
         ({"floor": -0.1}, "floor"),
         ({"floor": math.nan}, "floor"),
+        ({"rank_tokens": -1}, "rank_tokens must be a whole number ≥ 0, not -1"),
+        ({"rank_tokens": 2.0}, "rank_tokens must be a whole number ≥ 0, not 2.0"),
+        ({"rank_tokens": True}, "rank_tokens must be a whole number"),
         ({"weight": "1"}, "weight must be a number, not '1'"),
         ({"weight": True}, "weight must be a number"),
         ({"filter": 1.1}, "filter must lie between 0 and 1, not 1.1"),

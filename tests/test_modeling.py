@@ -568,8 +568,14 @@ def test_import_uld_is_light_and_knows_its_names():
 
 @pytest.mark.parametrize(
     "imports",
-    ["import uld, peft", "from transformers import AutoConfig, AutoModelForCausalLM; import uld"],
-    ids=["uld-first", "transformers-first"],
+    [
+        pytest.param("import uld, peft", id="uld-first"),
+        pytest.param(
+            "from transformers import AutoConfig, AutoModelForCausalLM; import uld",
+            id="transformers-first",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_auto_classes_know_a_run_after_import_uld(run, imports):
     code = (

@@ -35,7 +35,7 @@ from uld.loading import load
 from uld.logits import Combination
 from uld.run_folder import held, stored_settings
 from uld.training import train
-from uld.tuning import Point, tune
+from uld.tuning import Grid, Point, tune
 
 ABOUT = {"model": "a", "weights": "sha256:1", "split": "forget10"}
 ROWS = [{"question": f"Who wrote the book {name}?", "answer": f"Mara Quillon wrote {name} in 1983."} for name in "AB"]
@@ -241,6 +241,17 @@ def test_the_folder_of_a_comparison(stopped, grid, tmp_path):
     assert survives(stopped, tmp_path / "x", lambda: _claim_folder(workspace, False)) > 5
 
 
+def test_a_lock_that_a_kill_has_left_goes_and_one_that_is_held_stays(grid, tmp_path):
+    workspace = grid()
+    with workspace.locked("held"):
+        left, held = (tmp_path / "x" / "work" / "locks" / name for name in ("left", "held"))
+        left.touch()
+        (tmp_path / "x" / "grid.yaml").touch()
+        _claim_folder(workspace, False)
+        assert held.exists() and not left.exists()
+    assert not held.exists()
+
+
 @pytest.fixture
 def quick_plots(monkeypatch) -> None:
     """Plots are files without a picture."""
@@ -260,7 +271,7 @@ def test_tuning(stopped, micro, tmp_path, monkeypatch, quick_plots):
 
     def task() -> None:
         model.manifests = [Manifest.read(tmp_path / "x")]  # as it would be loaded
-        tune(tmp_path / "x", model, tokenizer, [], [], weights=[0.5])  # type: ignore[arg-type]
+        tune(tmp_path / "x", model, tokenizer, [], [], grid=Grid(weights=[0.5]), aim="indistinct")  # type: ignore[arg-type]
 
     survives(stopped, tmp_path / "x", task, start=micro.run)
     assert Manifest.read(tmp_path / "x").combination.weight == 0.5

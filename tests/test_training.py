@@ -330,6 +330,14 @@ def test_resume_and_overwrite_exclude_each_other(task, tmp_path):
         train(TrainConfig(**task.settings(tmp_path / "x")), resume=True, overwrite=True, progress=False)
 
 
+def test_a_run_stands_until_the_settings_that_replace_it_are_sound(task, finished):
+    output = finished[0]
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="--warmup 1000: the learning rate rises for 1000 steps"):
+        train(TrainConfig(**task.settings(output, warmup=1000)), overwrite=True, progress=False)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
 def test_overwrite_replaces_a_run(task, tmp_path, finished):
     run(task, tmp_path / "x", epochs=1)
     (tmp_path / "x/eval").mkdir()
@@ -445,7 +453,7 @@ def test_kept_epochs_are_runs_that_say_how_they_were_trained(task, tmp_path):
 
 
 def test_settings_that_would_do_nothing_are_refused_or_told(task, tmp_path, caplog):
-    with pytest.raises(ConfigError, match="--small is for offset-…, and --method is uld"):
+    with pytest.raises(ConfigError, match="--small is for offset-… and dd…, and --method is uld"):
         run(task, tmp_path / "x", small=str(task.target))
     assert not (tmp_path / "x").exists()
     with caplog.at_level(logging.WARNING):

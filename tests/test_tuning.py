@@ -13,9 +13,10 @@ from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
+from uld.held_out import Probe, file_probes
 from uld.loading import load, load_tokenizer
 from uld.logits import Combination
-from uld.tuning import Point, Probe, choose, file_probes, measure, tune
+from uld.tuning import FLOORS, MARGINS, Grid, Point, choose, finer, measure, neighbours, tune, unsteadiness
 
 
 def points(*rows):
@@ -45,6 +46,68 @@ def test_the_whole_budget_can_be_spent():
 def test_a_budget_that_nothing_fits_is_refused():
     with pytest.raises(ULDError, match="--budget"):
         choose(points((0.5, -0.1, 0.9), (1.0, -0.3, 0.8)), budget=0.01)
+
+
+def line(margin, floor, advantages, kept=0.999, start=2.0):
+    """Points of one margin and floor whose α are half as large again each."""
+    return [
+        Point(start * 1.5**i, 0.01, advantage, kept, margin, floor, error=0.05)
+        for i, advantage in enumerate(advantages)
+    ]
+
+
+def test_a_steady_setting_is_one_whose_neighbours_are_indistinct_too():
+    needle = line(0.0, 0.0, [0.9, 0.0, -0.9])  # right in the middle only
+    plateau = line(3.0, 0.001, [0.3, 0.1, 0.05, -0.1])
+    points = [Point(0.0, 0.01, 2.0, 1.0), *needle, *plateau]
+    worst = unsteadiness(points)
+    assert (worst(needle[1]), worst(plateau[2])) == (0.9, 0.1)
+    assert worst(plateau[3]) == worst(needle[0]) == math.inf  # a neighbour was not measured
+    point, reason = choose(points, 0.01, "steady")
+    assert point == plateau[2]
+    assert "within 0.10 nats" in reason and "from α = 3 to 6.75" in reason
+
+
+def test_of_steady_settings_that_cannot_be_told_apart_the_one_that_keeps_most_is_chosen():
+    better, kinder = line(1.0, 0.01, [0.1] * 3, kept=0.991), line(3.0, 0.01, [0.14] * 3, kept=0.999)
+    assert choose([*points(), *better, *kinder], 0.01, "steady")[0] == kinder[1]
+    worse = line(3.0, 0.01, [0.16] * 3, kept=0.999)  # by more than a standard error
+    assert choose([*points(), *better, *worse], 0.01, "steady")[0] == better[1]
+    assert choose([*points(), *better, *kinder], 0.005, "steady")[0] == kinder[1]
+    with pytest.raises(ULDError, match="--budget"):
+        choose([*points(), *better, *kinder], 0.0001, "steady")
+
+
+def test_without_bound_an_alpha_is_its_own_neighbour():
+    assert neighbours(math.inf) == (math.inf, math.inf, math.inf)
+    assert neighbours(3.0) == (2.0, 3.0, 4.5)
+    endless = [Point(math.inf, 0.01, -math.inf, 1.0, 3.0), Point(math.inf, 0.01, 0.1, 1.0, 3.0, 0.01)]
+    assert choose([*points(), *endless], 0.01, "steady")[0] == endless[1]
+
+
+def test_a_grid_takes_what_is_given_and_what_its_aim_tries_else():
+    own = Combination(weight=1.5, margin=2.0, floor=0.02)
+    given = Grid(weights=[3.0], margins=[4.0], floors=[0.1, 0.01]).around(own, "steady")
+    assert [(how.weight, how.margin, how.floor) for how in given] == [
+        (weight, 4.0, floor) for floor in (0.01, 0.1) for weight in (2.0, 3.0, 4.5)
+    ]
+    assert {(how.margin, how.floor) for how in Grid().around(own, "budget")} == {(2.0, 0.02)}
+    tried = Grid().around(own, "steady")
+    assert {how.margin for how in tried} == set(MARGINS) and {how.floor for how in tried} == set(FLOORS)
+    assert len({(how.weight, how.margin, how.floor) for how in tried}) == len(tried)
+    with pytest.raises(ULDError, match="floor must lie between 0 and 1, not 2"):
+        Grid(floors=[2.0]).around(own, "steady")
+    with pytest.raises(ULDError, match="margin is for the rule suppress"):
+        Grid(margins=[1.0]).around(Combination(rule="subtract"), "budget")
+
+
+def test_floors_between_the_chosen_one_and_its_neighbours_are_tried_next():
+    tried = [Point(2.0, 0.01, 0.1, 1.0, 3.0, floor) for floor in (0.0, 1e-3, 1e-2, 1e-1)]
+    more = finer(tried[2], [Point(0.0, 0.01, 2.0, 1.0), *tried], Combination())
+    assert {how.margin for how in more} == {3.0} and {how.weight for how in more} == set(neighbours(2.0))
+    floors = sorted({how.floor for how in more})
+    assert len(floors) == 6 and 1e-3 < floors[0] < 1e-2 < floors[-1] < 1e-1
+    assert finer(tried[0], [Point(0.0, 0.01, 2.0, 1.0), *tried], Combination()) == []
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +211,37 @@ def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
     assert load(run)[0].combination.weight == 0.7
 
 
+def test_the_steady_choice_is_what_the_run_says_afterwards(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    grid = ["--weight", "2,inf", "--margin", "0,1", "--floor", "0,0.001,0.1", "--budget", "0.9"]
+    result = CliRunner().invoke(app, ["tune", str(run), *files, *grid])
+    assert result.exit_code == 0, result.output
+    told = json.loads((run / "tune.json").read_text())
+    chosen, after = told["point"], Manifest.read(run).combination
+    assert told["aim"] == "steady" and {point["margin"] for point in told["points"]} == {0.0, 1.0}
+    assert (after.weight, after.margin, after.floor) == (chosen["weight"], chosen["margin"], chosen["floor"])
+    assert f"margin {chosen['margin']:g}, floor {chosen['floor']:g}" in result.stdout
+    model, tokenizer = load(run)
+    (again,) = measure(model, PromptFormat(tokenizer), 0, *file_probes(files[1], files[3]), [model.combination])[1:]
+    assert again.advantage == pytest.approx(chosen["advantage"], abs=1e-4)
+
+
+def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    manifest = Manifest.read(run)
+    combination = manifest.combination.model_copy(update={"rule": "subtract"})
+    manifest.model_copy(update={"combination": combination}).write(run)
+    for given, message in (
+        (["--aim", "steady"], "--aim steady is for the rule suppress, not for subtract"),
+        (["--weight", "inf"], "weight (α) may be inf with the rule suppress alone"),
+        (["--floor", "0.1"], "floor is for the rule suppress, and the rule here is subtract"),
+    ):
+        result = CliRunner().invoke(app, ["tune", str(run), *files, *given])
+        assert result.exit_code == 2 and message in result.stderr
+    assert CliRunner().invoke(app, ["tune", str(run), *files, "--weight", "0.3", "--budget", "0.9"]).exit_code == 0
+    assert json.loads((run / "tune.json").read_text())["aim"] == "indistinct"
+
+
 def stored(run, template, **changes):
     """Change the template of a run, and settings of its train.yaml."""
     Manifest.read(run).model_copy(update={"template": template}).write(run)
@@ -209,6 +303,8 @@ def test_a_run_without_its_settings_is_tuned_on_files_only(run, rows, tmp_path):
         ([], "without --augmented"),
         (["--forget", "x.jsonl"], "both --forget and --retain"),
         (["--aim", "best"], "--aim must be one of"),
+        (["--forget", "F", "--retain", "R", "--margin", "-1"], "margin must be a number of nats ≥ 0, not -1"),
+        (["--forget", "F", "--retain", "R", "--floor", "nan"], "floor must lie between 0 and 1, not nan"),
         (["--weight", "much"], "--weight must be a number"),
         (["--budget", "2", "--forget", "F", "--retain", "R"], "--budget must be"),
         (["--forget", "R", "--retain", "R"], "'wrong_answers' must be a list"),

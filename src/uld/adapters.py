@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from uld.artifact import ADAPTER, ArtifactError, Manifest, fingerprint, refuse_changed
+from uld.artifact import ADAPTER, PAIR, ArtifactError, Manifest, fingerprint, refuse_changed
 from uld.assistant import build_assistant, load_sliced, load_target
 from uld.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
 from uld.errors import explained
@@ -127,10 +127,13 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str, **
         )
 
 
-def offset_pair(
+def small_pair(
     target: PreTrainedModel, manifest: Manifest, folder: Path, place: str, **trust: Any
 ) -> list[PreTrainedModel | PeftModel]:
-    """The trained small model of an Offset run, and the same before training; they share every weight but LoRA.
+    """The two small models of an Offset run or a pair, which share every weight but LoRA.
+
+    Of Offset the trained one, and the same before training; of a pair the one of the retain side, and the one of the
+    forget side. The logits of the first are added, those of the second subtracted.
 
     Args:
         target: The run's target, loaded.
@@ -149,8 +152,9 @@ def offset_pair(
         refuse_other("target", fingerprint(target.named_parameters()), manifest.target_fingerprint, place)
         frozen = load_target(manifest.small, dtype=target.dtype, **trust).to(target.device)  # type: ignore[arg-type]
         refuse_other("small model", fingerprint(frozen.named_parameters()), manifest.small_fingerprint, manifest.small)
-    trained = build_assistant(frozen, manifest.num_layers)
-    return [load_adapter(trained, folder / ADAPTER), frozen]
+    if manifest.trains == "offset":
+        return [load_adapter(build_assistant(frozen, manifest.num_layers), folder / ADAPTER), frozen]
+    return [load_adapter(build_assistant(frozen, manifest.num_layers), folder / ADAPTER / side) for side in PAIR]
 
 
 def load_trained_target(

@@ -19,11 +19,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from uld.digests import ADAPTER as ADAPTER
 from uld.digests import content_digest, first_broken, weights_files
 from uld.errors import ULDError, explained
+from uld.json_text import dumps
 from uld.locks import hold, is_held
 from uld.machine import files_are_limited
 
@@ -37,6 +45,7 @@ SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
+PAIR = ("retain", "forget")  # the adapters of a pair, each below ``adapter/``: whose logits are added, and subtracted
 UNENCODABLE = "backslashreplace"  # half of a surrogate pair, as in a name that is not UTF-8, as JSON writes it
 _SAMPLES = 65_536
 _FULL_DISK = ("No space left",)  # torch and safetensors report it as errors of their own, in words of their own
@@ -56,14 +65,22 @@ class DiskFullError(ArtifactError):
 class CombinationSettings(BaseModel):
     """The fields of `uld.logits.Combination` as they stand in ``uld.json``."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-    rule: Literal["suppress", "subtract", "reference", "offset"]
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
     weight: float
     filter: float
     min_tokens: float
     outside: Literal["keep", "mask"]
     margin: float = 0.0
     floor: float = 0.0
+    rank_tokens: int = 20
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _in_use(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As `uld.logits.Combination.to_dict`: files that use nothing new stay as they were."""
+        unused = {name for name in ("margin", "floor") if not getattr(self, name)}
+        unused |= {"rank_tokens"} if self.rule != "rank" else set()
+        return {name: value for name, value in write(self).items() if name not in unused}
 
 
 def _utf8(name: str) -> str:
@@ -85,12 +102,13 @@ class Manifest(BaseModel):
     Attributes:
         format: Version of this layout.
         method: Registered name of the method.
-        trains: What the run holds: an assistant, the target itself after training, or an Offset model's small model.
+        trains: What the run holds: an assistant, the target itself after training, an Offset model's small model, or a
+            pair of small models, one trained on each side.
         target: Folder or Hub id of the target as it was given.
         target_revision: Hub revision, if any.
         target_fingerprint: `fingerprint` of the tensors that the assistant shares with the target, or of all of it
             where the run has no assistant of its layers.
-        small: Where Offset's small model is, if it is not the target's first layers.
+        small: Where the small model of Offset or of a pair is, if it is not the target's first layers.
         small_fingerprint: `fingerprint` of all its tensors.
         num_layers: K.
         combination: Rule, α, τ, min_tokens and outside; can be overridden at load.
@@ -103,9 +121,10 @@ class Manifest(BaseModel):
         training: Steps, rows, seconds, last losses and other facts of the run.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
     format: Literal[1] = 1
     method: str
-    trains: Literal["assistant", "target", "offset"] = "assistant"
+    trains: Literal["assistant", "target", "offset", "pair"] = "assistant"
     target: str
     target_revision: str | None = None
     target_fingerprint: str
@@ -149,7 +168,7 @@ class Manifest(BaseModel):
 
     def write(self, folder: str | Path) -> None:
         """Write ``uld.json`` into a folder, atomically."""
-        write_text(Path(folder) / MANIFEST, self.model_dump_json(indent=2) + "\n")
+        write_text(Path(folder) / MANIFEST, dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
 
 
 def _newer(path: Path, found: int) -> str:
@@ -450,10 +469,18 @@ def save_adapter(adapter: Any, folder: Path, target: str) -> None:
         _refuse_broken((f"the gate's {name}", tensor) for name, tensor in gate.named_parameters())
     _refuse_broken(get_peft_model_state_dict(adapter, save_embedding_layers=False).items())
     adapter.peft_config["default"].base_model_name_or_path = target
-    adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    write_lora(adapter, folder)
     save_gate(adapter, folder)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model-card form, all of it to be filled in
     as_usual(folder.glob("*.safetensors"))
+
+
+def write_lora(adapter: Any, folder: Path) -> None:
+    """Have PEFT write its two files, without the form of a model card, which takes longer than both."""
+    adapter.create_or_update_model_card = lambda _: None
+    try:
+        adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    finally:
+        del adapter.create_or_update_model_card
 
 
 def save_model(model: Any, folder: Path, dtype: Any) -> int:

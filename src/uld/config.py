@@ -43,7 +43,7 @@ class TrainConfig(RunConfig):
     )
     augment: str = setting(
         "none",
-        "Paraphrases to forget, too, and wrong answers to retain: none; rules, made on the fly; auto, those that "
+        "Paraphrases to forget as well, and wrong answers to retain: none; rules, made on the fly; auto, those that "
         "uld augment wrote beside the forget file, else rules; or the folder that uld augment wrote.",
         "Augmentation",
     )
@@ -67,7 +67,9 @@ class TrainConfig(RunConfig):
         "Method",
     )
     small: str | None = setting(
-        None, "Small model of offset-…, of the target's vocabulary; default: the target's first K layers.", "Method"
+        None,
+        "Small model of offset-… and dd…, of the target's vocabulary; default: the target's first K layers.",
+        "Method",
     )
     num_layers: int | None = setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
     lora_rank: int | None = setting(
@@ -80,7 +82,7 @@ class TrainConfig(RunConfig):
         "answer", "Retain positions that carry the uniform loss: the answer's, or all.", "Method"
     )
 
-    rule: Literal["suppress", "subtract", "reference", "offset"] | None = setting(
+    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"] | None = setting(
         None, "How logits are combined; written to the run, can be changed at load.", "Combination"
     )
     weight: float | None = setting(None, "α, how much of the assistant is subtracted.", "Combination")
@@ -94,6 +96,7 @@ class TrainConfig(RunConfig):
     floor: float | None = setting(
         None, "φ, share of the best token's probability below which suppress lowers none.", "Combination"
     )
+    rank_tokens: int | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
     gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
 
     keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
@@ -102,13 +105,15 @@ class TrainConfig(RunConfig):
     LEAST: ClassVar[dict[str, float]] = {
         **RunConfig.LEAST,
         **dict.fromkeys(("num_layers", "draw_retain", "chunks"), 1),
-        **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "weight", "margin", "retain_weight"), 0),
+        **dict.fromkeys(
+            ("paraphrases", "wrong_answers", "retain_rows", "weight", "margin", "retain_weight", "rank_tokens"), 0
+        ),
     }
     MOST: ClassVar[dict[str, float]] = {
         **RunConfig.MOST,
         **dict.fromkeys(("paraphrases", "wrong_answers", "num_layers"), 10**4),
         **dict.fromkeys(("draw_retain", "weight", "margin", "retain_weight"), 10**6),
-        **dict.fromkeys(("retain_rows", "chunks"), 10**9),
+        **dict.fromkeys(("retain_rows", "chunks", "rank_tokens"), 10**9),
     }
     SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens", "floor")
     ENDLESS: ClassVar[tuple[str, ...]] = ("weight",)

@@ -38,8 +38,8 @@ def content_digest(path: Path) -> str:
 def weights_files(folder: Path) -> list[Path]:
     """Files of a run that hold what was trained, or say how it is computed."""
     if (folder / ADAPTER).exists():
-        adapter = [folder / ADAPTER / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_WEIGHTS)]
-        return adapter if adapter[-1].exists() else adapter[:-1]
+        names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_WEIGHTS)
+        return sorted(path for path in (folder / ADAPTER).rglob("*") if path.name in names)
     models = [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob("model*.index.json"))]
     return [*models, folder / "config.json"]
 

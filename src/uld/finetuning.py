@@ -38,6 +38,7 @@ from uld.machine import library_versions
 from uld.methods.registry import Loss, Method
 from uld.methods.terms import remember
 from uld.objective import Objective
+from uld.probe import probe
 from uld.run_folder import (
     MODEL,
     Started,
@@ -50,7 +51,7 @@ from uld.run_folder import (
 )
 from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
 from uld.settings import DTYPES, is_first_process
-from uld.trainer import UnlearningTrainer, trainer_arguments, training_dtype
+from uld.trainer import UnlearningTrainer, planned_steps, refuse_long_warmup, trainer_arguments, training_dtype
 from uld.training import RunResult, run_facts, run_steps
 from uld.vocabulary import embedding_rows, own_ids, refuse_foreign
 
@@ -132,6 +133,7 @@ def finetune(
     records, files = read_learnt(config)
     tokenizer = _tokenizer(config, records)
     rows = learnt_rows(config, tokenizer, records)
+    refuse_long_warmup(config, planned_steps(config, rows))
     dtype = training_dtype(config)
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
@@ -141,6 +143,7 @@ def finetune(
     longest = max(len(row.encoded.ids) for row in rows.rows)
     check_positions([model], longest, f"the longest row (--max-length {config.max_length})")
     learner = _learner(config, model)
+    probe(learner, answers=False)
     journal = Journal(output, _NAMES, progress and first)
     holding = held(output, MODEL, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
     with holding, stop_on_interrupt(journal):

@@ -188,7 +188,7 @@ def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Reco
         extra = _augmented(config, method, sources)
         forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
-        if config.retain:
+        if config.retain and method.teacher is None:  # which reads them, or says so
             logger.warning("%s has no retain loss: the retain files are not read", method.name)
         return forget, [], files
     if not config.retain:

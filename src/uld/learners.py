@@ -1,22 +1,19 @@
-"""What a method trains: an assistant, the target itself, or a small model behind a frozen target.
+"""What a method trains: an assistant, the target itself, a small model behind a frozen target, or a pair of them.
 
-A `Learner` runs it and the frozen model that it started from; `make_learner` loads it; its weights are saved and read
-back here.
+A `Learner` runs it and the frozen model that it started from; `make_learner` loads it.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from uld.artifact import fingerprint
+from uld.artifact import PAIR, fingerprint
 from uld.assistant import (
     add_lora,
     base_model,
@@ -31,12 +28,11 @@ from uld.assistant import (
 )
 from uld.config import RunConfig, TrainConfig
 from uld.errors import ULDError
-from uld.gate import add_gate, gate_of, load_gate, save_gate
-from uld.methods.registry import Method, own_options
+from uld.gate import add_gate, gate_of
+from uld.methods.registry import Method, get_method, own_options
 from uld.settings import DTYPES
 
 LORA_RANK = 32
-_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,7 @@ class Learner(nn.Module):
         self.model = model
         self.fingerprints = dict(fingerprints or {})
         self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
+        self._teacher: tuple[Any, ...] = ()
         self._tapped: list[Tensor] = []
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -97,13 +94,22 @@ class Learner(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The causal LM without PEFT's wrapper."""
-        return base_model(self.model)
+        """The causal LM without PEFT's wrapper; of a pair the first."""
+        return base_model(self.parts[0])
+
+    @property
+    def parts(self) -> list[Any]:
+        """The models that are trained, with PEFT's wrapper if they have one: one, or the two of a pair."""
+        return [self.model]
 
     @property
     def frozen_models(self) -> list[Any]:
         """Models that are held beside the one in training."""
-        return [one for one in self._frozen if one is not None]
+        return [one for one in (*self._frozen, *self._teacher) if one is not None]
+
+    def learn_from(self, teacher: Any) -> None:
+        """Have losses ask a `uld.modeling.ULDForCausalLM` in place of the model before training."""
+        self._teacher = (teacher,)
 
     def tap(self, layer: int) -> None:
         """Have every pass hand out the hidden states after a decoder layer, counted from 0."""
@@ -123,18 +129,31 @@ class Learner(nn.Module):
         out = text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return out.flatten(0, 1), self._tapped.pop().flatten(0, 1) if self._tapped else None
 
-    def states(self, ids: Tensor, mask: Tensor) -> States:
-        """A pass of the model in training over ``(batch, tokens)``."""
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of the model in training over ``(batch, tokens)``.
+
+        Args:
+            ids: Token ids.
+            mask: 0 where padded.
+            rows: ``(batch,)`` bool, which rows are ``forget``, which ``retain``; a pair asks for it.
+        """
         base = self.base
         hidden, layer = self._pass(base, ids, mask)
-        plain = base if gate_of(self.model) is None else None
-        return States((hidden,), lambda h: gated_logits(self.model, h), self.vocab, plain, layer)
+        part = self.parts[0]
+        plain = base if gate_of(part) is None else None
+        return States((hidden,), lambda h: gated_logits(part, h), self.vocab, plain, layer)
 
     @torch.no_grad()
     def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
         """A pass of the model before training; ``trained`` is the pass of the model in training over the same rows."""
+        if self._teacher:
+            (teacher,) = self._teacher
+            found = teacher.all_hidden(input_ids=ids, attention_mask=mask, use_cache=False)
+            hidden = tuple(one.flatten(0, 1) for one in found)
+            return States(hidden, lambda *h: teacher.combined(teacher.heads(h)), self.vocab)
         frozen = self._frozen[0] if self._frozen[0] is not None else self.base
-        off = self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext()
+        part = self.parts[0]
+        off = part.disable_adapter() if isinstance(part, PeftModel) else nullcontext()
         with off:
             hidden, layer = self._pass(frozen, ids, mask)
         return States((hidden,), lambda h: head_logits(frozen, h), self.vocab, None, layer)
@@ -159,7 +178,7 @@ class OffsetLearner(Learner):
         """The target."""
         return list(self._target)
 
-    def states(self, ids: Tensor, mask: Tensor) -> States:
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
         """A pass of all three models."""
         target, base = self._target[0], self.base
         with torch.no_grad():
@@ -183,6 +202,36 @@ class OffsetLearner(Learner):
         return States((hidden,), lambda h: head_logits(target, h), self.vocab)
 
 
+class PairLearner(Learner):
+    """Two small models of one base, each trained on the rows of its own side; they share every weight but LoRA."""
+
+    model: nn.ModuleDict
+
+    @property
+    def parts(self) -> list[Any]:
+        """Both, in the order of `PAIR`."""
+        return [self.model[side] for side in PAIR]
+
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of each model over its rows; without ``rows`` the first reads all of them."""
+        if rows is None:
+            return super().states(ids, mask)
+        hidden = None
+        for side in PAIR:
+            mine = rows[side]
+            none = not bool(mine.any())
+            chosen = torch.arange(len(mine), device=mine.device) == 0 if none else mine
+            found = self._pass(base_model(self.model[side]), ids[chosen], mask[chosen])[0]
+            if hidden is None:
+                hidden = found.new_zeros(len(ids), ids.shape[1], found.shape[-1])
+            if none:  # DDP waits for a gradient of every parameter, if only of 0
+                hidden = hidden + 0 * found.sum()
+            else:
+                hidden = hidden.index_put((mine,), found.unflatten(0, (-1, ids.shape[1])))
+        assert hidden is not None
+        return States((hidden.flatten(0, 1),), lambda h: head_logits(self.base, h), self.vocab, self.base)
+
+
 def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
     """Load what a method trains, with the frozen model that its losses ask.
 
@@ -199,8 +248,13 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
         learner = _target_learner(config, method, options, dtype)
     elif method.trains == "offset":
         learner = _offset_learner(config, dtype)
+    elif method.trains == "pair":
+        small, prints = _small_model(config, dtype)
+        twin = build_assistant(small, small.config.get_text_config(decoder=True).num_hidden_layers)
+        models = {side: trainable(one, config, lora=True) for side, one in zip(PAIR, (small, twin), strict=True)}
+        learner = PairLearner(nn.ModuleDict(models), fingerprints=prints)
     else:
-        sliced = _load(config, dtype, config.num_layers)
+        sliced = _load(config, dtype, config.num_layers, whole=method.every_layer and config.num_layers is None)
         prints = {"target": fingerprint(sliced.named_parameters())}
         learner = Learner(trainable(sliced, config, lora=True), fingerprints=prints)
     width = check_head(learner.base)
@@ -237,7 +291,7 @@ def trainable(model: PreTrainedModel, config: RunConfig, *, lora: bool) -> PreTr
 
 
 def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
-    if config.num_layers is not None:
+    if config.num_layers is not None and (method.teacher is None or get_method(method.teacher).every_layer):
         raise ULDError(f"--num-layers is for an assistant, and {method.name} trains the target itself: leave it out")
     lora = config.lora_rank is not None
     model = _load(config, dtype if lora else "fp32", whole=True)
@@ -245,27 +299,45 @@ def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, A
     if method.restrict is not None and not lora:
         method.restrict(model, **own_options(method.restrict, options))
     frozen = None
-    if any(loss.frozen for loss in method.losses) and not lora:
+    if any(loss.frozen for loss in method.losses) and method.teacher is None and not lora:
         frozen = _load(config, dtype, whole=True).requires_grad_(False)
     return Learner(trainable(model, config, lora=lora), frozen, prints)
 
 
 def _offset_learner(config: TrainConfig, dtype: str) -> Learner:
     target = _load(config, dtype, whole=True).requires_grad_(False)
-    if config.small is None:
-        small = build_assistant(target, config.num_layers)
-        prints = {"target": fingerprint(small.named_parameters())}
-    else:
-        small = load_target(config.small, dtype=target.dtype, trust_remote_code=config.trust_remote_code)
-        mine, theirs = (m.config.get_text_config(decoder=True).vocab_size for m in (small, target))
-        if mine != theirs:
-            raise ULDError(
-                f"{config.small} has a vocabulary of {mine} tokens and the target one of {theirs}: their logits cannot "
-                "be added; choose a small model of the target's family with --small, or leave it out"
-            )
-        prints = {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
+    small, prints = _small_model(config, dtype, target)
     model: Any = trainable(small, config, lora=True)
     return OffsetLearner(model, target, 1.0 if config.weight is None else config.weight, prints)
+
+
+def _small_model(
+    config: TrainConfig, dtype: str, target: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The small model that the user names, or the target's first layers, and fingerprints as for `Learner`.
+
+    Args:
+        config: Settings of the run.
+        dtype: As for `make_learner`.
+        target: The target, where it is loaded: the first layers are then its own.
+
+    Raises:
+        ULDError: a model cannot be loaded, or the small one has another vocabulary.
+    """
+    if config.small is None:
+        small = (
+            _load(config, dtype, config.num_layers) if target is None else build_assistant(target, config.num_layers)
+        )
+        return small, {"target": fingerprint(small.named_parameters())}
+    target = _load(config, dtype, whole=True) if target is None else target
+    small = load_target(config.small, dtype=target.dtype, trust_remote_code=config.trust_remote_code)
+    mine, theirs = (m.config.get_text_config(decoder=True).vocab_size for m in (small, target))
+    if mine != theirs:
+        raise ULDError(
+            f"{config.small} has a vocabulary of {mine} tokens and the target one of {theirs}: their logits cannot "
+            "be added; choose a small model of the target's family with --small, or leave it out"
+        )
+    return small, {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
 
 
 def bytes_needed(learner: Learner) -> dict[str, int]:
@@ -281,49 +353,3 @@ def bytes_needed(learner: Learner) -> dict[str, int]:
         "gradients": size,
         "optimizer": 2 * size,
     }
-
-
-def save_weights(model: Any, folder: Path) -> None:
-    """Write what is trained: LoRA in PEFT's format, or a whole model in transformers'."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        save_gate(model, folder)
-    else:
-        model.save_pretrained(folder)
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read back what `save_weights` wrote."""
-    if isinstance(model, PeftModel):
-        set_peft_model_state_dict(model, load_file(str(folder / _ADAPTER_WEIGHTS)))
-        load_gate(model, folder)
-        return
-    stored = {
-        name: tensor
-        for path in sorted(folder.glob("model*.safetensors"))
-        for name, tensor in load_file(str(path)).items()
-    }
-    missing, surplus = model.load_state_dict(stored, strict=False)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
-    if surplus or set(missing) - tied:
-        raise ULDError(f"{folder} does not hold the weights of this model")
-
-
-@torch.no_grad()
-def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, options: Mapping[str, Any]) -> None:
-    """Apply a method's last step to what was trained, in place.
-
-    Args:
-        model: As trained.
-        before: The target as it was; None for LoRA, whose update starts from 0.
-        method: With a ``finish``.
-        options: Its options.
-    """
-    assert method.finish is not None
-    own = own_options(method.finish, options)
-    start = dict(before.named_parameters()) if before is not None else {}
-    for name, parameter in model.named_parameters():
-        if before is not None:
-            parameter.copy_(method.finish(parameter, start[name].to(parameter), **own))
-        elif "lora_B" in name:
-            parameter.copy_(method.finish(parameter, torch.zeros_like(parameter), **own))

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uld.errors import ULDError
+from uld.ranking import standing_out
 
-Rule = Literal["suppress", "subtract", "reference", "offset"]
+Rule = Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
 Outside = Literal["keep", "mask"]
 
 MOST_WEIGHT = 10**6
@@ -37,16 +38,21 @@ class Combination:
     Attributes:
         rule: ``suppress`` lowers what the assistant remembers and never lifts a token; ``subtract`` is Eq. 2 measured
             from uniform, on the tokens that the filter keeps; ``reference`` is Eq. 2 on raw logits with the filter of
-            the paper's released code; ``offset`` *adds* raw logits, on every token (Eq. 11: an Offset model adds its
-            trained small model and subtracts the same before training).
-        weight: α of Eq. 2, ≥ 0; 0 gives the target back. ``suppress`` takes ``inf``: what lies above the margin goes
-            straight to the floor.
+            the paper's released code; ``offset`` *adds* raw logits, on every token, and subtracts those of a second
+            model (Eq. 11: the trained small model and the same before training; or the small model of the retain side
+            and that of the forget side); ``rank`` compares the same two, and puts the k tokens that the second finds
+            most likely beside the first to the target's k-th largest logit (Divergence Decoding, arXiv 2605.31293);
+            ``generic`` lowers what the assistant, the target after learning the forget set again, finds likelier than
+            the target itself (raw logits; Who's Harry Potter, arXiv 2310.02238).
+        weight: α of Eq. 2, ≥ 0; 0 gives the target back, and to ``rank`` every other value is the same. ``suppress``
+            takes ``inf``: what lies above the margin goes straight to the floor.
         margin: m ≥ 0, nats; ``suppress`` leaves a token alone unless the assistant finds it more than m nats likelier
             than uniform. 0 lowers all that is likelier than uniform. Not used by the other rules.
         floor: φ in [0, 1]; ``suppress`` lowers no token below φ times the probability of the likeliest token that is
             left. 0 has no floor. Not used by the other rules.
+        rank_tokens: k ≥ 0 of ``rank``; 0 gives the target back. Not used by the other rules.
         filter: τ in [0, 1]; a token is kept when its target probability is at least τ times the largest. 0 keeps all.
-            Not used by ``suppress`` and ``offset``.
+            Used by ``subtract`` and ``reference`` alone.
         min_tokens: The filter never keeps fewer than this share (0–1) of the vocabulary. ``reference`` uses ``filter``
             for it, as the released code does.
         outside: What happens to tokens that the filter drops: ``keep`` leaves them the target's logit, ``mask`` sets
@@ -60,6 +66,7 @@ class Combination:
     outside: Outside = "keep"
     margin: float = 0.0
     floor: float = 0.0
+    rank_tokens: int = 20
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.
@@ -81,10 +88,22 @@ class Combination:
             raise ULDError(f"weight (α) must lie between 0 and {MOST_WEIGHT:,} or be inf, not {self.weight}")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ULDError(f"margin must be a number of nats ≥ 0, not {self.margin}")
+        if isinstance(self.rank_tokens, bool) or not isinstance(self.rank_tokens, int) or self.rank_tokens < 0:
+            raise ULDError(f"rank_tokens must be a whole number ≥ 0, not {self.rank_tokens!r}")
         for name in ("filter", "min_tokens", "floor"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ULDError(f"{name} must lie between 0 and 1, not {value}")
+
+    @property
+    def paired(self) -> bool:
+        """Whether the rule takes two models for one: the logits of the first are added, of the second subtracted."""
+        return self.rule in ("offset", "rank")
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything that it may change."""
+        return self.weight > 0 and not (self.rule == "rank" and self.rank_tokens == 0)
 
     @property
     def filters(self) -> bool:
@@ -97,28 +116,29 @@ class Combination:
 
     @property
     def parts(self) -> "list[Combination]":
-        """One setting for each model whose logits take part: two for ``offset``, where the second is not trained."""
-        return [self, replace(self, rule="reference", filter=0.0)] if self.rule == "offset" else [self]
+        """One setting for each model whose logits take part: two for rules that are `paired`."""
+        if self.rule == "offset":
+            return [self, replace(self, rule="reference", filter=0.0)]
+        return [self, self] if self.paired else [self]
 
     def override(self, **changes: object) -> "Combination":
         """Return a copy with every change that is not None; an unknown field is a TypeError.
 
         Raises:
-            ULDError: a value out of range, or a margin or floor for a rule that has none.
+            ULDError: a value out of range, or a margin, floor or number of tokens for a rule that has none.
         """
         given = {k: v for k, v in changes.items() if v is not None}
         changed = replace(self, **given)  # type: ignore[arg-type]
-        if changed.rule != "suppress":
-            for name in ("margin", "floor"):
-                if given.get(name):
-                    raise ULDError(
-                        f"{name} is for the rule suppress, and the rule here is {changed.rule}: leave it out"
-                    )
+        for name, rule in {"margin": "suppress", "floor": "suppress", "rank_tokens": "rank"}.items():
+            if given.get(name) and changed.rule != rule:
+                raise ULDError(f"{name} is for the rule {rule}, and the rule here is {changed.rule}: leave it out")
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, as files hold them: a margin or floor of 0 is left out, as files had it before."""
-        return {name: value for name, value in vars(self).items() if value or name not in ("margin", "floor")}
+        """All fields by name, as files hold them: what is not in use and was not there before is left out."""
+        unused = {name for name in ("margin", "floor") if not getattr(self, name)}
+        unused |= {"rank_tokens"} if self.rule != "rank" else set()
+        return {name: value for name, value in vars(self).items() if name not in unused}
 
 
 def log_ratio_to_uniform(logits: Tensor) -> Tensor:
@@ -175,7 +195,8 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
     - ``subtract``: ``l − α · r`` on the tokens that the filter keeps (Eq. 2 with the assistant measured from uniform);
     - ``reference``: ``l − α · assistant`` on the tokens that the filter keeps, at least ``τ · V`` of them (Eq. 2 as the
       paper's code computes it);
-    - ``offset``: ``l + α · assistant`` on all tokens.
+    - ``offset``: ``l + α · assistant`` on all tokens;
+    - ``generic``: ``l − α · max(assistant − l, 0)``.
 
     Args:
         target: ``(..., vocab)`` logits of the target.
@@ -184,6 +205,9 @@ def combine(target: Tensor, assistant: Tensor, how: Combination) -> Tensor:
 
     Returns:
         ``(..., vocab)`` in the target's dtype.
+
+    Raises:
+        ULDError: ``rank``, which takes two models: see `combine_all`.
     """
     return combine_all(target, [assistant], [how])
 
@@ -193,7 +217,9 @@ def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence
 
     What ``suppress`` lowers is summed over its assistants and floored once, by the smallest φ among them:
     ``s = l − Σ αᵢ · max(rᵢ − mᵢ, 0)``. The changes of the other rules, whose filters look at the target's own logits,
-    are added to that. So the order does not matter.
+    are added to that. So the order does not matter, but that the models of ``rank`` come in pairs: with ``la`` and
+    ``lb`` for their logits, the k tokens with the largest ``lb − la`` get the target's k-th largest logit
+    (`uld.ranking`).
 
     Args:
         target: ``(..., vocab)`` logits of the target.
@@ -202,8 +228,11 @@ def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence
 
     Returns:
         ``(..., vocab)`` in the target's dtype.
+
+    Raises:
+        ULDError: an odd number of models for ``rank``.
     """
-    active = [(assistant, how) for assistant, how in zip(assistants, settings, strict=True) if how.weight > 0]
+    active = [(assistant, how) for assistant, how in zip(assistants, settings, strict=True) if how.changes]
     if not active:
         return target
     logits = target.float()
@@ -214,8 +243,14 @@ def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence
             logits, _lowered(logits, lowering), min(how.floor for _, how in active if how.rule == "suppress")
         )
     for assistant, how in active:
-        if how.rule != "suppress":
+        if how.rule not in ("suppress", "rank"):
             total = _changed(logits, total, assistant, how)
+    ranked = [one for one in active if one[1].rule == "rank"]
+    if len(ranked) % 2:
+        raise ULDError("the rule rank takes two models, and there is one")
+    for (added, how), (subtracted, _) in zip(ranked[::2], ranked[1::2], strict=True):
+        chosen, level = standing_out(logits, subtracted.float() - added.float(), how.rank_tokens)
+        total = torch.where(chosen, level + (total - logits), total)
     return total.to(target.dtype)
 
 
@@ -230,10 +265,8 @@ def _lowered(logits: Tensor, lowering: Sequence[tuple[Tensor, float]]) -> Tensor
     In the limit, only tokens with the least sum of such excesses keep any probability: up to a constant, which no
     distribution sees, they keep their logit and all others go to −inf.
     """
-    lowered = logits
-    for excess, weight in lowering:
-        if weight != math.inf:
-            lowered = lowered - weight * excess
+    finite = [weight * excess for excess, weight in lowering if weight != math.inf]
+    lowered = logits - sum(finite[1:], finite[0]) if finite else logits  # the sum first: half of α twice is α once
     without_limit = [excess for excess, weight in lowering if weight == math.inf]
     if without_limit:
         beyond = torch.stack(without_limit).sum(0)
@@ -251,19 +284,21 @@ def _floored(logits: Tensor, lowered: Tensor, floor: float, top: Tensor | None =
 
 
 def _changed(logits: Tensor, total: Tensor, assistant: Tensor, how: Combination) -> Tensor:
-    """``total`` with the change that ``subtract``, ``reference`` or ``offset`` makes to the target's logits."""
-    combined = total - how.weight * _change(assistant, how.rule)
+    """``total`` with the change that any rule but ``suppress`` and ``rank`` makes to the target's logits."""
+    combined = total - how.weight * _change(logits, assistant, how.rule)
     if how.filters:
         outside = total if how.outside == "keep" else torch.full_like(logits, -torch.inf)
         combined = torch.where(plausible(logits, how.filter, how.least(logits.shape[-1])), combined, outside)
     return combined
 
 
-def _change(assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
-    """What ``subtract``, ``reference`` or ``offset`` subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
+def _change(logits: Tensor, assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
+    """What any rule but ``suppress`` and ``rank`` subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
     if rule == "subtract":
         return log_ratio_to_uniform(assistant) if ratio is None else ratio
     change = assistant.float()
+    if rule == "generic":
+        return (change - logits).clamp_min(0).masked_fill(torch.isneginf(logits), 0.0)
     change = change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
     return -change if rule == "offset" else change
 
@@ -286,6 +321,8 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
         ``(settings, positions)`` fp32 in nats; equal to `combine` and cross-entropy up to rounding (1e-5), and inf
         where ``outside`` is ``mask`` and the filter drops the label.
     """
+    if any(how.rule == "rank" for how in settings):
+        raise ULDError("the rule rank takes two models, and there is one")
     logits = target.float()
     losses = torch.empty(len(settings), len(logits), dtype=torch.float32, device=target.device)
     groups: dict[tuple[Rule, float, bool], list[int]] = {}
@@ -301,7 +338,7 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
             assert ratio is not None
             losses[members] = _suppressed_losses(logits, _excess(ratio, own[0]), labels, own)
             continue
-        change = _change(assistant, rule, ratio)
+        change = _change(logits, assistant, rule, ratio)
         if filters:
             losses[members] = _filtered_losses(logits, change, labels, own)
         else:

@@ -1,4 +1,4 @@
-"""What LoRA goes on: every linear of the decoder layers that acts as one, and every stack of experts' matrices.
+"""What gets LoRA: every linear of the decoder layers that acts as one, and every stack of experts' matrices.
 
 Decided by looking. A pass of a few tokens shows which linears are called and return one tensor: a router that returns a
 tuple gets no LoRA, nor does a linear whose weight others read without calling it, where LoRA would do nothing. Experts

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from uld.adapters import load_adapter, offset_pair, verify_target
-from uld.artifact import ADAPTER, MANIFEST, Manifest, new_folder, refuse_changed, save_adapter, writing
+from uld.adapters import load_adapter, small_pair, verify_target
+from uld.artifact import ADAPTER, MANIFEST, PAIR, Manifest, new_folder, refuse_changed, save_adapter, writing
 from uld.assistant import base_model, build_assistant, gated_logits, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
@@ -47,7 +47,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
     Attributes:
         target: The target, frozen.
         assistants: `PeftModel`s over the target's first layers; usually one. An Offset run has two small models: the
-            trained one, and the same before training.
+            trained one, and the same before training. A pair has that of the retain side and that of the forget side.
         combinations: Rule, α and τ of each assistant.
         manifests: What each assistant's run folder says.
         fused: Whether one pass is wanted; set it to False for separate passes.
@@ -113,8 +113,19 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
 
     @combination.setter
     def combination(self, value: Combination) -> None:
-        self.combinations = value.parts * (len(self.assistants) // len(value.parts))
+        self.combinations = self.settings_under(value)
         self._warn_of_wide_margins()
+
+    def settings_under(self, how: Combination) -> list[Combination]:
+        """The setting of each assistant where one holds for all runs.
+
+        Raises:
+            ULDError: a rule for pairs of models where there are none, or the other way round.
+        """
+        if how.paired != self.combination.paired:
+            what = "pairs of models" if how.paired else "single assistants"
+            raise ULDError(f"the rule {how.rule} is for {what}, and this model's rule is {self.combination.rule}")
+        return how.parts * (len(self.assistants) // len(how.parts))
 
     def _warn_of_wide_margins(self) -> None:
         """Say it where a margin leaves nothing to be lowered: no token is more than log V nats above uniform."""
@@ -302,8 +313,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
                 documents are then all unlearned.
             args: Not used.
             kwargs: ``target`` names another place of the same target; ``rule``, ``weight``, ``margin``, ``floor``,
-                ``filter``, ``min_tokens``, ``outside`` override the artefact; ``fused=False`` runs target and assistant
-                one after the other; the rest (``dtype``, ``device_map``, ``quantization_config``,
+                ``filter``, ``min_tokens``, ``outside``, ``rank_tokens`` override the artefact; ``fused=False`` runs
+                target and assistant one after the other; the rest (``dtype``, ``device_map``, ``quantization_config``,
                 ``attn_implementation``, …) goes to the target's ``from_pretrained``. ``config`` is not used: the run
                 folder says it all.
 
@@ -323,7 +334,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         for one, how, folder in zip(manifests, settings, folders, strict=True):
             if one.trains == "target":
                 raise ULDError(f"{folder} holds a target that {one.method} has trained, not an assistant: use uld.load")
-            if (how.rule == "offset") != (one.trains == "offset"):
+            if how.paired != (one.trains in ("offset", "pair")):
                 raise ULDError(
                     f"{folder} was trained by {one.method}: the rule {how.rule} does not go with it (--rule)"
                 )
@@ -345,8 +356,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
-            if manifest.trains == "offset":
-                assistants += offset_pair(target, manifest, folder, place, **trust)
+            if manifest.trains in ("offset", "pair"):
+                assistants += small_pair(target, manifest, folder, place, **trust)
                 fused = fused and manifest.small is None
                 continue
             try:
@@ -393,7 +404,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         folder = Path(save_directory)
         with writing(folder):
             with new_folder(folder / ADAPTER, replace=True) as adapter:
-                save_adapter(self.assistant, adapter, self.manifest.small or self.manifest.target)
+                for name, part in zip(PAIR if self.manifest.trains == "pair" else ("",), self.assistants, strict=False):
+                    save_adapter(part, adapter / name, self.manifest.small or self.manifest.target)
                 (folder / MANIFEST).unlink(missing_ok=True)  # no prefix of what follows is a run with another's adapter
             self.config.architectures = [type(self).__name__]
             self.config.save_pretrained(folder)

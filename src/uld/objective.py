@@ -206,7 +206,7 @@ class Objective(nn.Module):
         Returns:
             ``(2,)`` fp32: sum of the forget loss and sum of the retain loss, in nats.
         """
-        states = self.learner.states(input_ids, attention_mask)
+        states = self.learner.states(input_ids, attention_mask, {"forget": side == FORGET, "retain": side == RETAIN})
         batch = {"labels": labels, "kind": kind, "side": side, "reference": reference}
 
         def frozen(rows: Tensor) -> States:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import DynamicCache
@@ -23,6 +23,7 @@ from uld.lora import quiet_peft, some_tokens
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.trial import difference
+from uld.weights import adapters_of
 
 _LENGTHS = (6, 4)  # tokens of the rows that are tried
 _STEPS = ((0, 4), (4, 5), (5, 6))  # a prompt and two cached steps
@@ -108,12 +109,12 @@ def _trains(learner: Learner) -> str | None:
 
 def _reads_back(learner: Learner) -> str | None:
     """LoRA's own tensors, as they are written and read: PEFT renames some on the way, by what a family was called."""
-    if not isinstance(learner.model, PeftModel):
-        return None
-    tensors = get_peft_model_state_dict(learner.model, save_embedding_layers=False)
-    with quiet_peft():
-        found = set_peft_model_state_dict(learner.model, tensors)
-    lost = [name for name in (*found.missing_keys, *found.unexpected_keys) if "lora_" in name]
+    lost: list[str] = []
+    for part in adapters_of(learner.model).values():
+        tensors = get_peft_model_state_dict(part, save_embedding_layers=False)
+        with quiet_peft():
+            found = set_peft_model_state_dict(part, tensors)
+        lost += [name for name in (*found.missing_keys, *found.unexpected_keys) if "lora_" in name]
     return f"PEFT would not find {lost[0]} in the adapter that it writes" if lost else None
 
 
@@ -139,7 +140,7 @@ def _answers(learner: Learner) -> str | None:
     except ValueError:
         return "its first layers keep no keys, which would count the tokens so far: choose more with --num-layers"
     plain = build_assistant(base, base.config.get_text_config(decoder=True).num_hidden_layers)
-    model = ULDForCausalLM.join(plain, learner.model, Combination())
+    model = ULDForCausalLM.join(plain, learner.parts[0], Combination())
     ids, mask = _rows(base, left=True)
     wanted = [
         [text_decoder(one)(input_ids=ids[row : row + 1, -length:], use_cache=False)[0] for one in (plain, base)]

@@ -42,6 +42,7 @@ from uld.config import (
 from uld.locks import LOCK, is_held, locked
 
 STARTED = "started.json"  # beside the checkpoints, see `Started`
+TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from, removed with them
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 _TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 _TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
@@ -305,6 +306,7 @@ def held(output: Path, layout: Layout = RUN, *, resume: bool = False, overwrite:
             if (
                 not existed
                 and not last_checkpoint(output / CHECKPOINTS)
+                and not (output / CHECKPOINTS / TEACHER).exists()
                 and present(output) <= _UNFINISHED | {layout.settings}
             ):
                 with suppress(OSError):
@@ -349,7 +351,8 @@ def _is_complete(checkpoint: Path) -> bool:
 
 def _digests(checkpoint: Path) -> dict[str, str]:
     """Digest of every file of a checkpoint but the seal."""
-    return {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.name != COMPLETE}
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file())
+    return {str(path.relative_to(checkpoint)): file_digest(path) for path in files if path.name != COMPLETE}
 
 
 def last_checkpoint(folder: Path) -> Path | None:

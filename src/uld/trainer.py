@@ -21,10 +21,10 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from uld.artifact import CHECKPOINTS, writing
 from uld.config import ConfigError, RunConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
-from uld.learners import load_weights, save_weights
 from uld.methods.registry import Method, own_options
 from uld.objective import Objective
 from uld.run_folder import seal
+from uld.weights import load_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,6 @@ class UnlearningTrainer(Trainer):
             total = num_training_steps
             # A share of a single step is rounded up to all of it, and it would change nothing at a rate of 0.
             warmup = self.args.get_warmup_steps(total) if total > 1 else 0
-            refuse_long_warmup(self.config, total)
             share = functools.partial(rate_share, warmup=warmup, total=total, **self.fall)
             chosen: Any = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, share)
@@ -241,6 +240,12 @@ def rate_share(step: int, warmup: int, total: int, schedule: str = "linear", flo
     return floor + (1 - floor) * left
 
 
+def planned_steps(config: RunConfig, rows: Rows) -> int:
+    """Optimiser steps of the whole training."""
+    plan = PlanSampler(rows, config.batch_size, seed=config.seed, batch_tokens=config.batch_tokens)
+    return config.epochs * len(plan)
+
+
 def refuse_long_warmup(config: RunConfig, total: int) -> None:
     """Refuse a warm-up of more steps than the training has: its learning rate would never come near its peak.
 
@@ -251,10 +256,11 @@ def refuse_long_warmup(config: RunConfig, total: int) -> None:
     """
     if config.warmup < max(1, total) or total == 1:
         return
-    said = f"--warmup {config.warmup:.0f} takes at least as many steps as the whole training has ({total})"
+    steps = f"{config.warmup:.0f}"
+    said = f"--warmup {steps}: the learning rate rises for {steps} steps, and the whole training has {total}"
     if config.warmup != config.under(vars(config))[1].get("warmup"):
-        raise ConfigError(f"{said}: give fewer steps, or a share below 1")
-    logger.warning("%s: the learning rate does not reach its peak", said)
+        raise ConfigError(f"{said}: give fewer steps, or a share below 1 (0.1: the first tenth of all steps)")
+    logger.warning("%s, so it never comes to its peak", said)
 
 
 def trainer_arguments(config: RunConfig, dtype: str) -> TrainingArguments:

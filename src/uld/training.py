@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from peft import PeftModel
 from transformers import set_seed
 
 from uld.artifact import (
@@ -26,6 +25,7 @@ from uld.artifact import (
     SETTINGS,
     ArtifactError,
     CombinationSettings,
+    DataFile,
     Manifest,
     is_run,
     new_folder,
@@ -45,14 +45,15 @@ from uld.digests import weights_digests
 from uld.errors import ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
-from uld.learners import Learner, bytes_needed, finish_weights, make_learner
+from uld.learners import Learner, bytes_needed, make_learner
 from uld.logits import Combination
 from uld.machine import library_versions, peak_memory
-from uld.methods.registry import Method, get_method
-from uld.modeling import ULDConfig
+from uld.methods.registry import Method, get_method, own_options
+from uld.modeling import ULDConfig, ULDForCausalLM
 from uld.objective import Objective, frozen_log_likelihoods
 from uld.probe import probe
 from uld.run_folder import (
+    TEACHER,
     Started,
     drop_incomplete,
     held,
@@ -62,11 +63,25 @@ from uld.run_folder import (
     tidy,
     working_in,
 )
-from uld.settings import is_first_process
-from uld.trainer import UnlearningTrainer, loss_names, trainer_arguments, training_dtype
+from uld.settings import DTYPES, is_first_process
+from uld.trainer import (
+    UnlearningTrainer,
+    loss_names,
+    planned_steps,
+    refuse_long_warmup,
+    trainer_arguments,
+    training_dtype,
+)
+from uld.weights import adapters_of, finish_weights
 
 logger = logging.getLogger(__name__)
 
+_TAUGHT_WITH = (  # settings that a run has from the run that it teaches
+    *("target", "revision", "trust_remote_code", "tokenizer", "template", "date", "max_length"),
+    *("forget", "retain", "draw_retain", "chunks", "augment", "paraphrases", "wrong_answers"),
+    *("split", "data", "augmented", "retain_rows", "small", "num_layers", "lora_alpha", "lora_dropout"),
+    *("batch_size", "micro_batch_size", "batch_tokens", "dtype", "gradient_checkpointing", "seed", "save_steps"),
+)
 REFERENCES = "references.json"  # beside the checkpoints: log-likelihoods under the model before training
 
 
@@ -128,16 +143,20 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     first = is_first_process()
     method = get_method(config.method)
     options = method.read_options(config.option)
-    if config.small is not None and method.trains != "offset":
-        raise ConfigError(f"--small is for offset-…, and --method is {method.name}: leave it out")
+    teaching = _teaching(config, method, options)
+    if config.small is not None and not {"offset", "pair"} & {
+        method.trains,
+        teaching and get_method(teaching.method).trains,
+    }:
+        raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
     if config.gate and method.trains != "assistant":
         raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
     if config.retain_rows is not None and config.split is None:
         logger.warning("--retain-rows chooses among TOFU's rows (--split): files are taken whole")
-    if (config.rule == "offset") != (method.trains == "offset") and config.rule is not None:
-        raise ConfigError(f"--rule {config.rule} does not go with --method {method.name}: leave it out")
     changes = {name: getattr(config, name) for name in Combination.__dataclass_fields__}
     combination = Combination().override(**changes)
+    if config.rule is not None and combination.paired != (method.trains in ("offset", "pair")):
+        raise ConfigError(f"--rule {config.rule} does not go with --method {method.name}: leave it out")
     if first:
         refuse_taken(config, resume=resume, overwrite=overwrite)
     if resume and is_run(output):
@@ -146,6 +165,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
                 tidy(output)
         return _result(output, method)
     inputs = read_inputs(config, method, resume=resume)
+    refuse_long_warmup(config, planned_steps(config, inputs.rows))
     dtype = training_dtype(config)
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
@@ -155,8 +175,6 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         [learner.base, *learner.frozen_models], longest, f"the longest row (--max-length {config.max_length})"
     )
     probe(learner, answers=method.trains != "target")
-    if first and method.trains != "assistant":
-        logger.warning("%s", _memory_note(learner, method))
     manifest = _manifest(config, method, learner, combination, inputs)
     journal = Journal(output, loss_names(method), progress and first)
     holding = held(output, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
@@ -167,6 +185,12 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             if inputs.drawn:
                 inputs.drawn.write(output)
             drop_incomplete(output / CHECKPOINTS)
+        if teaching is not None:
+            manifest = manifest.model_copy(
+                update={"data": _learn_from(teaching, learner, dtype, progress) | manifest.data}
+            )
+        if first and method.trains != "assistant":
+            logger.warning("%s", _memory_note(learner, method))
         trainer = UnlearningTrainer(
             Objective(learner, method, options),
             inputs.rows,
@@ -186,6 +210,40 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             tidy(output)  # behind uld.json: a kill in between loses no work
         trainer.accelerator.wait_for_everyone()
     return _result(output, method)
+
+
+def _teaching(config: TrainConfig, method: Method, options: dict[str, Any]) -> TrainConfig | None:
+    """Settings of the run that a method learns from, if it learns from one.
+
+    Raises:
+        ULDError: an option out of range.
+    """
+    if method.teacher is None or method.teach is None:
+        return None
+    shared = {name: getattr(config, name) for name in _TAUGHT_WITH}
+    own = method.teach(**own_options(method.teach, options))
+    return TrainConfig.of(method.teacher, output=str(Path(config.output) / CHECKPOINTS / TEACHER), **shared | own)
+
+
+def _learn_from(teaching: TrainConfig, learner: Learner, dtype: str, progress: bool) -> dict[str, list[DataFile]]:
+    """Train the run that a learner learns from, from where it was stopped; gives the files that it was trained on.
+
+    Raises:
+        ULDError: bad input; or `Interrupted`.
+    """
+    folder = Path(teaching.output)
+    if not is_run(folder):
+        logger.info("a run of %s is trained first, in %s", teaching.method, folder)
+        try:
+            train(teaching, resume=(folder / SETTINGS).is_file(), progress=progress)
+        except Interrupted as error:
+            output = folder.parent.parent
+            raise Interrupted(
+                f"stopped while its teacher was trained: continue with uld train --output {output} --resume"
+            ) from error
+    hub = {"trust_remote_code": teaching.trust_remote_code}
+    learner.learn_from(ULDForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **hub))
+    return Manifest.read(folder).data
 
 
 def _result(output: Path, method: Method) -> TrainResult:
@@ -233,7 +291,8 @@ def _memory_note(learner: Learner, method: Method) -> str:
     """What will be held in memory, in one sentence."""
     needed = bytes_needed(learner)
     parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in needed.items())
-    what = "the target itself" if method.trains == "target" else "a small model beside the target"
+    names = {"target": "the target itself", "pair": "two small models beside the target"}
+    what = names.get(method.trains, "a small model beside the target")
     return f"{method.name} trains {what}: {sum(needed.values()) / 2**20:,.0f} MiB besides activations ({parts})"
 
 
@@ -247,7 +306,7 @@ def _manifest(
         target=place(config.target),
         target_revision=config.revision,
         target_fingerprint=learner.fingerprints["target"],
-        small=place(config.small) if config.small is not None and method.trains == "offset" else None,
+        small=place(config.small) if config.small is not None else None,
         small_fingerprint=learner.fingerprints.get("small"),
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
         combination=CombinationSettings(**combination.to_dict()),
@@ -300,15 +359,17 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
     objective = trainer.objective
     model, method = objective.model, objective.method
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    adapters = adapters_of(model)
     if method.finish is not None:
         model = copy.deepcopy(model)
-        before = None if isinstance(model, PeftModel) else load_target(config.target, **hub)
+        before = None if adapters else load_target(config.target, **hub)
         finish_weights(model, before, method, objective.options)
     with writing(output):
-        if isinstance(model, PeftModel):
+        if adapters:
             with new_folder(output / ADAPTER, replace=True) as folder:
-                save_adapter(model, folder, manifest.small or manifest.target)
-            size = (output / ADAPTER / "adapter_model.safetensors").stat().st_size
+                for name, part in adapters_of(model).items():
+                    save_adapter(part, folder / name, manifest.small or manifest.target)
+            size = sum(path.stat().st_size for path in (output / ADAPTER).rglob("adapter_model.safetensors"))
         else:
             size = save_model(model, output, load_config(config.target, **hub).dtype)
         if method.trains != "target":

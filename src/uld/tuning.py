@@ -1,44 +1,43 @@
-"""Choosing α for a finished run, without a retain-only model and without any benchmark's rows.
+"""Choosing how a finished run is combined, without a retain-only model and without any benchmark's rows.
 
-Two things are measured for every α from one pass, because the logits of target and assistant do not depend on it:
-how much likelier the unlearned model finds a right answer about the forget set than wrong ones (on paraphrases that
-were not trained on), and how much of the target's probability it keeps on retain answers that were not trained on. The
-choice is the smallest α at which right answers are no likelier than wrong ones, within a budget of lost utility.
+Two things are measured under every setting from one pass, because the logits of target and assistant do not depend on
+it: how much likelier the unlearned model finds a right answer about the forget set than wrong ones (on paraphrases that
+were not trained on), and how much of the target's probability it keeps on retain answers that were not trained on. A
+model that does not know the answer finds right ones about as likely as wrong ones; so this is what is looked for, where
+it is *steady*: at two thirds and at one and a half times its α as well.
 """
 
 import dataclasses
-import json
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from uld.artifact import SETTINGS, CombinationSettings, Manifest, new_file, sweep, write_text
-from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
-from uld.data.record import Record, parse_record, refuse_unread
-from uld.data.rows import read_lines
-from uld.data.tofu import held_out
-from uld.errors import DataError, ULDError
+from uld.data.record import Record
+from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
-from uld.logits import Combination
+from uld.held_out import Probe
+from uld.json_text import dumps
+from uld.logits import MOST_WEIGHT, Combination
 from uld.modeling import ULDForCausalLM
 from uld.run_folder import stored_settings, working_in
 
-WEIGHTS = tuple(step / 4 for step in range(1, 13))
-Aim = Literal["indistinct", "budget"]
+Aim = Literal["steady", "indistinct", "budget"]
 AIMS = get_args(Aim)
+WEIGHTS = tuple(step / 4 for step in range(1, 13))
+"""α that ``indistinct`` and ``budget`` try."""
+STEADY_WEIGHTS = (2.0, 4.5, 10.0, math.inf)
+"""α that ``steady`` tries, each with its two neighbours."""
+MARGINS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0)
+FLOORS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_STEP = 1.5  # from an α to its neighbours
+_FINER = 6  # floors that are tried between two, once a margin is chosen
 _WHOLE = 2**31
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A question about the forget set with its right answer and wrong ones."""
-
-    right: Record
-    wrong: tuple[Record, ...]
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,25 @@ class Point:
         weight: α.
         filter: τ.
         advantage: Mean over probes of ``loss of the wrong answers − loss of the right one``, nats a token; 0 or less:
-            the right answer is no likelier than the wrong ones.
+            the right answer is no likelier than the wrong ones; −inf where an answer has probability 0.
         kept: Mean probability of held-out retain answers, as a share of the target's.
+        margin: m, nats.
+        floor: φ.
+        error: Standard error of the advantage.
     """
 
     weight: float
     filter: float
     advantage: float
     kept: float
+    margin: float = 0.0
+    floor: float = 0.0
+    error: float = 0.0
+
+    @property
+    def line(self) -> tuple[float, float, float]:
+        """What points that differ in α alone share."""
+        return self.filter, self.margin, self.floor
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Choice:
     Attributes:
         point: The setting.
         reason: One sentence.
-        points: All that were measured, by τ, then α; the first is α = 0, the target.
+        points: All that were measured; the first is α = 0, the target.
         probes: Number of questions.
         retain: Number of retain answers.
         aim: What was asked for.
@@ -85,61 +95,10 @@ class Choice:
         """All fields as plain JSON types."""
         return dataclasses.asdict(self)
 
-
-def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
-    """Held-out probes and retain rows of a run on TOFU: what its settings left out of training and no benchmark uses.
-
-    Raises:
-        ULDError: the run was not trained on TOFU, or nothing was left out.
-    """
-    if not (Path(run) / SETTINGS).is_file():
-        raise ULDError(
-            f"{run} has no {SETTINGS} that says what it was trained on: name rows with --forget and --retain"
-        )
-    config = stored_settings(Path(run))
-    if config.split is None:
-        raise ULDError(f"{run} was trained on files: name held-out rows with --forget and --retain")
-    if config.augmented is None:
-        raise ULDError(f"{run} was trained without --augmented: name held-out rows with --forget and --retain")
-    rows, retain = held_out(
-        config.split,
-        config.data,
-        config.augmented,
-        paraphrases=config.paraphrases,
-        wrong_answers=config.wrong_answers,
-        retain_rows=config.retain_rows,
-    )
-    return [
-        Probe(Record.qa(question, right), tuple(Record.qa(question, one) for one in wrong))
-        for question, right, wrong in rows
-    ], retain
-
-
-def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], list[Record]]:
-    """Probes from JSON lines: ``{"question", "answer", "wrong_answers": [...]}``, and retain records of any form.
-
-    Raises:
-        DataError: with file and line.
-    """
-    probes = []
-    for number, row in read_lines(forget):
-        source = f"{forget}:{number}"
-        if not isinstance(row, dict) or not {"question", "answer"} <= row.keys():
-            raise DataError(
-                f"{source}: a probe must be a question with its right answer and wrong ones: expected "
-                '{"question", "answer", "wrong_answers": [...]}'
-            )
-        refuse_unread(row, ("question", "answer", "wrong_answers", "alternative"), source)
-        wrong = row.get("wrong_answers")
-        if not isinstance(wrong, list) or not wrong or not all(isinstance(one, str) and one.strip() for one in wrong):
-            raise DataError(f"{source}: 'wrong_answers' must be a list of texts, at least one")
-        right, *others = (
-            parse_record({"question": row["question"], "answer": one}, source) for one in (row["answer"], *wrong)
-        )
-        if any(one.same == right.same for one in others):
-            raise DataError(f"{source}: 'wrong_answers' holds the right answer: take it out")
-        probes.append(Probe(right, tuple(others)))
-    return probes, read_sources([str(retain)])[0]
+    @property
+    def curve(self) -> list[Point]:
+        """What was measured at the chosen τ, margin and floor, by α."""
+        return sorted((p for p in self.points[1:] if p.line == self.point.line), key=lambda point: point.weight)
 
 
 def measure(
@@ -182,8 +141,16 @@ def measure(
         kept = [[next(each) for _ in one] for one in pieces]
         prob = statistics.fmean(math.exp(-sum(s.loss for s in one) / sum(s.tokens for s in one)) for one in kept)
         base = prob if base is None else base
-        points.append(Point(how.weight, how.filter, statistics.fmean(advantages), prob / base))
+        mean, error = _mean(advantages)
+        points.append(Point(how.weight, how.filter, mean, prob / base, how.margin, how.floor, error))
     return points
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; −inf where an answer cannot be given at all, as without a floor α = inf leaves some."""
+    if not all(map(math.isfinite, values)):
+        return -math.inf, 0.0
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> tuple[Point, str]:
@@ -193,13 +160,15 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
         points: From `measure`.
         budget: Share of the retain probability that may be lost, 0–1.
         aim: ``indistinct``: the smallest α at which right answers are no likelier than wrong ones; ``budget``: the
-            largest α that the budget allows.
+            largest α that the budget allows; ``steady``: where right answers are about as likely as wrong ones at
+            two thirds, once and one and a half times α (see `unsteadiness`), and of all settings that cannot be told
+            from the best (one standard error: Breiman et al. 1984) the one that keeps most of the retain probability.
 
     Returns:
         The setting and one sentence of explanation.
 
     Raises:
-        ULDError: every α exceeds the budget.
+        ULDError: every setting exceeds the budget.
     """
     within = [point for point in points if point.weight > 0 and point.kept >= 1 - budget]
     if not within:
@@ -207,6 +176,8 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
             f"every α that was tried loses more than {budget:.1%} of the retain answers' probability: "
             "raise --budget, or try smaller weights"
         )
+    if aim == "steady":
+        return _steadiest(points, within)
     largest = max(within, key=lambda point: (point.weight, point.kept))
     if aim == "budget":
         return largest, f"the largest α that keeps {1 - budget:.1%} of the retain answers' probability"
@@ -220,6 +191,96 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
     )
 
 
+def neighbours(weight: float) -> tuple[float, float, float]:
+    """Two thirds of an α, itself, and one and a half times it."""
+    return weight / _STEP, weight, min(weight * _STEP, math.inf if weight == math.inf else MOST_WEIGHT)
+
+
+def unsteadiness(points: Sequence[Point]) -> Callable[[Point], float]:
+    """How far right answers are from as likely as wrong ones, at a point and at both neighbours of its α.
+
+    Args:
+        points: All that were measured.
+
+    Returns:
+        From a point to the largest ``|advantage|`` of the three, nats a token; inf where a neighbour was not measured.
+    """
+    known = {(*point.line, round(point.weight, 9)): abs(point.advantage) for point in points}
+
+    def worst(point: Point) -> float:
+        three = (known.get((*point.line, round(weight, 9)), math.inf) for weight in neighbours(point.weight))
+        return max(three)
+
+    return worst
+
+
+def _steadiest(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, str]:
+    worst = unsteadiness(points)
+    best = min(within, key=worst)
+    if worst(best) == math.inf:
+        raise ULDError("no α was measured together with two thirds and one and a half times it")
+    alike = [point for point in within if worst(point) <= worst(best) + best.error]
+    chosen = max(alike, key=lambda point: (round(point.kept, 3), -worst(point)))
+    return chosen, (
+        f"right answers are within {worst(chosen):.2f} nats a token of wrong ones from α = "
+        f"{neighbours(chosen.weight)[0]:.3g} to {neighbours(chosen.weight)[2]:.3g}, "
+        f"and {chosen.kept:.1%} of the retain answers' probability is kept"
+    )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings to try; None takes what the aim tries by itself.
+
+    Attributes:
+        weights: α.
+        margins: m, nats.
+        floors: φ.
+        filters: τ.
+    """
+
+    weights: Sequence[float] | None = None
+    margins: Sequence[float] | None = None
+    floors: Sequence[float] | None = None
+    filters: Sequence[float] | None = None
+
+    def around(self, own: Combination, aim: Aim) -> list[Combination]:
+        """The settings of an aim, by τ, margin, floor and α, over a run's own.
+
+        Raises:
+            ULDError: a value out of range, or a margin or floor for a rule that has none.
+        """
+        steady = aim == "steady"
+        weights: Sequence[float] = self.weights or (STEADY_WEIGHTS if steady else WEIGHTS)
+        if steady:
+            weights = [near for weight in weights for near in neighbours(weight)]
+        margins = self.margins or (MARGINS if steady else (own.margin,))
+        floors = self.floors or (FLOORS if steady else (own.floor,))
+        weights = sorted({round(weight, 9): weight for weight in weights}.values())
+        return [
+            own.override(filter=filter, margin=margin, floor=floor, weight=weight)
+            for filter, margin, floor, weight in itertools.product(
+                sorted(self.filters or (own.filter,)), sorted(margins), sorted(floors), weights
+            )
+        ]
+
+
+def finer(chosen: Point, points: Sequence[Point], own: Combination) -> list[Combination]:
+    """Floors between the chosen one and its neighbours in the grid, at its margin and around its α."""
+    floors = sorted({point.floor for point in points[1:] if point.floor > 0})
+    if chosen.floor not in floors or len(floors) < 2:
+        return []
+    place = floors.index(chosen.floor)
+    low, high = floors[max(0, place - 1)], floors[min(len(floors) - 1, place + 1)]
+    ratio = (high / low) ** (1 / (_FINER + 1))
+    between = {float(f"{low * ratio**step:.2g}") for step in range(1, _FINER + 1)} - set(floors)
+    return [
+        own.override(filter=chosen.filter, margin=chosen.margin, floor=floor, weight=weight)
+        for floor in sorted(between)
+        for weight in dict.fromkeys(neighbours(chosen.weight))
+    ]
+
+
 def tune(
     run: str | Path,
     model: ULDForCausalLM,
@@ -227,10 +288,9 @@ def tune(
     probes: Sequence[Probe],
     retain: Sequence[Record],
     *,
-    weights: Sequence[float] = WEIGHTS,
-    filters: Sequence[float] = (),
+    grid: Grid = Grid(),
     budget: float = 0.01,
-    aim: Aim = "indistinct",
+    aim: Aim | None = None,
     template: str | None = None,
 ) -> Choice:
     """Measure, choose, draw the plot and write the choice into the run's ``uld.json``.
@@ -241,10 +301,9 @@ def tune(
         tokenizer: Its tokenizer.
         probes: See `measure`.
         retain: See `measure`.
-        weights: α to try.
-        filters: τ to try; none keeps the run's.
+        grid: Settings to try.
         budget: See `choose`.
-        aim: See `choose`.
+        aim: See `choose`; default: ``steady`` with the rule ``suppress``, ``indistinct`` with others.
         template: Prompt template; default: the one of the training.
 
     Returns:
@@ -255,7 +314,7 @@ def tune(
     """
     with working_in(Path(run)):
         sweep(Path(run))
-        return _tune(Path(run), model, tokenizer, probes, retain, weights, filters, budget, aim, template)
+        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template)
 
 
 def _tune(
@@ -264,10 +323,9 @@ def _tune(
     tokenizer: Any,
     probes: Sequence[Probe],
     retain: Sequence[Record],
-    weights: Sequence[float],
-    filters: Sequence[float],
+    grid: Grid,
     budget: float,
-    aim: Aim,
+    aim: Aim | None,
     template: str | None,
 ) -> Choice:
     """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
@@ -281,20 +339,26 @@ def _tune(
     if not 0 <= budget < 1:
         raise ULDError(f"--budget must be at least 0 and less than 1, not {budget}")
     own = model.combination
-    settings = [
-        own.override(weight=weight, filter=filter)
-        for filter in (filters or (own.filter,))
-        for weight in sorted(weights)
-    ]
+    aim = aim or ("steady" if own.rule == "suppress" else "indistinct")
+    if aim == "steady" and own.rule != "suppress":
+        raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
+    settings = grid.around(own, aim)
     pad: Any = tokenizer.pad_token_id
     length = stored_settings(folder).max_length if (folder / SETTINGS).is_file() else 512
     form = PromptFormat(tokenizer, manifest.template if template is None else template)
-    points = measure(model, form, int(pad or 0), probes, retain, settings, max_length=length)
+
+    def measured(settings: Sequence[Combination]) -> list[Point]:
+        return measure(model, form, int(pad or 0), probes, retain, settings, max_length=length)
+
+    points = measured(settings)
     point, reason = choose(points, budget, aim)
+    if aim == "steady" and (more := finer(point, points, own)):
+        points += measured(more)[1:]
+        point, reason = choose(points, budget, aim)
     choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)
-    chosen = own.override(weight=point.weight, filter=point.filter)
+    chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     draw(choice, folder / "tune.png")
-    write_text(folder / "tune.json", json.dumps(choice.to_dict(), indent=2) + "\n")
+    write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
     manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())}).write(folder)
     return choice
 
@@ -311,10 +375,14 @@ def draw(choice: Choice, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    filters = sorted({point.filter for point in choice.points[1:]})
-    for filter in filters:
-        line = [point for point in choice.points[1:] if point.filter == filter]
-        label = f"τ = {filter}" if len(filters) > 1 else None
+    steady, chosen = choice.aim == "steady", choice.point
+    lines: dict[tuple[float, float, float], list[Point]] = {}
+    for point in sorted(choice.points[1:], key=lambda point: (*point.line, point.weight)):
+        same = (point.filter, point.margin) == (chosen.filter, chosen.margin)
+        if point.weight < math.inf and (same or not steady):
+            lines.setdefault(point.line, []).append(point)
+    for (filter, _, floor), line in lines.items():
+        label = f"φ = {floor:g}" if steady else f"τ = {filter:g}"
         left.plot([p.weight for p in line], [p.advantage for p in line], marker="o", label=label)
         right.plot([p.weight for p in line], [p.kept for p in line], marker="o", label=label)
     left.axhline(0, color="grey", linestyle=":")
@@ -322,11 +390,15 @@ def draw(choice: Choice, path: Path) -> None:
     right.axhline(1 - choice.budget, color="grey", linestyle=":")
     right.set(xlabel="α", ylabel="share of the target's", title="probability kept (held-out retain answers)")
     for panel in (left, right):
-        panel.axvline(choice.point.weight, color="black", linewidth=1)
+        if chosen.weight < math.inf:
+            panel.axvline(chosen.weight, color="black", linewidth=1)
         panel.grid(alpha=0.3)
-    if len(filters) > 1:
-        left.legend()
-    figure.suptitle(f"α = {choice.point.weight}: {choice.reason}", fontsize=9)
+        if steady:
+            panel.set_xscale("log")
+    if len(lines) > 1:
+        left.legend(fontsize=7)
+    settings = f", margin {chosen.margin:g}, floor {chosen.floor:g}" if steady else ""
+    figure.suptitle(f"α = {chosen.weight:g}{settings}: {choice.reason}", fontsize=8)
     figure.tight_layout()
     try:
         with new_file(path) as temporary:

@@ -1,7 +1,6 @@
 """``uld eval harness``: a run from the command line, resumed, with its table, and bad input in one sentence."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
+import uld.evaluation
 from uld.cli.main import app
 
 
@@ -95,11 +95,16 @@ def test_an_ordinary_model_has_no_before(run, tasks, tmp_path):
     assert done.exit_code == 2 and "holds no target beside it" in done.stderr
 
 
-def test_without_lm_eval_one_sentence_says_what_to_install(run):
-    without = "import sys; sys.modules['lm_eval'] = None; from uld.cli.main import main; main()"
+def test_without_lm_eval_one_sentence_says_what_to_install(run, monkeypatch):
+    for name in [one for one in sys.modules if one.startswith(("uld.evaluation.harness", "uld.evaluation.lm_eval"))]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("harness", "lm_eval_model"):
+        monkeypatch.delattr(uld.evaluation, name, raising=False)
+    for name in [one for one in sys.modules if one.split(".")[0] == "lm_eval"]:
+        monkeypatch.setitem(sys.modules, name, None)
     for arguments in (["eval", "harness", "--model", str(run), "--tasks", "x"], ["lm-eval", "--model", "uld"]):
-        done = subprocess.run([sys.executable, "-c", without, *arguments], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith("uld: lm-eval is missing"), done.stderr
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 2 and done.stderr.startswith("uld: lm-eval is missing"), done.stderr
         assert 'pip install "uld-llm[harness]"' in done.stderr and done.stderr.count("\n") == 1
 
 

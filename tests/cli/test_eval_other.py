@@ -104,7 +104,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(world, tmp_path, monkeypatc
     monkeypatch.setattr(uld.evaluation.knowundo._Job, "rows", interrupted)
     command = (*arguments(world, "knowundo"), "--no-generate", "--output", tmp_path / "log")
     assert refused(evaluate(*command)) == (
-        f"uld: interrupted: {tmp_path}/log holds what is done, and the same command goes on from there\n"
+        f"uld: interrupted: {tmp_path}/log holds what is done, and the same command continues from there\n"
     )
     assert len((tmp_path / "log" / "unlearn.jsonl").read_text().splitlines()) == 3
     assert evaluate(*command).exit_code == 0

@@ -135,7 +135,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same(micro, run, tmp_pa
     monkeypatch.setattr(tofu, "evaluate_rows", interrupted)
     stopped = refused(evaluate(*arguments, "--output", tmp_path / "parts"))
     assert stopped == (
-        f"uld: interrupted: {tmp_path}/parts holds what is done, and the same command goes on from there\n"
+        f"uld: interrupted: {tmp_path}/parts holds what is done, and the same command continues from there\n"
     )
     done = sum(len(path.read_text().splitlines()) for path in (tmp_path / "parts").glob("*.jsonl"))
     assert 5 <= done < 16

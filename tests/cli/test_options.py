@@ -22,7 +22,7 @@ from uld.evaluation import attacks, copyright, harness, knowundo, muse, tofu
 from uld.methods.registry import all_methods
 from uld.tuning import tune
 
-ELSEWHERE = {"weight", "filter", "min_tokens", "budget"}  # `Combination` and `tune` check them
+ELSEWHERE = {"weight", "margin", "floor", "filter", "min_tokens", "budget"}  # `Combination` and `tune` check them
 NOT_GIVEN = (None, "", ())
 
 
@@ -131,7 +131,7 @@ def test_python_flags_and_files_come_to_the_same_settings(monkeypatch: pytest.Mo
     assert by_python == TrainConfig.of(method, **places)
     defaults = all_methods()[method].defaults
     assert {name: getattr(by_python, name) for name in defaults} == dict(defaults)
-    assert (by_python.rule == "offset") == (all_methods()[method].trains == "offset")
+    assert (by_python.rule in ("offset", "rank")) == (all_methods()[method].trains in ("offset", "pair"))
     given = TrainConfig(method=method, learning_rate=0.5, epochs=TrainConfig().epochs, **places)  # type: ignore[arg-type]
     assert given.learning_rate == 0.5 and given.epochs == TrainConfig().epochs  # what is given wins
 
@@ -166,7 +166,11 @@ FUNCTIONS: list[tuple[tuple[str, ...], tuple[Callable[..., Any], ...], dict[str,
 ]
 
 
-@pytest.mark.parametrize(("path", "functions", "other", "needed"), FUNCTIONS, ids=lambda one: str(one)[:40])
+@pytest.mark.parametrize(
+    ("path", "functions", "other", "needed"),
+    FUNCTIONS,
+    ids=[" ".join((*path, functions[0].__name__)) for path, functions, *_ in FUNCTIONS],
+)
 def test_a_commands_defaults_are_those_of_the_function_behind_it(
     path: tuple[str, ...], functions: tuple[Callable[..., Any], ...], other: dict[str, str], needed: set[str]
 ) -> None:

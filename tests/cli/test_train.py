@@ -1,10 +1,7 @@
 """``uld train`` as a user runs it."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,14 +53,15 @@ def test_flags_and_file_are_the_same_thing_and_flags_win(task, uld_train, tmp_pa
     assert stored["gradient_checkpointing"] is False and stored["lora_dropout"] == 0.0 and stored["epochs"] == 7
 
 
-def test_a_user_sees_our_own_output_only(task, tmp_path):
-    command = [str(Path(sys.executable).parent / "uld"), "train", *task.flags(tmp_path / "x", **OPTIONS)]
-    told = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert told.returncode == 0, told.stderr
+def test_a_user_sees_our_own_output_only(task, start_uld, tmp_path):
+    out, err = tmp_path / "out", tmp_path / "err"
+    process = start_uld(["train", *task.flags(tmp_path / "x", **OPTIONS)], out, errors=err)
+    process.join()
+    assert process.exitcode == 0, err.read_text()
     pattern = r".*/x: 8 steps in \d+ s, forget loss \d\.\d{3}, retain loss \d\.\d{3} nats, weights 19 KiB\n"
-    assert re.fullmatch(pattern, told.stdout), told.stdout
-    lines = [line for line in re.split(r"[\r\n]+", told.stderr) if line]
-    assert lines and all(re.match(r" *\d+%\|", line) for line in lines), told.stderr
+    assert re.fullmatch(pattern, out.read_text()), out.read_text()
+    lines = [line for line in re.split(r"[\r\n]+", err.read_text()) if line]
+    assert lines and all(re.match(r" *\d+%\|", line) for line in lines), err.read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from uld.augment.filters import normalised
 from uld.augment.items import digest, digests, items
-from uld.data.alternatives import alternative_records
+from uld.data.alternatives import alternative_records, idk_answers
 from uld.data.documents import read_sources
 from uld.data.draw import Overlap
 from uld.data.record import Record, refuse_equal
@@ -128,3 +128,22 @@ def test_an_alternative_that_says_the_same_is_refused() -> None:
     record = Record.qa("Who?", "Zoë, it is said.", "f:3", alternative="Zoe\u0308,\u00a0it is  said.\n")
     with pytest.raises(DataError, match="f:3: the alternative answer says the same"):
         alternative_records([record], "given", 0)
+
+
+def test_every_answer_of_a_conversation_gets_another() -> None:
+    said = (
+        ("system", "Be brief."),
+        ("user", "Who?"),
+        ("assistant", "Ann."),
+        ("user", "Where?"),
+        ("assistant", "Lund."),
+    )
+    talk, one = Record(messages=said, source="f:2", alternative="Elsewhere."), Record.qa("Who?", "Ann.")
+    (answered,) = alternative_records([talk], "idk", 3)
+    assert [role for role, _ in answered.messages] == [role for role, _ in said]
+    assert answered.messages[:2] == said[:2] and answered.messages[3] == said[3]
+    first, second = answered.messages[2][1], answered.messages[4][1]
+    assert {first, second} <= set(idk_answers()) and first != second
+    assert alternative_records([one], "idk", 3)[0].messages[1][1] == first  # a single answer is drawn as ever
+    with pytest.raises(DataError, match="f:2: has 2 answers and one alternative"):
+        alternative_records([talk], "given", 3)

@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -74,18 +71,18 @@ def test_lists_need_a_run_and_numbers(micro, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_two_processes_write_the_files_of_one(micro, tmp_path):
+def test_two_processes_write_the_files_of_one(micro, tmp_path, start_two):
     def command(folder):
-        words = ["-m", "uld", "eval", "tofu", "--model", str(micro.run), "--data", str(micro.data), "--quiet", "--json"]
+        words = ["eval", "tofu", "--model", str(micro.run), "--data", str(micro.data), "--quiet", "--json"]
         return [*words, "--output", str(folder), "--max-new-tokens", "8"]
 
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    one = subprocess.run([sys.executable, *command(tmp_path / "one")], env=environment, capture_output=True, check=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = subprocess.run(
-        [sys.executable, *launcher, *command(tmp_path / "two")], env=environment, capture_output=True, check=True
-    )
-    assert json.loads(one.stdout) == json.loads(two.stdout)
+    one = CliRunner().invoke(app, command(tmp_path / "one"))
+    assert one.exit_code == 0, one.output
+    for process in start_two(command(tmp_path / "two"), errors=True):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / "errors-0").read_text() + (tmp_path / "errors-1").read_text()
+    assert json.loads(one.stdout) == json.loads((tmp_path / "log-0").read_text())
+    assert (tmp_path / "log-1").read_text() == ""
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {path.name for path in (tmp_path / "two").iterdir()}
     for name in names - {"settings.json"}:

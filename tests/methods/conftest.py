@@ -1,7 +1,6 @@
 """A side of a batch made of given logits, so that a method's losses can be held against naive formulas."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,15 +9,6 @@ from torch import Tensor
 from uld.data.collate import FORGET, NO_LOSS
 from uld.learners import States
 from uld.objective import Side
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_collections() -> Iterator[None]:
-    """Every training collects garbage; what the libraries' modules hold, which takes the longest, is none."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

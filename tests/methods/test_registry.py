@@ -86,6 +86,7 @@ def test_a_method_says_what_it_needs() -> None:
     assert get_method("ga+kl").needs == ["frozen model in every step"]
     assert get_method("dpo+gd").needs == ["frozen log-likelihoods, once", "alternative answers"]
     assert get_method("uld").needs == []
+    assert get_method("whp").needs == ["a run of whp-decode, trained first", "no retain rows"]
 
 
 def test_the_page_of_methods_lists_every_one_with_paper_and_options() -> None:
@@ -101,8 +102,10 @@ def test_the_page_of_methods_lists_every_one_with_paper_and_options() -> None:
             assert method.paper in cells[1] or name.startswith("offset-"), name
             shown = dict(one.split("=") for one in re.findall(r"`(\w+=[^`]+)`", cells[5]))
             assert {option: float(value) for option, value in shown.items()} == method.options, name
-            assert {"target": "target", "offset": "small model", "assistant": "assistant"}[method.trains] in cells[3]
-            assert ("frozen model" in cells[4]) >= any(loss.frozen for loss in method.losses), name
+            trains = {"target": "target", "offset": "small model", "assistant": "assistant", "pair": "two small models"}
+            assert trains[method.trains] in cells[3]
+            assert ("frozen model" in cells[4]) >= ("frozen model in every step" in method.needs), name
+            assert (f"a run of `{method.teacher}`" in cells[4]) == (method.teacher is not None), name
             assert ("alternative answers" in cells[4]) == (method.alternatives is not None), name
             assert ("once" in cells[4]) == any(loss.reference for loss in method.losses), name
     assert sorted(listed) == list(all_methods()) and len(set(listed)) == len(listed)
@@ -113,6 +116,10 @@ def test_the_page_of_methods_has_the_settings_that_methods_bring() -> None:
     for name in ("simnpo", "satimp", "pdu", "rmu"):
         (row,) = re.findall(rf"^\| `{name}` \| `--retain-weight ([\d.]+)[^|]*\|$", page, re.MULTILINE)
         assert float(row) == get_method(name).defaults["retain_weight"]
+    for name in ("dd-distilled", "whp"):
+        method = get_method(name)
+        assert method.teacher is not None and method.teach is not None
+        assert get_method(method.teacher).defaults["weight"] == method.options["alpha"]
     for method in all_methods().values():
         if method.trains == "target":
             assert method.defaults.get("batch_size", 32) == (32 if method.retain is None else 64), method.name

@@ -220,7 +220,7 @@ class Endpoint:
         if isinstance(error, openai.APIConnectionError):
             return EndpointError(f"{where} cannot be reached or broke off: check --api-base, and that it is running")
         if isinstance(error, openai.RateLimitError):
-            return EndpointError(f"{where} allows no more requests for now (429): lower --concurrency, or go on later")
+            return EndpointError(f"{where} allows no more requests for now (429): lower --concurrency, or try later")
         if isinstance(error, openai.APIStatusError):
             moved = redirected(error.response)
             said = f"answered with an error ({error.status_code}): {self._quoted(str(error.message))}"

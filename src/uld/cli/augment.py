@@ -32,7 +32,7 @@ def augment(
     model: Annotated[str | None, _option("The endpoint's name for the model.", "--model", "-m", panel=HOW)] = None,
     paraphrases: Annotated[int, _option("Paraphrases of each item.", panel=MUCH, min=0, max=10**4)] = 2,
     wrong_answers: Annotated[int, _option("Wrong answers to each question.", panel=MUCH, min=0, max=10**4)] = 2,
-    ask: Annotated[bool, _option("Ask questions about texts, too.", "--ask", panel=MUCH)] = False,
+    ask: Annotated[bool, _option("Also ask questions about texts.", "--ask", panel=MUCH)] = False,
     questions: Annotated[int, _option("Questions about each chunk (--ask).", panel=MUCH, min=1, max=10**4)] = 4,
     chunk_words: Annotated[int, _option("Most words of a text's chunk.", panel=MUCH, min=20, max=10**9)] = 150,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the rules, or of the model's sampling.")] = 0,
@@ -56,7 +56,7 @@ def augment(
     device: Annotated[str | None, _option("Device of --local; default: the best there is.", panel=HOW)] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Make paraphrases to forget, too, and wrong answers to retain, from a forget file; uld train --augment takes them.
+    """Make paraphrases to forget and wrong answers to retain from a forget file; uld train --augment takes them.
 
     An endpoint sees the documents that are to be forgotten: choose one that may.
     """

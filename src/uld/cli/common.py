@@ -23,7 +23,7 @@ def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel="Model")
 
 
-COMBINATION = ("rule", "weight", "margin", "floor", "filter", "min_tokens", "outside")
+COMBINATION = ("rule", "weight", "margin", "floor", "filter", "min_tokens", "outside", "rank_tokens")
 """The options that change how logits are combined: the fields of `uld.logits.Combination`."""
 
 
@@ -33,7 +33,9 @@ class ModelOptions:
 
     model: Annotated[str, _option("Run folder, model folder or Hub id.", "--model", "-m")] = ""
     target: Annotated[str | None, _option("Where the run's target is now, if not where it was.")] = None
-    rule: Annotated[str | None, _option("Override the run's rule: suppress, subtract, reference.")] = None
+    rule: Annotated[
+        str | None, _option("Override the run's rule: suppress, subtract, reference, generic; of a pair: offset, rank.")
+    ] = None
     weight: Annotated[float | None, _option("Override the run's α.")] = None
     margin: Annotated[float | None, _option("Override the run's margin, nats (suppress).")] = None
     floor: Annotated[float | None, _option("Override the run's floor φ, 0–1 (suppress).")] = None
@@ -45,6 +47,10 @@ class ModelOptions:
             "Override: keep or mask. A masked token has probability 0, so an answer that holds one has an infinite "
             "loss (1e999 in logs)."
         ),
+    ] = None
+    rank_tokens: Annotated[
+        int | None,
+        typer.Option(help="Override the run's k (rank).", min=0, max=10**9, rich_help_panel="Model"),
     ] = None
     dtype: Annotated[str, _option("auto (as stored), bf16, fp16 or fp32.")] = "auto"
     device: Annotated[str | None, _option("cpu, cuda, mps …; default: the best there is.")] = None
@@ -210,7 +216,7 @@ def slug(text: str) -> str:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on when an evaluation is interrupted.
+    """Say how to continue when an evaluation is interrupted.
 
     Raises:
         ULDError: it was.
@@ -218,7 +224,7 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise ULDError(f"interrupted: {folder} holds what is done, and the same command goes on from there") from None
+        raise ULDError(f"interrupted: {folder} holds what is done, and the same command continues from there") from None
 
 
 Output = Annotated[str | None, typer.Option("--output", help="Folder for the log; default: in the run, or eval/.")]
@@ -233,7 +239,7 @@ def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
     """
     if not is_first_process():
         return
-    from uld.evaluation.rows import dumps
+    from uld.json_text import dumps
 
     text = dumps(result.to_dict(), indent=2)
     if folder is not None:

@@ -38,7 +38,7 @@ def compare(
 ) -> None:
     """Train and evaluate every cell of a grid and write its tables, figures and report.
 
-    Every cell is kept under the digest of its inputs: a second call computes what is missing, after a kill, too.
+    Every cell is kept under the digest of its inputs: a second call computes what is missing, also after a kill.
     Several calls on one folder, on several machines, share the work.
     """
     changes = {"target": target, "data": data, "augmented": augmented, "retain_only": _pairs(retain_only)}
@@ -67,7 +67,7 @@ def compare(
     except KeyboardInterrupt:  # the terminal has told the helpers, too
         for helper in helpers:
             helper.wait()
-        raise ULDError(f"interrupted: {output} holds what is done, and the same command goes on from there") from None
+        raise ULDError(f"interrupted: {output} holds what is done, and the same command continues from there") from None
     except BaseException:
         for helper in helpers:
             helper.terminate()

@@ -25,13 +25,13 @@ EPILOG = (
 
 @with_model()
 def attacks(
-    members: Annotated[list[str], typer.Option(help="JSON lines of what the target was trained on; may be repeated.")],
-    non_members: Annotated[list[str], typer.Option(help="JSON lines of texts of the same kind that it never saw.")],
+    members: Annotated[list[str], typer.Option(help="What the target was trained on, as for uld train (repeat).")],
+    non_members: Annotated[list[str], typer.Option(help="Texts of the same kind that it never saw (repeat).")],
     reference_model: Annotated[
         str | None, typer.Option(help="Model that was trained on neither set, for the reference attack.")
     ] = None,
     retain_model: Annotated[str | None, typer.Option(help="Retain-only model, for PrivLeak.")] = None,
-    gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Run GradNorm too: a backward pass a text.")] = False,
+    gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Also run GradNorm: a backward pass a text.")] = False,
     max_length: Annotated[
         int | None,
         typer.Option(min=2, max=10**9, help="Tokens that count of a text; default: as many as the model takes."),
@@ -45,7 +45,7 @@ def attacks(
 ) -> None:
     """Can an attacker tell what the model was trained on? AUC and true positives at 1 % false ones, six attacks.
 
-    An evaluation that was stopped goes on where it was when the same command is given again.
+    An evaluation that was stopped continues where it was when the same command is given again.
     """
     options.check()
     named = {"reference-model": reference_model, "retain-model": retain_model}

@@ -48,7 +48,7 @@ def copyright(
 ) -> None:
     """How much of a book a model still says: BLEU, ROUGE-L, memorization, and the perplexity of what is kept.
 
-    An evaluation that was stopped goes on where it was when the same command is given again.
+    An evaluation that was stopped continues where it was when the same command is given again.
     """
     if missing := [path for path in (text, *(kept or ())) if not os.path.exists(path)]:
         raise ULDError(f"{missing[0]}: there is no such file")

@@ -42,10 +42,10 @@ def harness(
     ] = None,
     before: Annotated[
         bool | None,
-        typer.Option("--before/--no-before", help="Run the run's target, too; default: where there is one."),
+        typer.Option("--before/--no-before", help="Also run the run's target; default: where there is one."),
     ] = None,
     output: Output = None,
-    log_samples: Annotated[bool, typer.Option("--log-samples", help="Write every prompt and answer, too.")] = False,
+    log_samples: Annotated[bool, typer.Option("--log-samples", help="Also write every prompt and answer.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     *,
@@ -53,7 +53,7 @@ def harness(
 ) -> None:
     """General ability: tasks of EleutherAI's lm-eval, before and after unlearning, with standard errors.
 
-    An evaluation that was stopped goes on behind its last finished task when the same command is given again.
+    An evaluation that was stopped continues behind its last finished task when the same command is given again.
     """
     changed = {"shots": num_fewshot, "limit": limit, "max_length": max_length, "chat": apply_chat_template or None}
     folder = evaluation_folder(options, "harness", output, changed)

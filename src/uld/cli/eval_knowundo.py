@@ -33,7 +33,7 @@ def knowundo(
 ) -> None:
     """KnowUnDo: unlearn success and retention success on fictional people's data, with per-sample logs.
 
-    An evaluation that was stopped goes on where it was when the same command is given again.
+    An evaluation that was stopped continues where it was when the same command is given again.
     """
     options.check()
     from uld.data.knowundo import load_knowundo

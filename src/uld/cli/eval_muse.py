@@ -37,7 +37,7 @@ def muse(
 ) -> None:
     """MUSE: does the model still say the texts, know what they say, show that it saw them, and know the rest.
 
-    An evaluation that was stopped goes on where it was when the same command is given again.
+    An evaluation that was stopped continues where it was when the same command is given again.
     """
     options.check()
     other = options.beside(retain_model, "--retain-model") if retain_model is not None else None

@@ -107,7 +107,7 @@ def tofu(
 ) -> None:
     """TOFU: forget quality, model utility and all their parts, what people read, and the field's scores, with logs.
 
-    An evaluation that was stopped goes on where it was when the same command is given again. Under torchrun the
+    An evaluation that was stopped continues where it was when the same command is given again. Under torchrun the
     processes share the rows.
     """
     from uld.data.tofu import check_split
@@ -125,7 +125,7 @@ def tofu(
         },
     }
     grid = [
-        dict(zip(varied, chosen, strict=True), min_tokens=options.min_tokens)
+        dict(zip(varied, chosen, strict=True), min_tokens=options.min_tokens, rank_tokens=options.rank_tokens)
         for chosen in itertools.product(*varied.values())
     ]
     changes = grid[0] if len(grid) == 1 else dict.fromkeys(grid[0])
@@ -292,7 +292,7 @@ def _grid(
         return
     loaded, tokenizer = options.load()
     from uld.evaluation.grid import evaluate_grid, table
-    from uld.evaluation.rows import dumps
+    from uld.json_text import dumps
     from uld.modeling import ULDForCausalLM
 
     if not isinstance(loaded, ULDForCausalLM):

@@ -22,7 +22,7 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Questions; without any, lines of standard input.")
     ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the target's answer, too.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also show the target's answer.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a prompt template.")] = False,
     max_new_tokens: MaxNewTokens = 200,
     temperature: Temperature = 0.0,

@@ -1,4 +1,4 @@
-"""``uld tune``: choose α for a finished run."""
+"""``uld tune``: choose how a finished run is combined."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -17,39 +17,51 @@ EPILOG = (
 @with_model("model", "rule", "min_tokens", "outside")
 def tune(
     run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets the chosen α.")],
-    weight: Annotated[str | None, typer.Option(help="α to try, separated by commas; default: 0.25, 0.5, … 3.")] = None,
+    weight: Annotated[
+        str | None,
+        typer.Option(help="α to try, separated by commas; default: 2, 4.5, 10 and inf (steady), else 0.25, 0.5, … 3."),
+    ] = None,
+    margin: Annotated[
+        str | None, typer.Option(help="Margins to try, nats; default: 0 to 7 (steady), else the run's.")
+    ] = None,
+    floor: Annotated[
+        str | None, typer.Option(help="Floors to try, 0–1; default: 0 to 0.1 (steady), else the run's.")
+    ] = None,
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the retain answers' probability that may be lost.")] = 0.01,
     aim: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="indistinct: smallest α at which right answers are no likelier than wrong ones; "
-            "budget: largest α within the budget."
+            help="steady (default with the rule suppress): margin, floor and α at which right answers are about as "
+            "likely as wrong ones, also at 2/3 and 1.5 times that α; indistinct: smallest α at which right answers are "
+            "no likelier than wrong ones; budget: largest α within the budget."
         ),
-    ] = "indistinct",
+    ] = None,
     forget: Annotated[
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
-    retain: Annotated[str | None, typer.Option(help="JSON lines of retain records, not trained on.")] = None,
+    retain: Annotated[str | None, typer.Option(help="Retain records, not trained on, as for uld train.")] = None,
     *,
     options: ModelOptions,
 ) -> None:
-    """Choose α without a retain-only model: on paraphrases and retain rows that were not trained on.
+    """Choose margin, floor and α without a retain-only model: on paraphrases and retain rows that were not trained on.
 
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
     from uld.artifact import is_run
-    from uld.tuning import AIMS, WEIGHTS, file_probes, tofu_probes
+    from uld.held_out import file_probes, tofu_probes
+    from uld.tuning import AIMS, Grid
     from uld.tuning import tune as choose
 
     if not is_run(run):
         raise ULDError(f"{run} is not a finished run: name the folder of one")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
-    if aim not in AIMS:
+    if aim is not None and aim not in AIMS:
         raise ULDError(f"--aim must be one of {', '.join(AIMS)}, not {aim!r}")
-    weights, filters = numbers(weight, "--weight") or list(WEIGHTS), numbers(filter, "--filter")
+    given = {"weights": weight, "margins": margin, "floors": floor, "filters": filter}
+    grid = Grid(**{name: numbers(text, f"--{name[:-1]}") or None for name, text in given.items()})
     if forget is not None and retain is not None:
         probes, kept = file_probes(forget, retain)
     else:
@@ -57,10 +69,13 @@ def tune(
     options = replace(options, model=run)
     template = options.prompt_template()
     model, tokenizer = options.load()
-    given = {"weights": weights, "filters": filters, "budget": budget, "aim": aim, "template": template}
-    choice = choose(run, model, tokenizer, probes, kept, **given)  # type: ignore[arg-type]
-    say("| α | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|")
-    for point in choice.points:
-        chosen = " ←" if point == choice.point else ""
-        say(f"| {point.weight:g} | {point.filter:g} | {point.advantage:+.3f} | {point.kept:.2%} |{chosen}")
-    say(f"α = {choice.point.weight:g}: {choice.reason} ({choice.probes} questions, {choice.retain} retain rows)")
+    choice = choose(run, model, tokenizer, probes, kept, grid=grid, budget=budget, aim=aim, template=template)  # type: ignore[arg-type]
+    point = choice.point
+    say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
+    for one in [choice.points[0], *(choice.curve if choice.aim == "steady" else choice.points[1:])]:
+        cells = [f"{one.weight:g}", f"{one.margin:g}", f"{one.floor:g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
+        say(f"| {' | '.join([*cells, f'{one.kept:.2%}'])} |{' ←' if one == point else ''}")
+    setting = f"α = {point.weight:g}"
+    if choice.aim == "steady":
+        setting += f", margin {point.margin:g}, floor {point.floor:g}, of {len(choice.points) - 1} settings (tune.json)"
+    say(f"{setting}: {choice.reason} ({choice.probes} questions, {choice.retain} retain rows)")

@@ -50,6 +50,7 @@ from uld.run_folder import UnresumableError, needs_tidying, stored_settings, tid
 from uld.training import train
 
 WORK = "work"
+LOCKS = "locks"  # in it
 _EPOCHS = "epochs.json"
 _FORMAT = 1  # raise it when the same inputs come to give other numbers
 _HELD_OUT = 200  # retain rows that are scored for the figure of losses and for learning rates
@@ -127,7 +128,7 @@ class Workspace:
             name: What no two processes should do at once.
             wait: Whether to wait for another that holds it; else False is given where one does.
         """
-        folder = self.folder / WORK / "locks"
+        folder = self.folder / WORK / LOCKS
         with ExitStack() as stack:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)

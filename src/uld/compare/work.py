@@ -22,7 +22,7 @@ import yaml
 
 from uld.artifact import ArtifactError, DiskFullError, present, sweep, write_text, writing
 from uld.compare import rates
-from uld.compare.cell import WORK, OtherGridError, Workspace, run_cell
+from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ULDError
 from uld.faults import report, told
@@ -254,6 +254,9 @@ def _take_folder(workspace: Workspace, replace: bool) -> None:
         raise ArtifactError(f"{folder} is not empty and holds no grid: name another folder with --output")
     for one in (folder, folder / CELLS, folder / ANSWERS, folder / RATES):
         sweep(one)
+    for lock in (folder / WORK / LOCKS).glob("*"):
+        with locked(lock):  # one that a kill has left goes, one that is held stays
+            pass
     if not replace:
         chosen = rates.chosen(workspace)
         unknown = {name for first, names in families(workspace.grid).items() if first not in chosen for name in names}

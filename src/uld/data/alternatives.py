@@ -24,11 +24,13 @@ def alternative_records(forget: Sequence[Record], source: Literal["idk", "given"
 
     Args:
         forget: Questions with the answers to forget.
-        source: ``idk``: drawn for each row from `idk_answers`; ``given``: the record's own ``alternative``.
+        source: ``idk``: drawn from `idk_answers`, for each answer of a conversation; ``given``: the record's own
+            ``alternative``.
         seed: Decides the draw, together with the row's number alone.
 
     Raises:
-        DataError: a record that is a whole text, or has no alternative where one should be given.
+        DataError: a record that is a whole text, has no alternative where one should be given, or has one for several
+            answers, the others of which would be learnt.
     """
     answers = idk_answers()
     records = []
@@ -44,15 +46,24 @@ def alternative_records(forget: Sequence[Record], source: Literal["idk", "given"
                 "'alternative', or wrong answers with --augment (TOFU's with --augmented), or take ours with "
                 "--alternatives idk"
             )
-        answer = record.alternative if source == "given" else random.Random(f"{seed}:{number}").choice(answers)
-        records.append(_answered(record, str(answer)))
+        turns = sum(role == "assistant" for role, _ in record.messages)
+        if source == "given" and turns > 1:
+            raise DataError(
+                f"{record.source}: has {turns} answers and one alternative, so the others would be learnt: split the "
+                "conversation into records of one answer each, or take --alternatives idk"
+            )
+        chance = random.Random(f"{seed}:{number}")
+        drawn = [chance.choice(answers) for _ in range(max(1, turns))]
+        records.append(_answered(record, [str(record.alternative)] if source == "given" else drawn))
         if source == "given" and records[-1].same == record.same:
             raise DataError(f"{record.source}: the alternative answer says the same as the one to forget: change it")
     return records
 
 
-def _answered(record: Record, answer: str) -> Record:
-    """The record with another last answer."""
+def _answered(record: Record, others: Sequence[str]) -> Record:
+    """The record with other answers, in their order."""
     if record.prompt is not None:
-        return dataclasses.replace(record, completion=answer)
-    return dataclasses.replace(record, messages=(*record.messages[:-1], ("assistant", answer)))
+        return dataclasses.replace(record, completion=others[0])
+    left = iter(others)
+    turns = tuple((role, next(left) if role == "assistant" else text) for role, text in record.messages)
+    return dataclasses.replace(record, messages=turns)

@@ -11,10 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from uld.artifact import ArtifactError, new_file, present, rows_digest, write_text
 from uld.data.prompt import PromptFormat
 from uld.evaluation.resume import describe
-from uld.evaluation.rows import SETTINGS, claim, dumps
+from uld.evaluation.rows import SETTINGS, claim
 from uld.evaluation.tofu import TASKS, score_grid, task_rows
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
+from uld.json_text import dumps
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
 
@@ -46,7 +47,7 @@ class GridRow:
 
 def grid_name(how: Combination) -> str:
     """A setting as a folder name."""
-    name = f"{how.rule}-weight-{how.weight:g}"
+    name = f"{how.rule}-weight-{how.weight:g}" + (f"-tokens-{how.rank_tokens}" if how.rule == "rank" else "")
     if how.rule == "suppress" and (how.margin or how.floor):
         name += f"-margin-{how.margin:g}-floor-{how.floor:g}"
     return f"{name}-filter-{how.filter:g}-{how.outside}" if how.filters else name
@@ -114,7 +115,15 @@ def table(rows: Sequence[GridRow]) -> str:
         quality = "–" if found.forget_quality is None else f"{found.forget_quality:.2e}"
         filter, outside = (f"{how.filter:g}", how.outside) if how.filters else ("–", "–")
         margin, floor = (f"{how.margin:g}", f"{how.floor:g}") if how.rule == "suppress" else ("–", "–")
-        cells = [how.rule, f"{how.weight:g}", margin, floor, filter, outside, quality]
+        cells = [
+            f"rank {how.rank_tokens}" if how.rule == "rank" else how.rule,
+            f"{how.weight:g}",
+            margin,
+            floor,
+            filter,
+            outside,
+            quality,
+        ]
         cells += [f"{found.forget_prob:.4f}", f"{found.retain_prob:.4f}"]
         lines.append(f"| {' | '.join([*cells, f'{row.forget_loss:.3f}', f'{row.retain_loss:.3f}'])} |")
     return "\n".join(lines) + "\n"

@@ -24,7 +24,7 @@ except ImportError as error:
 
 _HFLM: Any = HFLM  # its decorator hides its type
 NAME = "uld"
-_NUMBERS = ("weight", "margin", "floor", "filter", "min_tokens")
+_NUMBERS = ("weight", "margin", "floor", "filter", "min_tokens", "rank_tokens")
 _OF_LM_EVAL = (  # what `HFLM` does with a model that is loaded already; the rest of its arguments it would pass over
     *("max_batch_size", "truncation", "logits_cache", "add_bos_token", "prefix_token_id", "softmax_dtype"),
     *("mixed_precision_dtype", "think_end_token", "enable_thinking", "chat_template_args"),
@@ -48,6 +48,7 @@ class ULDLM(_HFLM):
         filter: float | None = None,
         min_tokens: float | None = None,
         outside: str | None = None,
+        rank_tokens: int | None = None,
         dtype: str = "auto",
         device: str | None = None,
         max_length: int | None = None,
@@ -69,6 +70,7 @@ class ULDLM(_HFLM):
             filter: Of its τ.
             min_tokens: Of the filter's least share.
             outside: ``keep`` or ``mask``.
+            rank_tokens: Of the k of ``rank``.
             dtype: auto, bf16, fp16 or fp32; torch's names are understood, too.
             device: cpu, cuda, mps …; default: the best there is.
             max_length: Tokens that the model reads at once; default: by its config.
@@ -87,7 +89,7 @@ class ULDLM(_HFLM):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ULDError("lm-eval runs an unlearned model in one process only: start it without a launcher")
         if isinstance(pretrained, str):
-            numbers = dict(zip(_NUMBERS, (weight, margin, floor, filter, min_tokens), strict=True))
+            numbers = dict(zip(_NUMBERS, (weight, margin, floor, filter, min_tokens, rank_tokens), strict=True))
             changes: dict[str, Any] = {"rule": rule, "outside": outside, "target": target, "tokenizer": tokenizer}
             changes["date"] = date
             changes |= {name: _number(name, value) for name, value in numbers.items() if value is not None}
@@ -130,7 +132,7 @@ def _loaded(
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(value)
+        return int(value) if name == "rank_tokens" else float(value)
     except (TypeError, ValueError) as error:
         raise ULDError(f"{name} must be a number, not {value!r}") from error
 

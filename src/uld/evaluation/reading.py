@@ -162,7 +162,7 @@ def resamples(rows: int, draws: int = 1000, seed: int = 0) -> NDArray[np.float64
 
 def interval(values: ArrayLike, level: float = 0.99) -> tuple[float, float]:
     """Percentile interval of a statistic's values over many draws; level in (0, 1)."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(np.asarray(values, dtype=float), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -4,7 +4,6 @@ A row is written as soon as it is done, so that what was killed at any moment co
 """
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,26 +11,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from uld.artifact import ArtifactError, present, read_object, sweep, write_text, writing
+from uld.json_text import dumps
 from uld.locks import LOCK, hold, locked
 
 SETTINGS = "settings.json"
 _WAIT = 5.0  # seconds in which another process has surely looked whose a folder is
-_STRING_OR_INFINITY = re.compile(r'"(?:[^"\\]|\\.)*"|Infinity')
-
-
-def dumps(value: Any, *, indent: int | None = None) -> str:
-    """JSON with infinities, which JSON has no word for, as ``1e999``.
-
-    That is a valid JSON number, and too large for a float, so that every parser of doubles reads infinity.
-
-    Args:
-        value: What `json.dumps` takes.
-        indent: As in `json.dumps`.
-    """
-    text = json.dumps(value, indent=indent)
-    if "Infinity" not in text:
-        return text
-    return _STRING_OR_INFINITY.sub(lambda match: "1e999" if match[0] == "Infinity" else match[0], text)
 
 
 def claim(folder: Path, about: dict[str, Any], what: str = "evaluation") -> None:

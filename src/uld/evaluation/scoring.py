@@ -76,13 +76,15 @@ class Scorer:
                 own.
 
         Raises:
-            ULDError: combinations for an ordinary model.
+            ULDError: combinations for an ordinary model, or one that does not go with the model's own.
         """
         if combinations is not None and not isinstance(model, ULDForCausalLM):
             raise ULDError("an ordinary model has no combination to vary: score a run")
         self.model: Any = model
         self.pad_token_id = pad_token_id
         self.combinations = list(combinations) if combinations is not None else None
+        for how in self.combinations or ():
+            self.model.settings_under(how)
         self.parts: list[Any] = [model]
         if isinstance(model, ULDForCausalLM):
             self.parts = [model.target, *map(base_model, model.assistants)]
@@ -180,8 +182,7 @@ class Scorer:
             return [[]]
         if self.combinations is None:
             return [self.model.combinations]
-        assistants = len(self.model.assistants)
-        return [how.parts * (assistants // len(how.parts)) for how in self.combinations]
+        return [self.model.settings_under(how) for how in self.combinations]
 
     @property
     def longest(self) -> int:

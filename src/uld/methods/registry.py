@@ -14,8 +14,9 @@ from uld.errors import ULDError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Trains = Literal["assistant", "target", "offset"]
-"""What is trained: LoRA on the target's first layers, the target itself, or a small model behind the frozen target."""
+Trains = Literal["assistant", "target", "offset", "pair"]
+"""What is trained: LoRA on the target's first layers, the target itself, a small model behind the frozen target, or two
+small models, each on the rows of its own side."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Method:
         restrict: Chooses what is trained of a target: ``(model, **options)``, sets ``requires_grad``.
         reweigh: New retain weight after a step: ``(weight, mean retain loss of the step, epochs trained, **options)``.
         finish: What is done to the trained weights at the end: ``(trained, before, **options)``, tensor by tensor.
+        teacher: Method whose run is trained first, and asked by losses in place of the model before training.
+        teach: Settings of that run that are not this run's: ``(**options)``.
+        every_layer: Whether an assistant is all of the target's layers where the user does not say how many.
     """
 
     name: str
@@ -70,6 +74,9 @@ class Method:
     restrict: Callable[..., None] | None = None
     reweigh: Callable[..., float] | None = None
     finish: Callable[..., "Tensor"] | None = None
+    teacher: str | None = None
+    teach: Callable[..., dict[str, Any]] | None = None
+    every_layer: bool = False
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -85,7 +92,14 @@ class Method:
     def options(self) -> dict[str, Any]:
         """Every option of the method with its default."""
         found: dict[str, Any] = {}
-        for part in (*(loss.value for loss in self.losses), self.tap, self.restrict, self.reweigh, self.finish):
+        for part in (
+            *(loss.value for loss in self.losses),
+            self.tap,
+            self.restrict,
+            self.reweigh,
+            self.finish,
+            self.teach,
+        ):
             found |= _keywords(part) if part is not None else {}
         return found
 
@@ -93,7 +107,8 @@ class Method:
     def needs(self) -> list[str]:
         """What it takes besides the target and the data, in words."""
         words = {
-            "frozen model in every step": any(loss.frozen for loss in self.losses),
+            "frozen model in every step": any(loss.frozen for loss in self.losses) and self.teacher is None,
+            f"a run of {self.teacher}, trained first": self.teacher is not None,
             "frozen log-likelihoods, once": any(loss.reference for loss in self.losses),
             "alternative answers": self.alternatives is not None,
             "no retain rows": self.retain is None,

@@ -20,15 +20,26 @@ ON_TARGET: dict[str, Any] = {"learning_rate": 1e-5, "retain_weight": 1.0, "parap
 """The paper's settings for methods that train the target: no augmentation, β = 1."""
 
 
-def positive(beta: float) -> float:
-    """β as an option, which must be more than 0.
+def positive(value: float, name: str = "beta", what: str = "β") -> float:
+    """An option, β where nothing else is said, which must be more than 0.
 
     Raises:
         ULDError: it is not.
     """
-    if not beta > 0:
-        raise ULDError(f"--option beta={beta:g}: β must be more than 0")
-    return beta
+    if not value > 0:
+        raise ULDError(f"--option {name}={value:g}: {what} must be more than 0")
+    return value
+
+
+def taught(**settings: float) -> dict[str, Any]:
+    """Settings of a run that teaches, from options that begin with ``teacher_``.
+
+    Raises:
+        ULDError: a learning rate or a number of epochs that is none.
+    """
+    for name, value in settings.items():
+        positive(value, f"teacher_{name}", f"teacher_{name}")
+    return {{"rate": "learning_rate"}.get(name, name): value for name, value in settings.items()}
 
 
 def remember(side: "Side") -> "Tensor":
