@@ -105,7 +105,7 @@ def tofu(
     *,
     options: ModelOptions,
 ) -> None:
-    """TOFU: forget quality, model utility and all their parts, with per-sample logs.
+    """TOFU: forget quality, model utility and all their parts, what people read, and the field's scores, with logs.
 
     An evaluation that was stopped continues where it was when the same command is given again. Under torchrun the
     processes share the rows.

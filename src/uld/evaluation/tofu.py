@@ -95,7 +95,7 @@ def evaluate(
         limit: First rows of each task set only (TOFU's own logs hold 300).
         non_members: Questions and answers of the same kind that no model was trained on, for membership attacks
             (`unseen_rows` chooses some).
-        samples: Answers to sample for each forget question, at temperature 1.
+        samples: Answers to sample for each forget question, at temperature 1; None samples none.
         seed: Of the samples.
         progress: Show a progress bar.
 
