@@ -44,6 +44,18 @@ def test_two_processes_equal_one(task, start_two, tmp_path, micro):
 
 
 @pytest.mark.slow
+def test_two_processes_learn_from_the_run_that_they_train_first(task, start_two, tmp_path):
+    """Of `dd-distilled`: the run that teaches is a pair, and micro-batches of one row lack one side or the other."""
+    given = {"method": "dd-distilled", "option": ("teacher_rate=0.02", "teacher_epochs=2"), "micro_batch_size": 1}
+    train(TrainConfig(**task.settings(tmp_path / "one", **OPTIONS | given)), progress=False)
+    for process in start_two(["train", *task.flags(tmp_path / "two", **OPTIONS | given)]):
+        process.join()
+        assert process.exitcode == 0, (tmp_path / "log-0").read_text() + (tmp_path / "log-1").read_text()
+    for a, b in zip(journal(tmp_path / "one"), journal(tmp_path / "two"), strict=True):
+        assert b["forget_loss"] == pytest.approx(a["forget_loss"], rel=1e-3)
+
+
+@pytest.mark.slow
 def test_interrupting_one_process_stops_both_and_both_go_on(task, start_two, tmp_path):
     options = OPTIONS | {"epochs": 10, "save_steps": 100}
     train(TrainConfig(**task.settings(tmp_path / "one", **options)), progress=False)

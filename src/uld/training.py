@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from accelerate import PartialState
 from transformers import set_seed
 
 from uld.artifact import (
@@ -144,10 +145,8 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     method = get_method(config.method)
     options = method.read_options(config.option)
     teaching = _teaching(config, method, options)
-    if config.small is not None and not {"offset", "pair"} & {
-        method.trains,
-        teaching and get_method(teaching.method).trains,
-    }:
+    takes_small = (method if teaching is None else get_method(teaching.method)).trains in ("offset", "pair")
+    if config.small is not None and not takes_small:
         raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
     if config.gate and method.trains != "assistant":
         raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
@@ -232,10 +231,12 @@ def _learn_from(teaching: TrainConfig, learner: Learner, dtype: str, progress: b
         ULDError: bad input; or `Interrupted`.
     """
     folder = Path(teaching.output)
-    if not is_run(folder):
+    finished, begun = is_run(folder), (folder / SETTINGS).is_file()
+    PartialState().wait_for_everyone()  # all have looked before the first writes
+    if not finished:
         logger.info("a run of %s is trained first, in %s", teaching.method, folder)
         try:
-            train(teaching, resume=(folder / SETTINGS).is_file(), progress=progress)
+            train(teaching, resume=begun, progress=progress)
         except Interrupted as error:
             output = folder.parent.parent
             raise Interrupted(
@@ -306,7 +307,7 @@ def _manifest(
         target=place(config.target),
         target_revision=config.revision,
         target_fingerprint=learner.fingerprints["target"],
-        small=place(config.small) if config.small is not None else None,
+        small=place(config.small) if config.small is not None and "small" in learner.fingerprints else None,
         small_fingerprint=learner.fingerprints.get("small"),
         num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
         combination=CombinationSettings(**combination.to_dict()),

@@ -1,6 +1,8 @@
 """Who's Harry Potter, at inference and fine-tuned in; and what every method does that learns from a run of another."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,6 +179,17 @@ def test_a_wrong_option_is_one_sentence_before_anything_is_trained(task, tmp_pat
     with pytest.raises(ULDError, match=message) as caught:
         uld.train(settings(task, tmp_path / "x", method, option=(option,)), progress=False)
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
+
+
+def test_a_small_model_is_the_teachers_and_lora_goes_on_the_target(task, tmp_path, make_target, inputs):
+    make_target("llama", num_layers=1, seed=3).save_pretrained(tmp_path / "small")
+    config = settings(task, tmp_path / "x", "dd-distilled", small=str(tmp_path / "small"), num_layers=None)
+    uld.train(replace(config, lora_rank=4), progress=False)
+    manifest = Manifest.read(config.output)
+    assert manifest.small is None and manifest.num_layers == 4
+    shutil.rmtree(tmp_path / "small")
+    model, _ = uld.load(config.output)
+    assert (logits(model, inputs) - logits(load_target(task.target), inputs)).abs().max() > 1e-3
 
 
 def test_a_teachers_bad_input_leaves_nothing(task, tmp_path, make_target):
