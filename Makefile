@@ -30,7 +30,7 @@ test-slow: env
 	$(PY) -m pytest -q -m "slow or gpu" --timeout 3000 -rs
 
 bench: env
-	cd benchmarks && for name in startup memory decode parts scoring "training --model tofu-4m" "training --model 370m" epochs scaling summary; do \
+	cd benchmarks && for name in startup memory decode rule parts scoring "training --model tofu-4m" "training --model 370m" epochs scaling summary; do \
 		set -- $$name; script=$$1; shift; ../$(PY) $$script.py "$$@" || exit 1; done
 
 format: env

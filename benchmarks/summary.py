@@ -4,7 +4,7 @@ import json
 
 from common import OUT, ROOT
 
-ORDER = ("startup", "memory", "decode", "parts", "scoring", "training-tofu-4m", "training-370m")
+ORDER = ("startup", "memory", "decode", "rule", "parts", "scoring", "training-tofu-4m", "training-370m")
 
 
 def question(command: str) -> str:
