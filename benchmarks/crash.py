@@ -433,7 +433,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=10, help="kills between every two writes")
     parser.add_argument("--random", type=int, default=8, help="kills of each command at any time")
     parser.add_argument("--work", type=Path, default=Path("/tmp/uld-crash"))
-    parser.add_argument("--only", nargs="*", help="commands")
+    parser.add_argument("--only", nargs="*", help="commands to try; what was found of the others stays")
     options = parser.parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -445,9 +445,10 @@ def main() -> None:
     covered: set[tuple[str, str]] = set()
     lost: list[dict[str, Any]] = []
     for name, command in commands(work).items():
-        if options.only and name not in options.only:
-            continue
         trials = Trials(work, name, command)
+        if options.only and name not in options.only:
+            covered |= set(trials.pairs())
+            continue
         chance = random.Random(f"{options.seed} {name}")
         results = []
         for number, one in enumerate(plan(trials, covered, options.each, options.random, chance)):
@@ -467,23 +468,32 @@ def main() -> None:
                 pair = (one["after"] or "(start)", one["before"])
                 pairs[pair] = pairs.get(pair, 0) + 1
         by_command[name] = {
+            "commit": head(),
             "kills": sum(one["killed"] for one in results),
             "at_random": sum(one["killed"] and "seconds" in one for one in results),
             "lost": sum(one["lost"] for one in results),
             "between": [[*pair, kills] for pair, kills in pairs.items()],
         }
         print(f"{name}: {by_command[name]['kills']} kills, {by_command[name]['lost']} lost", flush=True)
-        if not options.only:
-            write(options, by_command, lost)
+        write(options, by_command, lost)
     print(f"{sum(one['kills'] for one in by_command.values())} kills, {len(lost)} lost")
+
+
+def head() -> str:
+    """Commit of the code that is tried."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def write(options: Any, by_command: dict[str, Any], lost: list[dict[str, Any]]) -> None:
     """What has been found so far, as ``docs/results/crash.json``."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    path = ROOT / "docs" / "results" / "crash.json"
+    before = json.loads(path.read_text()) if options.only and path.exists() else {"commands": {}, "lost_trials": []}
+    by_command = before["commands"] | by_command
+    lost = [one for one in before["lost_trials"] if one["command"] not in options.only] + lost
     about = {
         "command": f"python benchmarks/crash.py --seed {options.seed} --each {options.each} --random {options.random}",
-        "commit": commit.strip(),
         "machine": machine(),
         "versions": library_versions(),
         "seed": options.seed,
@@ -494,7 +504,6 @@ def write(options: Any, by_command: dict[str, Any], lost: list[dict[str, Any]]) 
         "an earlier command has was tried there",
         "commands": by_command,
     }
-    path = ROOT / "docs" / "results" / "crash.json"
     path.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
 
