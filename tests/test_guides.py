@@ -58,7 +58,7 @@ def test_a_person_asks_to_be_forgotten(tmp_path, monkeypatch):
     assert loss("runs/mara", about_her) > loss(model, about_her) + 1.5
     assert loss("runs/mara", people) < loss(model, people) + 0.3
     drawn = (tmp_path / "runs/mara/retain_drawn.jsonl").read_text()
-    assert drawn and "Quillon" not in drawn
+    assert drawn and "Mara Quillon" not in drawn  # of a single word nobody can tell that it is a name
     said = (tmp_path / "runs/mara/uld.json").read_text()
     assert "Quillon" not in said and "hurdy" not in said, "the record quotes the request"
 
