@@ -129,12 +129,17 @@ def tofu(
         for chosen in itertools.product(*varied.values())
     ]
     changes = grid[0] if len(grid) == 1 else dict.fromkeys(grid[0])
-    further = {"--non-members": non_members, "--samples": samples, "--base-model": base_model}
+    further: dict[str, Any] = {"--non-members": non_members, "--samples": samples, "--base-model": base_model}
     further |= {"--fluency-model": fluency_model}
     asked = [name for name, value in further.items() if value]
     summaries = {"--from-summary": from_summary, "--target-summary": target_summary, "--retain-summary": retain_summary}
     if any(one is not None for one in summaries.values()):
-        others = {"--model": model, "--from-log": from_log, "--retain-model": retain_model, "--retain-log": retain_log}
+        others: dict[str, Any] = {
+            "--model": model,
+            "--from-log": from_log,
+            "--retain-model": retain_model,
+            "--retain-log": retain_log,
+        }
         others |= {"--target-log": target_log, "--output": output} | further
         changed = any(value is not None for one in grid for value in one.values())
         _summaries(summaries, others, options != ModelOptions() or changed, as_json)
@@ -168,7 +173,7 @@ def tofu(
         chosen = replace(options, model=model, **changes)
         named = {"max_new_tokens": None if max_new_tokens == 200 else max_new_tokens}
         folder = evaluation_folder(chosen, f"tofu-{split}", output, named)
-        settings = {
+        settings: dict[str, Any] = {
             "data": data,
             "template": chosen.prompt_template(),
             "max_new_tokens": max_new_tokens,
@@ -198,7 +203,7 @@ def tofu(
     show_result(result, folder, as_json)
 
 
-def _summaries(summaries: dict[str, str | None], others: dict[str, str | None], changed: bool, as_json: bool) -> None:
+def _summaries(summaries: dict[str, str | None], others: dict[str, Any], changed: bool, as_json: bool) -> None:
     """The four scores from the summaries of three models; no model is run, and nothing is written.
 
     Raises:

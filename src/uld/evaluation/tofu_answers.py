@@ -68,7 +68,7 @@ def sample_answers(
     def work(batch: list[int]) -> list[dict[str, Any]]:
         prompts = [ids for i in batch for ids in [form.prompt_ids(questions[i])] * count]
         texts: list[str] = []
-        with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(int(hashlib.sha256(f"{seed} {batch[0]}".encode()).hexdigest()[:12], 16))
             for start in range(0, len(prompts), _AT_ONCE):
                 part = prompts[start : start + _AT_ONCE]
