@@ -14,6 +14,7 @@ from uld.data.collate import FORGET, RETAIN
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.errors import ULDError
+from uld.evaluation.grid import grid_name
 from uld.evaluation.scoring import Scorer
 from uld.learners import make_learner
 from uld.loading import load_tokenizer
@@ -182,15 +183,16 @@ def test_a_pair_refuses_rules_of_single_assistants_and_the_other_way_round(run, 
             Scorer(one, 0, [Combination(rule)])
 
 
-def test_the_rank_method_trains_the_same_and_notes_its_k(run, task, tmp_path):
-    config = settings(task, tmp_path / "x", epochs=3, method="dd-rank", rank_tokens=7)
-    uld.train(config, progress=False)
-    manifest = Manifest.read(config.output)
-    assert (manifest.combination.rule, manifest.combination.rank_tokens) == ("rank", 7)
-    assert manifest.weights == Manifest.read(run).weights
-    assert json.loads((tmp_path / "x/uld.json").read_text())["combination"]["rank_tokens"] == 7
+def test_a_run_notes_its_k_where_it_is_ranked_and_nowhere_else(run, tmp_path):
+    assert get_method("dd-rank").losses == get_method("dd").losses
     before = json.loads((Path(run) / "uld.json").read_text())["combination"]
     assert before.keys() == {"rule", "weight", "filter", "min_tokens", "outside"}  # as older versions read it
+    model, _ = uld.load(run, rule="rank", rank_tokens=7)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "uld.json").read_text())["combination"]["rank_tokens"] == 7
+    assert Manifest.read(tmp_path).combination.rank_tokens == 7
+    names = [grid_name(Combination("rank", weight=weight, rank_tokens=7)) for weight in (0.5, 3.0, 0.0)]
+    assert names == ["rank-tokens-7", "rank-tokens-7", "rank-tokens-0"]  # a grid scores the same settings once
 
 
 def test_two_runs_add_their_changes(run, inputs):

@@ -47,7 +47,9 @@ class GridRow:
 
 def grid_name(how: Combination) -> str:
     """A setting as a folder name."""
-    name = f"{how.rule}-weight-{how.weight:g}" + (f"-tokens-{how.rank_tokens}" if how.rule == "rank" else "")
+    if how.rule == "rank":  # which knows no other difference between weights
+        return f"rank-tokens-{how.rank_tokens if how.weight > 0 else 0}"
+    name = f"{how.rule}-weight-{how.weight:g}"
     if how.rule == "suppress" and (how.margin or how.floor):
         name += f"-margin-{how.margin:g}-floor-{how.floor:g}"
     return f"{name}-filter-{how.filter:g}-{how.outside}" if how.filters else name
@@ -115,15 +117,8 @@ def table(rows: Sequence[GridRow]) -> str:
         quality = "–" if found.forget_quality is None else f"{found.forget_quality:.2e}"
         filter, outside = (f"{how.filter:g}", how.outside) if how.filters else ("–", "–")
         margin, floor = (f"{how.margin:g}", f"{how.floor:g}") if how.rule == "suppress" else ("–", "–")
-        cells = [
-            f"rank {how.rank_tokens}" if how.rule == "rank" else how.rule,
-            f"{how.weight:g}",
-            margin,
-            floor,
-            filter,
-            outside,
-            quality,
-        ]
+        rule = [f"rank {how.rank_tokens}", "–"] if how.rule == "rank" else [how.rule, f"{how.weight:g}"]
+        cells = [*rule, margin, floor, filter, outside, quality]
         cells += [f"{found.forget_prob:.4f}", f"{found.retain_prob:.4f}"]
         lines.append(f"| {' | '.join([*cells, f'{row.forget_loss:.3f}', f'{row.retain_loss:.3f}'])} |")
     return "\n".join(lines) + "\n"
