@@ -38,7 +38,7 @@ def test_arguments_reach_the_model(run, tmp_path):
         f"pretrained={run},weight=2,filter=0.1,rule=subtract,min_tokens=0.5,outside=mask,dtype=bfloat16,max_length=64"
     )
     lm = made(text, batch_size="4", device="cpu", max_batch_size=None)
-    assert vars(lm.model.combination) == {
+    assert lm.model.combination.to_dict() == {
         **{"rule": "subtract", "weight": 2, "filter": 0.1, "min_tokens": 0.5, "outside": "mask"}
     }
     assert (lm.model.dtype, lm.max_length, lm.batch_size) == (torch.bfloat16, 64, 4)

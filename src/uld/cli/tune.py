@@ -14,7 +14,7 @@ EPILOG = (
 )
 
 
-@with_model("model", "rule", "min_tokens", "outside")
+@with_model("model", "rule", "min_tokens", "rank_tokens", "outside")
 def tune(
     run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets the chosen α.")],
     weight: Annotated[
