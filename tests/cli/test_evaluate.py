@@ -214,7 +214,7 @@ def test_a_retain_log_of_another_split_is_refused_before_anything_is_run(run, tm
         ),
         ("--model RUN --target OTHER --data DATA", "the adapter belongs to another target: it was trained on"),
         ("--model TARGET --weight 2 --data DATA", ": --weight has no meaning for it"),
-        ("--model RUN --weight -1 --data DATA", "weight (α) must be a number ≥ 0, not -1.0"),
+        ("--model RUN --weight -1 --data DATA", "weight (α) must lie between 0 and 1,000,000 or be inf, not -1.0"),
         ("--model RUN --rule invert --data DATA", "rule must be one of suppress, subtract, reference"),
         ("--model RUN --template x --data DATA", "template 'x' is neither one of qa, plain, llama2 nor"),
         ("--model RUN --dtype int4 --data DATA", "--dtype must be one of"),

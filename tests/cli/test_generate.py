@@ -197,7 +197,7 @@ def test_commands_that_cannot_be_carried_out_are_answered(micro):
     assert noted == [
         "/weight takes a number ≥ 0, as in /weight 1.5, not ''",
         "/weight takes a number ≥ 0, as in /weight 1.5, not 'much'",
-        "weight (α) must be a number ≥ 0, not -1.0",
+        "weight (α) must lie between 0 and 1,000,000 or be inf, not -1.0",
         "there is no /help here: /weight N (of a run), /new, /quit",
     ]
     assert chat(micro, "/weight 2", model=micro.target)[1] == [

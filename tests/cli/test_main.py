@@ -135,8 +135,8 @@ def test_every_command_has_the_same_model_options():
     full = {name: option for name, option in model_options("generate").items() if name in shared}
     assert list(full) == shared and {panel for *_, panel in full.values()} == {"Model"}
     assert full == {name: option for name, option in model_options("chat").items() if name in shared}
-    own = {"model", "weight", "filter"}  # what eval and tune mean by these is another thing
-    for command, lacking in ((("eval", "tofu"), set()), (("tune",), {"rule", "min_tokens", "outside"})):
+    own = {"model", "weight", "margin", "floor", "filter"}  # what eval and tune mean by these is another thing
+    for command, lacking in ((("eval", "tofu"), set()), (("tune",), {"rule", "min_tokens", "rank_tokens", "outside"})):
         options = model_options(*command)
         assert {name: options[name] for name in shared if name not in own | lacking} == {
             name: option for name, option in full.items() if name not in own | lacking
@@ -147,7 +147,7 @@ def test_every_command_has_the_same_model_options():
 def test_help_shows_the_defaults_that_it_names():
     for command, default in (
         ("eval tofu", "default: in the run, or eval/"),
-        ("tune", "default: 0.25, 0.5, … 3"),
+        ("tune", "(steady), else 0.25, 0.5, … 3."),
         ("train", f"(default: {TrainConfig().epochs})"),
     ):
         shown = " ".join(uld_command(*command.split(), "--help").output.replace("│", " ").split())
