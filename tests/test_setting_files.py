@@ -1,6 +1,7 @@
 """Settings files by the hundred, made from the fields: each is refused where it is wrong, or read exactly."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,9 @@ def of_fields(config: type[RunConfig]) -> Iterator[Case]:
         if name == "output":
             continue
         for text in WRONG[kind]:
-            if not (kind is str and text == "''" and field.default == ""):
+            if text == ".inf" and name in config.ENDLESS:
+                yield f"{BEFORE}{name}: {text}\n", {name: math.inf}
+            elif not (kind is str and text == "''" and field.default == ""):
                 yield f"{BEFORE}{name}: {text}\n", (4, name)
         for slip in slips(name):
             if slip not in names:

@@ -180,7 +180,7 @@ def test_before_equals_lm_eval_on_the_target_folder_and_files_are_lm_evals(make_
     assert scores["both", "acc"].after == scores["mc", "acc"].after
     assert not list((tmp_path / "out" / "after").glob("samples_*"))  # they were not asked for
     (path,) = (tmp_path / "out" / "after").glob("results_*.json")
-    assert json.loads(path.read_text())["config"]["combination"] == vars(loaded.combination)
+    assert json.loads(path.read_text())["config"]["combination"] == loaded.combination.to_dict()
 
 
 def test_few_shots_and_the_chat_template_change_the_prompt(model, letters, local, tmp_path):
