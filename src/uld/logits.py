@@ -355,7 +355,14 @@ def _suppressed_losses(logits: Tensor, excess: Tensor, labels: Tensor, settings:
     """
     above = excess > 0
     few = above.sum(-1, dtype=torch.int32).amax() <= _SPARSE * logits.shape[-1]
-    sparse = [i for i, how in enumerate(settings) if few and 0 < how.weight < math.inf]
+    most = math.inf
+    if (
+        few
+        and any(how.weight == math.inf for how in settings)
+        and not bool((logits > -torch.inf).gt(above).any(-1).all())
+    ):
+        most = MOST_WEIGHT  # where every token lies above the margin, the limit is another
+    sparse = [i for i, how in enumerate(settings) if few and 0 < how.weight <= most]
     losses = logits.new_empty(len(settings), len(logits))
     for i in set(range(len(settings))) - set(sparse):
         how = settings[i]
@@ -371,19 +378,26 @@ def _suppressed_losses(logits: Tensor, excess: Tensor, labels: Tensor, settings:
 def _sparse_losses(
     logits: Tensor, excess: Tensor, above: Tensor, labels: Tensor, settings: Sequence[Combination]
 ) -> Tensor:
-    """`_suppressed_losses` where few tokens lie above the margin, for finite weights: ``(settings, positions)``."""
+    """`_suppressed_losses` where few tokens of each row lie above the margin, and some below."""
     near, near_excess = _gathered(above, (logits, -torch.inf), (excess, 0.0))
     left = torch.where(above, -torch.inf, logits)
     far, far_top = left.logsumexp(-1), left.amax(-1, keepdim=True)
     own, own_excess = (one.gather(-1, labels[:, None]) for one in (logits, excess))
     losses = []
     for how in settings:
-        lowered = torch.sub(near, near_excess, alpha=how.weight)
+        lowered = _below(near, near_excess, how.weight)
         top = torch.maximum(far_top, lowered.amax(-1, keepdim=True)) if near.shape[-1] else far_top
         total = torch.logaddexp(_floored(near, lowered, how.floor, top).logsumexp(-1), far)
-        mine = _floored(own, torch.sub(own, own_excess, alpha=how.weight), how.floor, top)
+        mine = _floored(own, _below(own, own_excess, how.weight), how.floor, top)
         losses.append(total - mine[:, 0])
     return torch.stack(losses)
+
+
+def _below(logits: Tensor, excess: Tensor, weight: float) -> Tensor:
+    """``l − α · e``; α = inf leaves nothing of what exceeds the margin."""
+    if weight == math.inf:
+        return logits.masked_fill(excess > 0, -torch.inf)
+    return torch.sub(logits, excess, alpha=weight)
 
 
 def _filtered_losses(logits: Tensor, change: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
