@@ -1,4 +1,4 @@
-"""What `uld tune` picks on tofu-4m, and what it is worth: margin, floor and α, at two thirds and one and a half times α as well.
+"""What `uld tune --aim steady` picks on tofu-4m, and what it is worth: margin, floor and α, at two thirds and one and a half times α as well.
 
 Each run is trained with the preset ``tofu-4m``, tuned on rows of the training side alone (no benchmark's row, no
 retain-only model), and evaluated at what was picked, at 2/3 and 1.5 times that α, and under the rule without margin and
@@ -80,7 +80,7 @@ def cell(options: argparse.Namespace, split: str, seed: int) -> dict[str, Any]:
     if not (tuned / "tune.json").exists():
         shutil.rmtree(tuned, ignore_errors=True)
         shutil.copytree(run, tuned, ignore=shutil.ignore_patterns("epochs", "checkpoints"))
-        uld("tune", str(tuned), threads=options.threads)
+        uld("tune", str(tuned), "--aim", "steady", threads=options.threads)
     choice = json.loads((tuned / "tune.json").read_text())
     target = evaluate(options, options.models / "tofu-4m-full", split, f"target-{split}")
     results = {

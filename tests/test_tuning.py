@@ -213,7 +213,7 @@ def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
 
 def test_the_steady_choice_is_what_the_run_says_afterwards(run, rows, tmp_path):
     files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
-    grid = ["--weight", "2,inf", "--margin", "0,1", "--floor", "0,0.001,0.1", "--budget", "0.9"]
+    grid = ["--aim", "steady", "--weight", "2,inf", "--margin", "0,1", "--floor", "0,0.001,0.1", "--budget", "0.9"]
     result = CliRunner().invoke(app, ["tune", str(run), *files, *grid])
     assert result.exit_code == 0, result.output
     told = json.loads((run / "tune.json").read_text())

@@ -30,13 +30,13 @@ def tune(
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the retain answers' probability that may be lost.")] = 0.01,
     aim: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="steady (default with the rule suppress): margin, floor and α at which right answers are about as "
-            "likely as wrong ones, also at 2/3 and 1.5 times that α; indistinct: smallest α at which right answers are "
-            "no likelier than wrong ones; budget: largest α within the budget."
+            help="indistinct: smallest α at which right answers are no likelier than wrong ones; budget: largest α "
+            "within the budget; steady: margin, floor and α at which right answers are about as likely as wrong ones, "
+            "also at 2/3 and 1.5 times that α."
         ),
-    ] = None,
+    ] = "indistinct",
     forget: Annotated[
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
@@ -58,7 +58,7 @@ def tune(
         raise ULDError(f"{run} is not a finished run: name the folder of one")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
-    if aim is not None and aim not in AIMS:
+    if aim not in AIMS:
         raise ULDError(f"--aim must be one of {', '.join(AIMS)}, not {aim!r}")
     given = {"weights": weight, "margins": margin, "floors": floor, "filters": filter}
     grid = Grid(**{name: numbers(text, f"--{name[:-1]}") or None for name, text in given.items()})
