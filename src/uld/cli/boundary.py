@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from uld.errors import ULDError
 from uld.faults import UNREAD, WRONG, Outcome, report, told, without_secrets
+from uld.settings import is_first_process
 from uld.terminal import OutputError, discard, one_line, screens, visible
 
 NAME = "uld"
@@ -81,7 +82,11 @@ class Boundary(TyperGroup):
         except _Usage as error:
             return Outcome(WRONG, _usage(error))
         except _Ended as error:
-            return Outcome(int(error.code or 0), f"ended by {signal.Signals(int(error.code or 0) - 128).name}")
+            code = int(error.code or 0)
+            said = (
+                f"ended by {signal.Signals(code - 128).name}" if is_first_process() else ""
+            )  # torchrun ends the others
+            return Outcome(code, said)
         except SystemExit as error:  # a library's own command line; or rich, which found that nobody reads the help
             if isinstance(error.__context__, BrokenPipeError):
                 return Outcome(UNREAD, "")
