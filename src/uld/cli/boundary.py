@@ -83,10 +83,9 @@ class Boundary(TyperGroup):
             return Outcome(WRONG, _usage(error))
         except _Ended as error:
             code = int(error.code or 0)
-            said = (
-                f"ended by {signal.Signals(code - 128).name}" if is_first_process() else ""
-            )  # torchrun ends the others
-            return Outcome(code, said)
+            if not is_first_process():  # torchrun ends the others when one has said what is wrong
+                return Outcome(code, "")
+            return Outcome(code, f"ended by {signal.Signals(code - 128).name}")
         except SystemExit as error:  # a library's own command line; or rich, which found that nobody reads the help
             if isinstance(error.__context__, BrokenPipeError):
                 return Outcome(UNREAD, "")
