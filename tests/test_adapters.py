@@ -7,13 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import uld.adapters
-from uld.artifact import ArtifactError, CombinationSettings, Manifest, save_adapter, save_model
+from uld.artifact import CombinationSettings, Manifest
 from uld.assistant import add_lora, build_assistant, load_target
 from uld.config import TrainConfig
 from uld.digests import weights_digests
+from uld.errors import ArtifactError
 from uld.loading import load
 from uld.logits import Combination
 from uld.training import train
+from uld.weights import save_adapter, save_model
 
 
 @pytest.fixture(scope="module")

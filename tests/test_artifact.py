@@ -11,22 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from uld.artifact import (
-    ArtifactError,
-    CombinationSettings,
-    Manifest,
-    file_digest,
-    fingerprint,
-    is_run,
-    new_file,
-    new_folder,
-    read_object,
-    sweep,
-    write_text,
-    writing,
-)
+from uld.artifact import CombinationSettings, Manifest, file_digest, fingerprint, is_run, read_object
 from uld.assistant import load_sliced
+from uld.errors import ArtifactError
 from uld.logits import Combination
+from uld.writing import new_file, new_folder, sweep, write_text, writing
 
 
 def manifest(**changes) -> Manifest:

@@ -13,7 +13,6 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from uld.artifact import save_adapter
 from uld.assistant import (
     add_lora,
     build_assistant,
@@ -27,6 +26,7 @@ from uld.assistant import (
     slice_config,
 )
 from uld.errors import ULDError
+from uld.weights import save_adapter
 
 IDS = torch.tensor([[1, 5, 9, 13, 4, 8, 21, 30, 17, 6, 11, 25]])
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import uld.finetuning
-from uld.artifact import ArtifactError, Manifest, fingerprint
+from uld.artifact import Manifest, fingerprint
 from uld.config import FinetuneConfig, TrainConfig
-from uld.errors import ULDError
+from uld.errors import ArtifactError, ULDError
 from uld.finetuning import FinetuneResult, finetune, read_provenance
 from uld.loading import load
 from uld.run_folder import last_checkpoint, stored_finetuning

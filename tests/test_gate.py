@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uld.artifact import ADAPTER, MANIFEST, ArtifactError
+from uld.artifact import ADAPTER, MANIFEST
 from uld.data.prompt import Encoded
 from uld.digests import GATE_WEIGHTS
+from uld.errors import ArtifactError
 from uld.evaluation.scoring import Scorer
 from uld.gate import Gate, add_gate, gate_of
 from uld.loading import load

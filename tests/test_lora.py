@@ -12,10 +12,10 @@ from transformers import (
 )
 
 from uld.adapters import load_adapter
-from uld.artifact import save_adapter
 from uld.assistant import add_lora, build_assistant
 from uld.errors import ULDError
 from uld.lora import adapted
+from uld.weights import save_adapter
 
 SIZE = {
     **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4},

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from uld.artifact import ArtifactError
 from uld.config import TrainConfig
+from uld.errors import ArtifactError
 from uld.run_folder import (
     check_output,
     drop_incomplete,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from uld.artifact import Manifest, new_folder, write_text
+from uld.artifact import Manifest
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Wanted
 from uld.augment.output import read
@@ -36,6 +36,7 @@ from uld.logits import Combination
 from uld.run_folder import held, stored_settings
 from uld.training import train
 from uld.tuning import Grid, Point, tune
+from uld.writing import new_folder, write_text
 
 ABOUT = {"model": "a", "weights": "sha256:1", "split": "forget10"}
 ROWS = [{"question": f"Who wrote the book {name}?", "answer": f"Mara Quillon wrote {name} in 1983."} for name in "AB"]

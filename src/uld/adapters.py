@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from uld.artifact import ADAPTER, PAIR, ArtifactError, Manifest, fingerprint, refuse_changed
+from uld.artifact import ADAPTER, PAIR, Manifest, fingerprint, refuse_changed
 from uld.assistant import build_assistant, load_sliced, load_target
 from uld.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
-from uld.errors import explained
+from uld.errors import ArtifactError, explained
 from uld.gate import load_gate
 from uld.lora import quiet_peft
 

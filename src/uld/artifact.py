@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how it gets there: ``uld.json``, fingerprints, digests, atomic writes.
+"""What a run leaves on disk: ``uld.json``, fingerprints, digests.
 
 A run folder holds ``uld.json`` (this module's `Manifest`, the truth about the unlearning), ``adapter/`` (LoRA in PEFT's
 own format; a target that was trained without LoRA is ``model.safetensors`` instead), ``config.json`` and
@@ -7,15 +7,10 @@ settings), ``metrics.jsonl`` and, where the retain set was drawn from the target
 safetensors, JSON or YAML: no pickle.
 """
 
-import errno
-import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,11 +24,10 @@ from pydantic import (
 )
 
 from uld.digests import ADAPTER as ADAPTER
-from uld.digests import content_digest, first_broken, weights_files
-from uld.errors import ULDError, explained
+from uld.digests import content_digest, weights_files
+from uld.errors import ArtifactError, explained
 from uld.json_text import dumps
-from uld.locks import hold, is_held
-from uld.machine import files_are_limited
+from uld.writing import UNENCODABLE, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,20 +40,8 @@ CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
 PAIR = ("retain", "forget")  # the adapters of a pair, each below ``adapter/``: whose logits are added, and subtracted
-UNENCODABLE = "backslashreplace"  # half of a surrogate pair, as in a name that is not UTF-8, as JSON writes it
 _SAMPLES = 65_536
-_FULL_DISK = ("No space left",)  # torch and safetensors report it as errors of their own, in words of their own
-_TOO_LARGE = ("File too large", "file write failed", "unexpected pos", "iostream error")  # so does torch a full disk
-_TEMPORARY = ".uld"  # ending of what is not yet, or no longer, in its place
 _TINY = 2.0**-14  # below it fp16 is not exact for every bf16 number
-
-
-class ArtifactError(ULDError):
-    """A run folder is missing, damaged, taken, or belongs to another target."""
-
-
-class DiskFullError(ArtifactError):
-    """The disk is full."""
 
 
 class CombinationSettings(BaseModel):
@@ -249,14 +231,6 @@ def refuse_changed(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def _refuse_broken(tensors: Iterable[tuple[str, "Tensor"]]) -> None:
-    if broken := first_broken(tensors):
-        raise ArtifactError(
-            f"training came to NaN or infinite numbers ({broken}), and such weights are not written: lower "
-            "--learning-rate, or train with --dtype fp32"
-        )
-
-
 def rows_digest(rows: Iterable[dict[str, Any]]) -> str:
     """SHA-256 of rows that lie in no file of ours, as JSON lines, in hexadecimal."""
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
@@ -282,233 +256,3 @@ def read_object(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} is damaged: {mend}")
     return value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file atomically, see `new_file`.
-
-    Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
-    """
-    with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors=UNENCODABLE)
-
-
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Make a file atomically: yields a temporary sibling, which is flushed to disk and then renamed over the path.
-
-    Raises:
-        ArtifactError: the disk is full or the folder cannot be written.
-    """
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name)
-        handle, name = tempfile.mkstemp(**_beside(path))
-        try:
-            hold(handle, Path(name))
-            yield Path(name)
-            os.fsync(handle)
-            os.chmod(name, permissions(0o666, path))
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(handle)
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    """How `tempfile` names what is to take a path's place, or has left it; the path's own name may be a long one."""
-    return {"prefix": f".{path.name[:40]}.", "suffix": _TEMPORARY, "dir": path.parent}
-
-
-def present(folder: Path) -> set[str]:
-    """Names of what somebody has put into a folder, which need not exist; hidden names are locks and the like."""
-    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
-
-
-def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what a kill left in a folder before it was in its place; what a living process writes is locked.
-
-    Args:
-        folder: Which need not exist.
-        name: Of what was to be there; any.
-    """
-    for path in folder.glob(f".{name if name == '*' else glob.escape(name[:40])}.*{_TEMPORARY}"):
-        if not is_held(path):
-            with suppress(OSError):  # another process may sweep as well
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder, if there is one, so that it is there as a whole or not at all."""
-    if path.exists():
-        aside = tempfile.mkdtemp(**_beside(path))
-        os.replace(path, aside)
-        shutil.rmtree(aside)
-
-
-def permissions(most: int, path: Path | None = None) -> int:
-    """The mode of what is made now: what the user's umask leaves, and no more than a file in its place had.
-
-    Args:
-        most: Without a umask: 0o666 for a file, 0o777 for a folder.
-        path: What is replaced, if it is there.
-    """
-    umask = os.umask(0o077)  # there is no way to look at it; what another thread makes meanwhile is not too open
-    os.umask(umask)
-    found = path.stat().st_mode if path is not None and path.exists() else most
-    return most & found & ~umask
-
-
-def as_usual(files: Iterable[Path]) -> None:
-    """Give files that safetensors wrote, which keeps everybody else off them, what the user's umask leaves."""
-    for path in files:
-        path.chmod(permissions(0o666))
-
-
-@contextmanager
-def writing(folder: str | Path) -> Iterator[None]:
-    """Turn failures to write below a folder into one clear sentence.
-
-    Raises:
-        ArtifactError: the disk is full (`DiskFullError`), the folder is read-only, or something else is in the way.
-    """
-    try:
-        yield
-    except ULDError:
-        raise
-    except Exception as error:
-        if _tells(error, (errno.ENOSPC, errno.EDQUOT), _FULL_DISK):
-            raise DiskFullError(f"the disk that holds {folder} is full: free some space and run again") from error
-        if _tells(error, (errno.EFBIG,), _TOO_LARGE):
-            if files_are_limited():
-                raise ArtifactError(
-                    f"a file in {folder} would be larger than files may be here: raise the limit (ulimit -f)"
-                ) from error
-            raise DiskFullError(f"the disk that holds {folder} is full: free some space and run again") from error
-        if isinstance(error, OSError):
-            raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
-        raise
-
-
-def _tells(error: BaseException | None, numbers: tuple[int, ...], words: tuple[str, ...]) -> bool:
-    """Whether an error, or one that it wraps, is an OSError with one of these numbers or holds one of these words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in numbers:
-            return True
-        if any(hint in str(error) for hint in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-@contextmanager
-def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Make a folder atomically: yields a temporary sibling, which takes the path's place only when all went well.
-
-    Args:
-        path: The folder to make.
-        replace: Whether an existing folder may be replaced.
-
-    Raises:
-        ArtifactError: the path exists and may not be replaced, or cannot be written.
-    """
-    path = Path(path)
-    if path.exists() and not replace:
-        raise ArtifactError(f"{path} exists already: choose another folder")
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name)
-        temporary = Path(tempfile.mkdtemp(**_beside(path)))
-        handle = os.open(temporary, os.O_RDONLY)
-        try:
-            hold(handle, temporary)
-            os.chmod(temporary, permissions(0o777, path))
-            yield temporary
-            _exchange(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            os.close(handle)
-
-
-def _exchange(new: Path, path: Path) -> None:
-    """Put a folder into a place; the one that was there is removed when the new one is there."""
-    if not path.exists():
-        os.replace(new, path)
-        return
-    old = tempfile.mkdtemp(**_beside(path))
-    os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        os.replace(old, path)
-        raise
-    shutil.rmtree(old)
-
-
-def save_adapter(adapter: Any, folder: Path, target: str) -> None:
-    """Write an adapter in PEFT's own format, naming the target as its base; its gate, if it has one, lies beside it.
-
-    Args:
-        adapter: A `peft.PeftModel`.
-        folder: Where to.
-        target: Folder or Hub id of the target.
-
-    Raises:
-        ArtifactError: a weight is NaN or infinite.
-    """
-    from peft import get_peft_model_state_dict
-
-    from uld.gate import gate_of, save_gate
-
-    if (gate := gate_of(adapter)) is not None:
-        _refuse_broken((f"the gate's {name}", tensor) for name, tensor in gate.named_parameters())
-    _refuse_broken(get_peft_model_state_dict(adapter, save_embedding_layers=False).items())
-    adapter.peft_config["default"].base_model_name_or_path = target
-    write_lora(adapter, folder)
-    save_gate(adapter, folder)
-    as_usual(folder.glob("*.safetensors"))
-
-
-def write_lora(adapter: Any, folder: Path) -> None:
-    """Have PEFT write its two files, without the form of a model card, which takes longer than both."""
-    adapter.create_or_update_model_card = lambda _: None
-    try:
-        adapter.save_pretrained(str(folder), save_embedding_layers=False)
-    finally:
-        del adapter.create_or_update_model_card
-
-
-def save_model(model: Any, folder: Path, dtype: Any) -> int:
-    """Write a whole model with its config, in the dtype of the checkpoint that it came from.
-
-    Args:
-        model: A transformers model.
-        folder: Where to.
-        dtype: Of the checkpoint; None keeps the model's.
-
-    Returns:
-        Bytes of the weights on disk.
-
-    Raises:
-        ArtifactError: a weight is NaN or infinite.
-    """
-    own = model.dtype
-    wanted = own if dtype is None else dtype
-    weights = model.state_dict()
-    _refuse_broken(weights.items())
-    model.config.dtype = wanted
-    try:
-        model.save_pretrained(
-            str(folder), state_dict={k: v.to(wanted) if v.is_floating_point() else v for k, v in weights.items()}
-        )
-        model.config.dtype = wanted  # transformers has put the model's own there
-        model.config.save_pretrained(str(folder))
-    finally:
-        model.config.dtype = own
-    as_usual(folder.glob("model*.safetensors"))
-    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))

@@ -20,6 +20,14 @@ class DataError(ULDError):
     """A file or a line of it cannot be used."""
 
 
+class ArtifactError(ULDError):
+    """A run folder is missing, damaged, taken, or belongs to another target."""
+
+
+class DiskFullError(ArtifactError):
+    """The disk is full."""
+
+
 @contextmanager
 def explained(what: str, error: type[ULDError] = ULDError) -> Iterator[None]:
     """Turn whatever a library raises while it reads a user's files into one sentence with the library's own words.

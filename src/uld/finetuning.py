@@ -14,22 +14,13 @@ from peft import PeftModel
 from pydantic import BaseModel, ValidationError
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from uld.artifact import (
-    CHECKPOINTS,
-    METRICS,
-    ArtifactError,
-    DataFile,
-    fingerprint,
-    place,
-    save_model,
-    write_text,
-    writing,
-)
+from uld.artifact import CHECKPOINTS, METRICS, DataFile, fingerprint, place
 from uld.assistant import check_head, load_config, load_target, quiet_transformers
 from uld.config import ConfigError, FinetuneConfig, flag
 from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.record import Record
+from uld.errors import ArtifactError
 from uld.inputs import learnt_rows, read_learnt
 from uld.journal import Journal, read_metrics, stop_on_interrupt
 from uld.learners import Learner, trainable
@@ -54,6 +45,8 @@ from uld.settings import DTYPES, is_first_process
 from uld.trainer import UnlearningTrainer, planned_steps, refuse_long_warmup, trainer_arguments, training_dtype
 from uld.training import RunResult, run_facts, run_steps
 from uld.vocabulary import embedding_rows, own_ids, refuse_foreign
+from uld.weights import save_model
+from uld.writing import write_text, writing
 
 _LEARN = Method("finetune", "Cross-entropy on everything.", "", "target", Loss("finetune", remember))
 _NAMES = ("loss", None)

@@ -14,10 +14,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from uld.artifact import METRICS, write_text, writing
+from uld.artifact import METRICS
 from uld.errors import ULDError
 from uld.run_folder import UnresumableError
 from uld.trainer import LossNames, UnlearningTrainer, named_losses
+from uld.writing import write_text, writing
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, small_pair, verify_target
-from uld.artifact import ADAPTER, MANIFEST, PAIR, Manifest, new_folder, refuse_changed, save_adapter, writing
+from uld.artifact import ADAPTER, MANIFEST, PAIR, Manifest, refuse_changed
 from uld.assistant import base_model, build_assistant, gated_logits, load_target, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
@@ -33,6 +33,8 @@ from uld.gate import gate_of
 from uld.logits import Combination, combine_all
 from uld.lora import on_bytes
 from uld.trial import continues
+from uld.weights import save_adapter
+from uld.writing import new_folder, writing
 
 logger = logging.getLogger(__name__)
 

@@ -12,22 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from uld.artifact import (
-    ADAPTER,
-    CHECKPOINTS,
-    EPOCHS,
-    MANIFEST,
-    METRICS,
-    RETAIN_DRAWN,
-    ArtifactError,
-    DataFile,
-    file_digest,
-    present,
-    remove_folder,
-    sweep,
-    write_text,
-    writing,
-)
+from uld.artifact import ADAPTER, CHECKPOINTS, EPOCHS, MANIFEST, METRICS, RETAIN_DRAWN, DataFile, file_digest
 from uld.config import (
     ConfigError,
     FinetuneConfig,
@@ -39,7 +24,9 @@ from uld.config import (
     setting_fields,
     train_config,
 )
+from uld.errors import ArtifactError
 from uld.locks import LOCK, is_held, locked
+from uld.writing import present, remove_folder, sweep, write_text, writing
 
 STARTED = "started.json"  # beside the checkpoints, see `Started`
 TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from, removed with them

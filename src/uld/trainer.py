@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from uld.artifact import CHECKPOINTS, writing
+from uld.artifact import CHECKPOINTS
 from uld.config import ConfigError, RunConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
 from uld.methods.registry import Method, own_options
 from uld.objective import Objective
 from uld.run_folder import seal
 from uld.weights import load_weights, save_weights
+from uld.writing import writing
 
 logger = logging.getLogger(__name__)
 

@@ -24,18 +24,12 @@ from uld.artifact import (
     EPOCHS,
     METRICS,
     SETTINGS,
-    ArtifactError,
     CombinationSettings,
     DataFile,
     Manifest,
     is_run,
-    new_folder,
     place,
     read_object,
-    save_adapter,
-    save_model,
-    write_text,
-    writing,
 )
 from uld.assistant import load_config, load_target, quiet_transformers
 from uld.config import ConfigError, TrainConfig
@@ -43,7 +37,7 @@ from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.collate import FORGET
 from uld.digests import weights_digests
-from uld.errors import ULDError
+from uld.errors import ArtifactError, ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.learners import Learner, bytes_needed, make_learner
@@ -73,7 +67,8 @@ from uld.trainer import (
     trainer_arguments,
     training_dtype,
 )
-from uld.weights import adapters_of, finish_weights
+from uld.weights import adapters_of, finish_weights, save_adapter, save_model
+from uld.writing import new_folder, write_text, writing
 
 logger = logging.getLogger(__name__)
 

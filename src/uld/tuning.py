@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from uld.artifact import SETTINGS, CombinationSettings, Manifest, new_file, sweep, write_text
+from uld.artifact import SETTINGS, CombinationSettings, Manifest
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
@@ -26,6 +26,7 @@ from uld.json_text import dumps
 from uld.logits import MOST_WEIGHT, Combination
 from uld.modeling import ULDForCausalLM
 from uld.run_folder import stored_settings, working_in
+from uld.writing import new_file, sweep, write_text
 
 Aim = Literal["steady", "indistinct", "budget"]
 AIMS = get_args(Aim)

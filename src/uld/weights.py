@@ -1,20 +1,20 @@
 """What is trained as files: an adapter, those of a pair, or a whole model; and a method's last step on it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from uld.artifact import write_lora
-from uld.digests import ADAPTER_WEIGHTS
-from uld.errors import ULDError
-from uld.gate import load_gate, save_gate
+from uld.digests import ADAPTER_WEIGHTS, first_broken
+from uld.errors import ArtifactError, ULDError
+from uld.gate import gate_of, load_gate, save_gate
 from uld.methods.registry import Method, own_options
+from uld.writing import as_usual
 
 
 def adapters_of(model: Any) -> dict[str, PeftModel]:
@@ -69,3 +69,71 @@ def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, o
             parameter.copy_(method.finish(parameter, start[name].to(parameter), **own))
         elif "lora_B" in name:
             parameter.copy_(method.finish(parameter, torch.zeros_like(parameter), **own))
+
+
+def save_adapter(adapter: Any, folder: Path, target: str) -> None:
+    """Write an adapter in PEFT's own format, naming the target as its base; its gate, if it has one, lies beside it.
+
+    Args:
+        adapter: A `peft.PeftModel`.
+        folder: Where to.
+        target: Folder or Hub id of the target.
+
+    Raises:
+        ArtifactError: a weight is NaN or infinite.
+    """
+    if (gate := gate_of(adapter)) is not None:
+        _refuse_broken((f"the gate's {name}", tensor) for name, tensor in gate.named_parameters())
+    _refuse_broken(get_peft_model_state_dict(adapter, save_embedding_layers=False).items())
+    adapter.peft_config["default"].base_model_name_or_path = target
+    write_lora(adapter, folder)
+    save_gate(adapter, folder)
+    as_usual(folder.glob("*.safetensors"))
+
+
+def write_lora(adapter: Any, folder: Path) -> None:
+    """Have PEFT write its two files, without the form of a model card, which takes longer than both."""
+    adapter.create_or_update_model_card = lambda _: None
+    try:
+        adapter.save_pretrained(str(folder), save_embedding_layers=False)
+    finally:
+        del adapter.create_or_update_model_card
+
+
+def save_model(model: Any, folder: Path, dtype: Any) -> int:
+    """Write a whole model with its config, in the dtype of the checkpoint that it came from.
+
+    Args:
+        model: A transformers model.
+        folder: Where to.
+        dtype: Of the checkpoint; None keeps the model's.
+
+    Returns:
+        Bytes of the weights on disk.
+
+    Raises:
+        ArtifactError: a weight is NaN or infinite.
+    """
+    own = model.dtype
+    wanted = own if dtype is None else dtype
+    weights = model.state_dict()
+    _refuse_broken(weights.items())
+    model.config.dtype = wanted
+    try:
+        model.save_pretrained(
+            str(folder), state_dict={k: v.to(wanted) if v.is_floating_point() else v for k, v in weights.items()}
+        )
+        model.config.dtype = wanted  # transformers has put the model's own there
+        model.config.save_pretrained(str(folder))
+    finally:
+        model.config.dtype = own
+    as_usual(folder.glob("model*.safetensors"))
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+
+
+def _refuse_broken(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    if broken := first_broken(tensors):
+        raise ArtifactError(
+            f"training came to NaN or infinite numbers ({broken}), and such weights are not written: lower "
+            "--learning-rate, or train with --dtype fp32"
+        )

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from uld.artifact import ArtifactError, Manifest
+from uld.artifact import Manifest
 from uld.compare.cell import Workspace
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, compare
+from uld.errors import ArtifactError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate

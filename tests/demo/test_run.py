@@ -8,10 +8,11 @@ import torch
 from typer.testing import CliRunner
 
 import uld.demo.run as demo
-from uld.artifact import ArtifactError, is_run
+from uld.artifact import is_run
 from uld.cli.main import app
 from uld.demo.models import MicroSettings
 from uld.demo.run import DemoSize, run_demo, side_by_side
+from uld.errors import ArtifactError
 from uld.loading import load
 
 TINY = DemoSize(

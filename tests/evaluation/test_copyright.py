@@ -11,9 +11,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
 import uld.evaluation.copyright as copyright
-from uld.artifact import ArtifactError
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
+from uld.errors import ArtifactError
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.perplexity import perplexity
 

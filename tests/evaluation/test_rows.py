@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from uld.artifact import ArtifactError
+from uld.errors import ArtifactError
 from uld.evaluation import rows
 from uld.evaluation.rows import RowFile, claim
 from uld.json_text import dumps

@@ -11,10 +11,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 
 import uld.evaluation.tofu as tofu
-from uld.artifact import ArtifactError
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
-from uld.errors import ULDError
+from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
 from uld.loading import load

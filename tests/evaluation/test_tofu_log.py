@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from uld.artifact import DiskFullError
-from uld.errors import ULDError
+from uld.errors import DiskFullError, ULDError
 from uld.evaluation import metrics
 from uld.evaluation.tofu_log import AUTHORS_NAMES, LogError, TaskLog, TofuLog, read_log, write_log
 

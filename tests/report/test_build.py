@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from uld.artifact import ArtifactError
 from uld.cli.main import app
+from uld.errors import ArtifactError
 from uld.report.build import NAMES, build
 from uld.report.cells import Cell
 

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import present
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
@@ -23,6 +22,7 @@ from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.evaluation.rows import RowFile, claim, claiming, take
 from uld.locks import LOCK
+from uld.writing import present
 
 JOURNAL = "journal.jsonl"
 WHAT = "augmentation"

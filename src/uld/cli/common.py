@@ -243,7 +243,7 @@ def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
 
     text = dumps(result.to_dict(), indent=2)
     if folder is not None:
-        from uld.artifact import write_text
+        from uld.writing import write_text
 
         write_text(folder / "result.json", text + "\n")
     say(text if as_json else result.table())

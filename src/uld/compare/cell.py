@@ -18,25 +18,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import (
-    EPOCHS,
-    SETTINGS,
-    ArtifactError,
-    Manifest,
-    file_digest,
-    is_run,
-    place,
-    remove_folder,
-    sweep,
-    write_text,
-    writing,
-)
+from uld.artifact import EPOCHS, SETTINGS, Manifest, file_digest, is_run, place
 from uld.assistant import load_config
 from uld.compare.grid import Grid, Spec, config
 from uld.config import ConfigError, TrainConfig
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.tofu import load_tofu, uncovered
+from uld.errors import ArtifactError
 from uld.evaluation.metrics import model_utility
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
@@ -48,6 +37,7 @@ from uld.machine import library_versions
 from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
 from uld.run_folder import UnresumableError, needs_tidying, stored_settings, tidy, working_in
 from uld.training import train
+from uld.writing import remove_folder, sweep, write_text, writing
 
 WORK = "work"
 LOCKS = "locks"  # in it

@@ -20,14 +20,14 @@ from pathlib import Path
 
 import yaml
 
-from uld.artifact import ArtifactError, DiskFullError, present, sweep, write_text, writing
 from uld.compare import rates
 from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
-from uld.errors import ULDError
+from uld.errors import ArtifactError, DiskFullError, ULDError
 from uld.faults import report, told
 from uld.locks import LOCK, locked
 from uld.report.cells import ANSWERS, CELLS, PLAN, RATES, Identity, Plan
+from uld.writing import present, sweep, write_text, writing
 
 GRID = "grid.yaml"
 _WAIT = 5.0  # seconds between looks at what other processes are computing

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from uld.artifact import ArtifactError, write_text, writing
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.text import folded
-from uld.errors import DataError, ULDError
+from uld.errors import ArtifactError, DataError, ULDError
 from uld.evaluation.scoring import context_length, generate_answers
 from uld.locks import locked
+from uld.writing import write_text, writing
 
 logger = logging.getLogger(__name__)
 

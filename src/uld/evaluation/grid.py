@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from uld.artifact import ArtifactError, new_file, present, rows_digest, write_text
+from uld.artifact import rows_digest
 from uld.data.prompt import PromptFormat
+from uld.errors import ArtifactError
 from uld.evaluation.resume import describe
 from uld.evaluation.rows import SETTINGS, claim
 from uld.evaluation.tofu import TASKS, score_grid, task_rows
@@ -18,6 +19,7 @@ from uld.evaluation.tofu_result import TofuResult, aggregate
 from uld.json_text import dumps
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
+from uld.writing import new_file, present, write_text
 
 SUMMARY = "grid.json"
 PLOT = "grid.png"

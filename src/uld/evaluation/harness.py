@@ -18,9 +18,8 @@ from unittest.mock import patch
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.artifact import ArtifactError, new_folder, write_text
 from uld.data.prompt import PromptFormat
-from uld.errors import ULDError
+from uld.errors import ArtifactError, ULDError
 from uld.evaluation.harness_result import HarnessResult, compare
 from uld.evaluation.harness_tasks import Tasks, first_words
 from uld.evaluation.lm_eval_model import ULDLM
@@ -29,6 +28,7 @@ from uld.evaluation.resume import describe
 from uld.evaluation.rows import claim
 from uld.evaluation.scoring import refuse_nan
 from uld.json_text import dumps
+from uld.writing import new_folder, write_text
 
 _MERGED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from uld.artifact import ArtifactError, present, read_object, sweep, write_text, writing
+from uld.artifact import read_object
+from uld.errors import ArtifactError
 from uld.json_text import dumps
 from uld.locks import LOCK, hold, locked
+from uld.writing import present, sweep, write_text, writing
 
 SETTINGS = "settings.json"
 _WAIT = 5.0  # seconds in which another process has surely looked whose a folder is

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from uld.artifact import write_text
 from uld.report.cells import read_folder
 from uld.report.figures import all_figures
 from uld.report.html import page
 from uld.report.table import latex, markdown
 from uld.report.tables import all_tables
 from uld.report.tidy import tidy
+from uld.writing import write_text
 
 NAMES = ("tables.md", "tables.csv", "tables.tex", "report.html")
 _TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"

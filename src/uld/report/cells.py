@@ -12,10 +12,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from uld.artifact import write_text
 from uld.errors import ULDError
 from uld.evaluation.tofu_result import TofuResult
 from uld.report.paper import TableName
+from uld.writing import write_text
 
 CELLS, ANSWERS, RATES, TIMING, PLAN = "cells", "answers", "rates", "timing.json", "plan.json"
 _MEND = "delete it and run the comparison again"
