@@ -432,7 +432,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--each", type=int, default=10, help="kills between every two writes")
     parser.add_argument("--random", type=int, default=8, help="kills of each command at any time")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/uld-crash"))
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "crash")
     parser.add_argument("--only", nargs="*", help="commands to try; what was found of the others stays")
     options = parser.parse_args()
     work = options.work.resolve()

@@ -9,7 +9,6 @@ import math
 import torch
 from common import arguments, device, in_turn, random_llama, ratio, report, shown, unlearned
 
-from uld.assistant import load_target
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
@@ -17,6 +16,7 @@ from uld.evaluation.tofu import answers_of, task_rows
 from uld.gate import add_gate
 from uld.loading import load_tokenizer
 from uld.logits import Combination
+from uld.target import load_target
 
 STEPS, CONTEXT, QUESTIONS, SETTINGS = 8, 64, 30, 20
 RULES = {

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from common import arguments, in_turn, ratio, report, shown, unlearned
 
-from uld.assistant import load_target
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
@@ -17,6 +16,7 @@ from uld.evaluation.tofu import answers_of, task_rows
 from uld.loading import load, load_tokenizer
 from uld.logits import Combination
 from uld.losses import cross_entropy
+from uld.target import load_target
 
 QUESTIONS = 60
 GRID = [

@@ -22,7 +22,7 @@ from common import arguments, in_turn, padded, random_llama, rates, ratio, repor
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from uld.assistant import add_lora, build_assistant, load_target
+from uld.assistant import add_lora, build_assistant
 from uld.data.collate import FORGET, RETAIN, Collator, Row, Rows, epoch_plan
 from uld.data.prompt import PromptFormat
 from uld.data.tofu import training_set
@@ -31,6 +31,7 @@ from uld.loading import load_tokenizer
 from uld.losses import cross_entropy
 from uld.methods.registry import get_method
 from uld.objective import Objective
+from uld.target import load_target
 
 WIDTH = 256
 

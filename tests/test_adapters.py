@@ -8,12 +8,13 @@ from safetensors.torch import load_file, save_file
 
 import uld.adapters
 from uld.artifact import CombinationSettings, Manifest
-from uld.assistant import add_lora, build_assistant, load_target
+from uld.assistant import add_lora, build_assistant
 from uld.config import TrainConfig
 from uld.digests import weights_digests
 from uld.errors import ArtifactError
 from uld.loading import load
 from uld.logits import Combination
+from uld.target import load_target
 from uld.training import train
 from uld.weights import save_adapter, save_model
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from uld.artifact import CombinationSettings, Manifest, file_digest, fingerprint, is_run, read_object
-from uld.assistant import load_sliced
 from uld.errors import ArtifactError
 from uld.logits import Combination
+from uld.target import load_sliced
 from uld.writing import new_file, new_folder, sweep, write_text, writing
 
 

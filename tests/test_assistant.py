@@ -20,12 +20,10 @@ from uld.assistant import (
     decoder_layers,
     default_num_layers,
     head_logits,
-    load_config,
-    load_sliced,
-    load_target,
     slice_config,
 )
 from uld.errors import ULDError
+from uld.target import load_config, load_sliced, load_target
 from uld.weights import save_adapter
 
 IDS = torch.tensor([[1, 5, 9, 13, 4, 8, 21, 30, 17, 6, 11, 25]])

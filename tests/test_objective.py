@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 import uld.objective
-from uld.assistant import add_lora, load_sliced
+from uld.assistant import add_lora
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
 from uld.objective import Objective
+from uld.target import load_sliced
 
 BETA = 2.5
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig, GPT2Config, GPT2LMHeadModel
 
-from uld.assistant import build_assistant, load_sliced, slice_config
+from uld.assistant import build_assistant, slice_config
 from uld.errors import ULDError
 from uld.slicing import settle
+from uld.target import load_sliced
 
 SIZE = {
     **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 4},

@@ -20,6 +20,7 @@ from uld.augment.endpoint import Reply
 from uld.augment.generate import Wanted
 from uld.augment.output import read
 from uld.augment.run import augment_by_model, augment_by_rules
+from uld.choosing import Point
 from uld.compare.cell import Workspace
 from uld.compare.grid import read_grid
 from uld.compare.work import _claim_folder
@@ -35,7 +36,7 @@ from uld.loading import load
 from uld.logits import Combination
 from uld.run_folder import held, stored_settings
 from uld.training import train
-from uld.tuning import Grid, Point, tune
+from uld.tuning import Grid, tune
 from uld.writing import new_folder, write_text
 
 ABOUT = {"model": "a", "weights": "sha256:1", "split": "forget10"}

@@ -121,7 +121,7 @@ def test_frozen_weights_do_not_change_while_training(task, tmp_path, monkeypatch
     kept = {}
 
     def watch(*args, **kwargs):
-        kept["model"] = uld.assistant.load_sliced(*args, **kwargs)
+        kept["model"] = uld.target.load_sliced(*args, **kwargs)
         kept["before"] = {name: p.clone() for name, p in kept["model"].named_parameters()}
         return kept["model"]
 

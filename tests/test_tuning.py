@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.artifact import Manifest
+from uld.choosing import Point, choose, neighbours, unsteadiness
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
@@ -16,7 +17,7 @@ from uld.errors import ULDError
 from uld.held_out import Probe, file_probes
 from uld.loading import load, load_tokenizer
 from uld.logits import Combination
-from uld.tuning import FLOORS, MARGINS, Grid, Point, choose, finer, measure, neighbours, tune, unsteadiness
+from uld.tuning import FLOORS, MARGINS, Grid, finer, measure, tune
 
 
 def points(*rows):

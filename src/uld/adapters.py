@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from uld.artifact import ADAPTER, PAIR, Manifest, fingerprint, refuse_changed
-from uld.assistant import build_assistant, load_sliced, load_target
+from uld.assistant import build_assistant
 from uld.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
 from uld.errors import ArtifactError, explained
 from uld.gate import load_gate
 from uld.lora import quiet_peft
+from uld.target import load_sliced, load_target
 
 _OURS = {  # what may differ from PEFT's defaults: the rest would change weights that are the target's, or run regexes
     *("task_type", "peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),

@@ -59,10 +59,8 @@ class CombinationSettings(BaseModel):
 
     @model_serializer(mode="wrap", when_used="json")
     def _in_use(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As `uld.logits.Combination.to_dict`: files that use nothing new stay as they were."""
-        unused = {name for name in ("margin", "floor") if not getattr(self, name)}
-        unused |= {"rank_tokens"} if self.rule != "rank" else set()
-        return {name: value for name, value in write(self).items() if name not in unused}
+        """What was given: `uld.logits.Combination.to_dict` says what is in use, and a file says again what it said."""
+        return {name: value for name, value in write(self).items() if name in self.model_fields_set}
 
 
 def _utf8(name: str) -> str:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from uld.artifact import CHECKPOINTS, METRICS, DataFile, fingerprint, place
-from uld.assistant import check_head, load_config, load_target, quiet_transformers
+from uld.assistant import check_head
+from uld.checkpoint import quiet_transformers
 from uld.config import ConfigError, FinetuneConfig, flag
 from uld.context import check_positions
 from uld.data.clock import pinned_date
@@ -42,6 +43,7 @@ from uld.run_folder import (
 )
 from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
 from uld.settings import DTYPES, is_first_process
+from uld.target import load_config, load_target
 from uld.trainer import UnlearningTrainer, planned_steps, refuse_long_warmup, trainer_arguments, training_dtype
 from uld.training import RunResult, run_facts, run_steps
 from uld.vocabulary import embedding_rows, own_ids, refuse_foreign

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from uld.artifact import DataFile
-from uld.assistant import load_config, slice_config
+from uld.assistant import slice_config
 from uld.augment.items import digest
 from uld.augment.source import NONE, augmentation
 from uld.config import ConfigError, FinetuneConfig, TrainConfig
@@ -23,6 +23,7 @@ from uld.data.tofu import check_split, split_records, training_set
 from uld.loading import load_tokenizer
 from uld.methods.registry import Method
 from uld.retain_set import DrawnRetain, retain_set
+from uld.target import load_config
 from uld.vocabulary import own_ids, refuse_foreign
 
 logger = logging.getLogger(__name__)

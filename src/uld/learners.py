@@ -22,8 +22,6 @@ from uld.assistant import (
     decoder_layers,
     gated_logits,
     head_logits,
-    load_sliced,
-    load_target,
     text_decoder,
 )
 from uld.config import RunConfig, TrainConfig
@@ -31,6 +29,7 @@ from uld.errors import ULDError
 from uld.gate import add_gate, gate_of
 from uld.methods.registry import Method, get_method, own_options
 from uld.settings import DTYPES
+from uld.target import load_sliced, load_target
 
 LORA_RANK = 32
 

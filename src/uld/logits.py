@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from uld.errors import ULDError
@@ -27,8 +26,6 @@ Outside = Literal["keep", "mask"]
 
 MOST_WEIGHT = 10**6
 """Largest finite α: α · r must be a number in fp32; far smaller weights already do what inf does."""
-_GROUP = 16  # tokens
-_SPARSE = 0.25  # share of the vocabulary above a margin up to which picking these tokens out is cheaper
 
 
 @dataclass(frozen=True)
@@ -177,11 +174,11 @@ def plausible(target: Tensor, filter: float, min_tokens: int) -> Tensor:
     scores = target.float()
     threshold = scores.amax(-1, keepdim=True) + math.log(filter)
     if min_tokens > 1:
-        threshold = torch.minimum(threshold, _kth_largest(scores, min_tokens)[..., None])
+        threshold = torch.minimum(threshold, kth_largest(scores, min_tokens)[..., None])
     return scores >= threshold
 
 
-def _kth_largest(scores: Tensor, k: int) -> Tensor:
+def kth_largest(scores: Tensor, k: int) -> Tensor:
     """The k-th largest of each row, ``(..., vocab)`` to ``(...)``; the smallest where there are fewer than k."""
     return scores.topk(min(k, scores.shape[-1]), dim=-1, sorted=False).values.amin(-1)
 
@@ -236,12 +233,10 @@ def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence
     if not active:
         return target
     logits = target.float()
-    lowering = [(_excess(log_ratio_to_uniform(one), how), how.weight) for one, how in active if how.rule == "suppress"]
     total = logits
-    if lowering:
-        total = _floored(
-            logits, _lowered(logits, lowering), min(how.floor for _, how in active if how.rule == "suppress")
-        )
+    if suppressing := [one for one in active if one[1].rule == "suppress"]:
+        lowering = [(excess_of(log_ratio_to_uniform(one), how), how.weight) for one, how in suppressing]
+        total = put_floor(logits, lower(logits, lowering), min(how.floor for _, how in suppressing))
     for assistant, how in active:
         if how.rule not in ("suppress", "rank"):
             total = _changed(logits, total, assistant, how)
@@ -254,12 +249,12 @@ def combine_all(target: Tensor, assistants: Sequence[Tensor], settings: Sequence
     return total.to(target.dtype)
 
 
-def _excess(ratio: Tensor, how: Combination) -> Tensor:
+def excess_of(ratio: Tensor, how: Combination) -> Tensor:
     """By how many nats the assistant's log-ratio to uniform exceeds the margin: ``max(r − m, 0)``."""
     return (ratio - how.margin).clamp_min(0) if how.margin else ratio.clamp_min(0)
 
 
-def _lowered(logits: Tensor, lowering: Sequence[tuple[Tensor, float]]) -> Tensor:
+def lower(logits: Tensor, lowering: Sequence[tuple[Tensor, float]]) -> Tensor:
     """``l − Σ αᵢ · eᵢ``, and its limit where an α is inf.
 
     In the limit, only tokens with the least sum of such excesses keep any probability: up to a constant, which no
@@ -275,7 +270,7 @@ def _lowered(logits: Tensor, lowering: Sequence[tuple[Tensor, float]]) -> Tensor
     return lowered
 
 
-def _floored(logits: Tensor, lowered: Tensor, floor: float, top: Tensor | None = None) -> Tensor:
+def put_floor(logits: Tensor, lowered: Tensor, floor: float, top: Tensor | None = None) -> Tensor:
     """No token below φ times the best surviving one, and none above where it was: ``max(s, min(l, max s + log φ))``."""
     if floor == 0:
         return lowered
@@ -285,14 +280,14 @@ def _floored(logits: Tensor, lowered: Tensor, floor: float, top: Tensor | None =
 
 def _changed(logits: Tensor, total: Tensor, assistant: Tensor, how: Combination) -> Tensor:
     """``total`` with the change that any rule but ``suppress`` and ``rank`` makes to the target's logits."""
-    combined = total - how.weight * _change(logits, assistant, how.rule)
+    combined = total - how.weight * change_of(logits, assistant, how.rule)
     if how.filters:
         outside = total if how.outside == "keep" else torch.full_like(logits, -torch.inf)
         combined = torch.where(plausible(logits, how.filter, how.least(logits.shape[-1])), combined, outside)
     return combined
 
 
-def _change(logits: Tensor, assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
+def change_of(logits: Tensor, assistant: Tensor, rule: Rule, ratio: Tensor | None = None) -> Tensor:
     """What any rule but ``suppress`` and ``rank`` subtracts for α = 1, before the filter: ``(..., vocab)`` fp32."""
     if rule == "subtract":
         return log_ratio_to_uniform(assistant) if ratio is None else ratio
@@ -301,135 +296,3 @@ def _change(logits: Tensor, assistant: Tensor, rule: Rule, ratio: Tensor | None 
         return (change - logits).clamp_min(0).masked_fill(torch.isneginf(logits), 0.0)
     change = change.masked_fill(torch.isneginf(change), 0.0)  # else −inf, subtracted, would win
     return -change if rule == "offset" else change
-
-
-def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
-    """Cross-entropy of one label a position under many settings.
-
-    A setting that filters, or has a margin, changes few tokens: with d for the rule's change, its normaliser is
-    ``Σ_inside exp(l − α d) + Σ_outside exp(l)``. So the tokens that any such setting changes are taken out of the
-    vocabulary once, the others are summed once, and each setting then costs as much as its few tokens. The other
-    settings cost a cross-entropy each.
-
-    Args:
-        target: ``(positions, vocab)`` logits of the target.
-        assistant: ``(positions, vocab)`` logits of the assistant.
-        labels: ``(positions,)`` token ids.
-        settings: Any number of combinations.
-
-    Returns:
-        ``(settings, positions)`` fp32 in nats; equal to `combine` and cross-entropy up to rounding (1e-5), and inf
-        where ``outside`` is ``mask`` and the filter drops the label.
-    """
-    if any(how.rule == "rank" for how in settings):
-        raise ULDError("the rule rank takes two models, and there is one")
-    logits = target.float()
-    losses = torch.empty(len(settings), len(logits), dtype=torch.float32, device=target.device)
-    groups: dict[tuple[Rule, float, bool], list[int]] = {}
-    for i, how in enumerate(settings):
-        margin = how.margin if how.rule == "suppress" else 0.0
-        groups.setdefault((how.rule, margin, how.filters and how.weight > 0), []).append(i)
-    ratio = None
-    if any(rule in ("suppress", "subtract") for rule, _, _ in groups):
-        ratio = log_ratio_to_uniform(assistant)
-    for (rule, _, filters), members in groups.items():
-        own = [settings[i] for i in members]
-        if rule == "suppress":
-            assert ratio is not None
-            losses[members] = _suppressed_losses(logits, _excess(ratio, own[0]), labels, own)
-            continue
-        change = _change(logits, assistant, rule, ratio)
-        if filters:
-            losses[members] = _filtered_losses(logits, change, labels, own)
-        else:
-            changed = (torch.sub(logits, change, alpha=how.weight) for how in own)
-            losses[members] = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in changed])
-    return losses
-
-
-def _suppressed_losses(logits: Tensor, excess: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
-    """`label_losses` for settings of ``suppress`` that share a margin: ``(settings, positions)``.
-
-    Only tokens above the margin change. Where they are few they are taken out once, and each setting costs as much as
-    these few tokens.
-    """
-    above = excess > 0
-    few = above.sum(-1, dtype=torch.int32).amax() <= _SPARSE * logits.shape[-1]
-    most = math.inf
-    if (
-        few
-        and any(how.weight == math.inf for how in settings)
-        and not bool((logits > -torch.inf).gt(above).any(-1).all())
-    ):
-        most = MOST_WEIGHT  # where every token lies above the margin, the limit is another
-    sparse = [i for i, how in enumerate(settings) if few and 0 < how.weight <= most]
-    losses = logits.new_empty(len(settings), len(logits))
-    for i in set(range(len(settings))) - set(sparse):
-        how = settings[i]
-        changed = logits
-        if how.weight > 0:
-            changed = _floored(logits, _lowered(logits, [(excess, how.weight)]), how.floor)
-        losses[i] = F.cross_entropy(changed, labels, reduction="none")
-    if sparse:
-        losses[sparse] = _sparse_losses(logits, excess, above, labels, [settings[i] for i in sparse])
-    return losses
-
-
-def _sparse_losses(
-    logits: Tensor, excess: Tensor, above: Tensor, labels: Tensor, settings: Sequence[Combination]
-) -> Tensor:
-    """`_suppressed_losses` where few tokens of each row lie above the margin, and some below."""
-    near, near_excess = _gathered(above, (logits, -torch.inf), (excess, 0.0))
-    left = torch.where(above, -torch.inf, logits)
-    far, far_top = left.logsumexp(-1), left.amax(-1, keepdim=True)
-    own, own_excess = (one.gather(-1, labels[:, None]) for one in (logits, excess))
-    losses = []
-    for how in settings:
-        lowered = _below(near, near_excess, how.weight)
-        top = torch.maximum(far_top, lowered.amax(-1, keepdim=True)) if near.shape[-1] else far_top
-        total = torch.logaddexp(_floored(near, lowered, how.floor, top).logsumexp(-1), far)
-        mine = _floored(own, _below(own, own_excess, how.weight), how.floor, top)
-        losses.append(total - mine[:, 0])
-    return torch.stack(losses)
-
-
-def _below(logits: Tensor, excess: Tensor, weight: float) -> Tensor:
-    """``l − α · e``; α = inf leaves nothing of what exceeds the margin."""
-    if weight == math.inf:
-        return logits.masked_fill(excess > 0, -torch.inf)
-    return torch.sub(logits, excess, alpha=weight)
-
-
-def _filtered_losses(logits: Tensor, change: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
-    """`label_losses` for settings of one rule that all filter: ``(settings, positions)``."""
-    least = [max(1, how.least(logits.shape[-1])) for how in settings]
-    top = logits.amax(-1)
-    # At least k tokens reach the k-th largest of the groups' maxima: a bound that is far cheaper than the k-th token.
-    groups = logits[:, : logits.shape[-1] // _GROUP * _GROUP].unflatten(-1, (_GROUP, -1)).amax(-2)
-    bound = _kth_largest(groups if groups.shape[-1] >= max(least) else logits, max(least))
-    kept = logits >= torch.minimum(top + math.log(min(how.filter for how in settings)), bound)[:, None]
-    near, near_change = _gathered(kept, (logits, -torch.inf), (change, 0.0))
-    lowest = {k: _kth_largest(near, k) for k in set(least)}
-    thresholds = torch.stack(
-        [torch.minimum(top + math.log(how.filter), lowest[k]) for how, k in zip(settings, least, strict=True)]
-    )
-    far = torch.where(kept, -torch.inf, logits).logsumexp(-1)
-    own, own_change = (one.gather(-1, labels[:, None])[:, 0] for one in (logits, change))
-
-    weights = logits.new_tensor([how.weight for how in settings])[:, None]
-    outside = logits.new_tensor([0.0 if how.outside == "keep" else -torch.inf for how in settings])[:, None]
-    shifts = torch.where(near >= thresholds[..., None], -weights[..., None] * near_change, outside[..., None])
-    total = torch.logaddexp((near + shifts).logsumexp(-1), far + outside)
-    return total - own - torch.where(own >= thresholds, -weights * own_change, outside)
-
-
-def _gathered(kept: Tensor, *values: tuple[Tensor, float]) -> list[Tensor]:
-    """The kept values of each row next to each other; each comes with what fills the ends of rows that keep fewer.
-
-    Returns:
-        For each ``(rows, vocab)`` one ``(rows, most kept in a row)``.
-    """
-    count = kept.sum(-1, dtype=torch.int32)
-    taken = torch.arange(int(count.max()), device=kept.device) < count[:, None]
-    index = kept.flatten().nonzero()[:, 0]
-    return [value.new_full(taken.shape, fill).masked_scatter_(taken, value.take(index)) for value, fill in values]

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, small_pair, verify_target
 from uld.artifact import ADAPTER, MANIFEST, PAIR, Manifest, refuse_changed
-from uld.assistant import base_model, build_assistant, gated_logits, load_target, text_decoder
+from uld.assistant import base_model, build_assistant, gated_logits, text_decoder
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.decoding import JointGeneration
@@ -32,6 +32,7 @@ from uld.fused import FusedModel, NotFusable
 from uld.gate import gate_of
 from uld.logits import Combination, combine_all
 from uld.lora import on_bytes
+from uld.target import load_target
 from uld.trial import continues
 from uld.weights import save_adapter
 from uld.writing import new_folder, writing

@@ -31,7 +31,7 @@ from uld.artifact import (
     place,
     read_object,
 )
-from uld.assistant import load_config, load_target, quiet_transformers
+from uld.checkpoint import quiet_transformers
 from uld.config import ConfigError, TrainConfig
 from uld.context import check_positions
 from uld.data.clock import pinned_date
@@ -59,6 +59,7 @@ from uld.run_folder import (
     working_in,
 )
 from uld.settings import DTYPES, is_first_process
+from uld.target import load_config, load_target
 from uld.trainer import (
     UnlearningTrainer,
     loss_names,

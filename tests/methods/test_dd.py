@@ -9,7 +9,7 @@ import torch
 
 import uld
 from uld.artifact import PAIR, Manifest
-from uld.assistant import base_model, load_target
+from uld.assistant import base_model
 from uld.data.collate import FORGET, RETAIN
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
@@ -21,6 +21,7 @@ from uld.loading import load_tokenizer
 from uld.logits import Combination
 from uld.methods.registry import get_method
 from uld.objective import Objective
+from uld.target import load_target
 
 PROMPTS = ["q: who is abba the forget? a:", "q: who? a:", "q: who is dad? a:"]
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import uld
-from uld.assistant import load_target
 from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.methods.registry import all_methods, get_method
+from uld.target import load_target
 from uld.trainer import UnlearningTrainer
 
 NAMES = list(all_methods())

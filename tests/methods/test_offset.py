@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import uld
-from uld.assistant import build_assistant, load_target
+from uld.assistant import build_assistant
 from uld.errors import ULDError
 from uld.learners import make_learner
 from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
+from uld.target import load_target
 
 PROMPTS = ["q: who is abba the forget? a:", "q: who? a:", "q: who is dad? a:"]
 

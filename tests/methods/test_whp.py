@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 import uld
 from uld.artifact import Manifest
-from uld.assistant import load_target
 from uld.errors import ULDError
+from uld.label_losses import label_losses
 from uld.learners import make_learner
 from uld.loading import load_tokenizer
-from uld.logits import Combination, combine, label_losses
+from uld.logits import Combination, combine
 from uld.methods.registry import get_method
 from uld.modeling import ULDForCausalLM
+from uld.target import load_target
 from uld.trainer import UnlearningTrainer
 
 TAUGHT = ("dd-distilled", "whp")

@@ -50,8 +50,9 @@ def tune(
     uld.json, and tune.json and tune.png that explain it.
     """
     from uld.artifact import is_run
+    from uld.choosing import AIMS
     from uld.held_out import file_probes, tofu_probes
-    from uld.tuning import AIMS, Grid
+    from uld.tuning import Grid
     from uld.tuning import tune as choose
 
     if not is_run(run):

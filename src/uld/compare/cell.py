@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from uld.artifact import EPOCHS, SETTINGS, Manifest, file_digest, is_run, place
-from uld.assistant import load_config
 from uld.compare.grid import Grid, Spec, config
 from uld.config import ConfigError, TrainConfig
 from uld.data.prompt import PromptFormat
@@ -36,6 +35,7 @@ from uld.locks import locked
 from uld.machine import library_versions
 from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
 from uld.run_folder import UnresumableError, needs_tidying, stored_settings, tidy, working_in
+from uld.target import load_config
 from uld.training import train
 from uld.writing import remove_folder, sweep, write_text, writing
 

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from uld.assistant import quiet_transformers
+from uld.checkpoint import quiet_transformers
 from uld.demo.world import WORLD_FILE, World
 from uld.scratch import CHAT_TEMPLATE, train_tokenizer
 from uld.writing import as_usual

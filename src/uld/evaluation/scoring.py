@@ -20,7 +20,8 @@ from uld.context import check_positions, context_length
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.evaluation.trees import NEVER, Tree, Trust, alike, batch_inputs, grow, tree_mask
-from uld.logits import Combination, combine_all, label_losses
+from uld.label_losses import label_losses
+from uld.logits import Combination, combine_all
 from uld.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.vocabulary import embedding_rows, refuse_foreign
