@@ -43,12 +43,11 @@ from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.learners import Learner, bytes_needed, make_learner
 from uld.logits import Combination
 from uld.machine import library_versions, peak_memory
-from uld.methods.registry import Method, get_method, own_options
+from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig, ULDForCausalLM
 from uld.objective import Objective, frozen_log_likelihoods
 from uld.probe import probe
 from uld.run_folder import (
-    TEACHER,
     Started,
     drop_incomplete,
     held,
@@ -60,6 +59,7 @@ from uld.run_folder import (
 )
 from uld.settings import DTYPES, is_first_process
 from uld.target import load_config, load_target
+from uld.teaching import teaching_settings
 from uld.trainer import (
     UnlearningTrainer,
     loss_names,
@@ -73,12 +73,6 @@ from uld.writing import new_folder, write_text, writing
 
 logger = logging.getLogger(__name__)
 
-_TAUGHT_WITH = (  # settings that a run has from the run that it teaches
-    *("target", "revision", "trust_remote_code", "tokenizer", "template", "date", "max_length"),
-    *("forget", "retain", "draw_retain", "chunks", "augment", "paraphrases", "wrong_answers"),
-    *("split", "data", "augmented", "retain_rows", "small", "num_layers", "lora_alpha", "lora_dropout"),
-    *("batch_size", "micro_batch_size", "batch_tokens", "dtype", "gradient_checkpointing", "seed", "save_steps"),
-)
 REFERENCES = "references.json"  # beside the checkpoints: log-likelihoods under the model before training
 
 
@@ -140,7 +134,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     first = is_first_process()
     method = get_method(config.method)
     options = method.read_options(config.option)
-    teaching = _teaching(config, method, options)
+    teaching = teaching_settings(config, method, options)
     takes_small = (method if teaching is None else get_method(teaching.method)).trains in ("offset", "pair")
     if config.small is not None and not takes_small:
         raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
@@ -205,19 +199,6 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
             tidy(output)  # behind uld.json: a kill in between loses no work
         trainer.accelerator.wait_for_everyone()
     return _result(output, method)
-
-
-def _teaching(config: TrainConfig, method: Method, options: dict[str, Any]) -> TrainConfig | None:
-    """Settings of the run that a method learns from, if it learns from one.
-
-    Raises:
-        ULDError: an option out of range.
-    """
-    if method.teacher is None or method.teach is None:
-        return None
-    shared = {name: getattr(config, name) for name in _TAUGHT_WITH}
-    own = method.teach(**own_options(method.teach, options))
-    return TrainConfig.of(method.teacher, output=str(Path(config.output) / CHECKPOINTS / TEACHER), **shared | own)
 
 
 def _learn_from(teaching: TrainConfig, learner: Learner, dtype: str, progress: bool) -> dict[str, list[DataFile]]:

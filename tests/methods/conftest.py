@@ -1,6 +1,7 @@
 """A side of a batch made of given logits, so that a method's losses can be held against naive formulas."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from uld.data.collate import FORGET, NO_LOSS
 from uld.learners import States
+from uld.loading import load_tokenizer
 from uld.objective import Side
 
 
@@ -47,3 +49,17 @@ def make_side() -> Callable[..., Side]:
 
 def _pick(layer: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if layer is None else layer[rows]
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[str]:
+    """Prompts of several lengths."""
+    return ["q: who is abba the forget? a:", "q: who? a:", "q: who is dad? a:"]
+
+
+@pytest.fixture(scope="session")
+def inputs(task: Any, prompts: list[str]) -> Any:
+    """`prompts` as tokens, padded on the left."""
+    tokenizer = load_tokenizer(task.target)
+    tokenizer.padding_side = "left"
+    return tokenizer(prompts, return_tensors="pt", padding=True)

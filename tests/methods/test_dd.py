@@ -17,13 +17,10 @@ from uld.errors import ULDError
 from uld.evaluation.grid import grid_name
 from uld.evaluation.scoring import Scorer
 from uld.learners import make_learner
-from uld.loading import load_tokenizer
 from uld.logits import Combination
 from uld.methods.registry import get_method
 from uld.objective import Objective
 from uld.target import load_target
-
-PROMPTS = ["q: who is abba the forget? a:", "q: who? a:", "q: who is dad? a:"]
 
 
 def settings(task, output, **changes):
@@ -36,13 +33,6 @@ def run(task, tmp_path_factory):
     config = settings(task, tmp_path_factory.mktemp("dd") / "x", epochs=3)
     uld.train(config, progress=False)
     return config.output
-
-
-@pytest.fixture(scope="module")
-def inputs(task):
-    tokenizer = load_tokenizer(task.target)
-    tokenizer.padding_side = "left"
-    return tokenizer(PROMPTS, return_tensors="pt", padding=True)
 
 
 @torch.no_grad()

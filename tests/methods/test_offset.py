@@ -9,11 +9,8 @@ import uld
 from uld.assistant import build_assistant
 from uld.errors import ULDError
 from uld.learners import make_learner
-from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
 from uld.target import load_target
-
-PROMPTS = ["q: who is abba the forget? a:", "q: who? a:", "q: who is dad? a:"]
 
 
 def settings(task, output, **changes):
@@ -27,13 +24,6 @@ def run(task, tmp_path_factory):
     config = settings(task, tmp_path_factory.mktemp("offset") / "x", epochs=4)
     uld.train(config, progress=False)
     return config.output
-
-
-@pytest.fixture(scope="module")
-def inputs(task):
-    tokenizer = load_tokenizer(task.target)
-    tokenizer.padding_side = "left"
-    return tokenizer(PROMPTS, return_tensors="pt", padding=True)
 
 
 @torch.no_grad()
@@ -76,10 +66,10 @@ def test_generation_with_a_cache_equals_generation_without(run, inputs, fused):
     assert not torch.equal(cached, model.target.generate(**inputs, **settings))
 
 
-def test_left_padding_equals_single_rows(run, inputs):
+def test_left_padding_equals_single_rows(run, inputs, prompts):
     model, tokenizer = uld.load(run)
     together = logits(model, inputs)[:, -1]
-    for row, prompt in enumerate(PROMPTS):
+    for row, prompt in enumerate(prompts):
         alone = logits(model, tokenizer(prompt, return_tensors="pt"))[0, -1]
         torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-4)
 

@@ -15,7 +15,6 @@ from uld.artifact import Manifest
 from uld.errors import ULDError
 from uld.label_losses import label_losses
 from uld.learners import make_learner
-from uld.loading import load_tokenizer
 from uld.logits import Combination, combine
 from uld.methods.registry import get_method
 from uld.modeling import ULDForCausalLM
@@ -50,11 +49,6 @@ def taught(request, task, tmp_path_factory):
     config = settings(task, tmp_path_factory.mktemp(request.param) / "x", request.param)
     uld.train(config, progress=False)
     return config
-
-
-@pytest.fixture(scope="module")
-def inputs(task):
-    return load_tokenizer(task.target)(["q: who is abba the forget? a:"], return_tensors="pt")
 
 
 @torch.no_grad()
