@@ -1,8 +1,8 @@
 """A gate that lets an assistant be silent: its logits are scaled by how much it has to say.
 
 The final norm fixes the size of an assistant's state, so without a gate it can come near the uniform distribution only
-by finding a state for which the head gives every token about the same. On a pretrained model that hardly succeeds. With
-n the final normed state of width d, w and b trained beside LoRA,
+by finding a state for which the head gives every token about the same. With n the final normed state of width d, w and
+b trained beside LoRA,
 
     ``la = σ(w · n / √d + b) · head(n)``
 

@@ -36,7 +36,7 @@ from uld.config import ConfigError, TrainConfig
 from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.collate import FORGET
-from uld.digests import weights_digests
+from uld.digests import weights_digests, weights_files
 from uld.errors import ArtifactError, ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
@@ -347,7 +347,7 @@ def _write(output: Path, config: TrainConfig, trainer: UnlearningTrainer, manife
             with new_folder(output / ADAPTER, replace=True) as folder:
                 for name, part in adapters_of(model).items():
                     save_adapter(part, folder / name, manifest.small or manifest.target)
-            size = sum(path.stat().st_size for path in (output / ADAPTER).rglob("adapter_model.safetensors"))
+            size = sum(path.stat().st_size for path in weights_files(output) if path.suffix == ".safetensors")
         else:
             size = save_model(model, output, load_config(config.target, **hub).dtype)
         if method.trains != "target":
