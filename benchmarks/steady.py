@@ -110,8 +110,9 @@ def write(cells: list[dict[str, Any]]) -> None:
     lines = [
         "# What tuning picks on tofu-4m",
         "",
-        "Written by `python benchmarks/steady.py`; its text says what was trained, tuned and evaluated. A cell each is in "
-        "the JSON files here.",
+        "Written by `python benchmarks/steady.py`, which says what was trained, tuned and evaluated; the JSON files here hold "
+        "every number. Seeds below 10 served to choose the protocol, so nothing is claimed from them. α = inf is its own ⅔ "
+        "and 1.5 α. Re-entry and degenerate answers are those at what was picked ([evaluation](../../evaluation.md)).",
         "",
         "| split | seed | α | margin | floor | F.Q. | at ⅔ α | at 1.5 α | rule before | M.U. (target's) | retain ROUGE-L "
         "(target's) | re-entry | degenerate |",
