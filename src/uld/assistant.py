@@ -242,7 +242,12 @@ def gated_logits(assistant: Any, hidden: Tensor) -> Tensor:
     Returns:
         ``(..., vocab)``.
     """
-    logits, gate = head_logits(base_model(assistant), hidden), gate_of(assistant)
+    return through_gate(assistant, head_logits(base_model(assistant), hidden), hidden)
+
+
+def through_gate(assistant: Any, logits: Tensor, hidden: Tensor) -> Tensor:
+    """Logits of the head as the assistant's gate lets them through, if it has one; shapes as in `gated_logits`."""
+    gate = gate_of(assistant)
     return logits if gate is None else gate.apply_to(logits, hidden)
 
 

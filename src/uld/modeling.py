@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -21,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.adapters import load_adapter, small_pair, verify_target
 from uld.artifact import ADAPTER, MANIFEST, PAIR, Manifest, refuse_changed
-from uld.assistant import base_model, build_assistant, gated_logits, text_decoder
+from uld.assistant import base_model, build_assistant, gated_logits, head_logits, text_decoder, through_gate
 from uld.caches import FusedCache, PairedCache
 from uld.configuration import ULDConfig
 from uld.decoding import JointGeneration
@@ -277,7 +278,10 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             ``(..., vocab)`` of each.
         """
         models = [self.target, *self.assistants]
-        return [gated_logits(model, states) for model, states in zip(models, hidden, strict=True)]
+        if self.one_pass is None:
+            return [gated_logits(model, states) for model, states in zip(models, hidden, strict=True)]
+        together = head_logits(self.target, torch.cat(list(hidden))).chunk(len(models))  # the head is read once
+        return [through_gate(*one) for one in zip(models, together, hidden, strict=True)]
 
     def _pass_for(self, cache: Cache | None) -> FusedModel | None:
         """The one pass, unless the cache belongs to separate ones."""
