@@ -1,8 +1,9 @@
-"""What `uld tune --aim steady` picks on tofu-4m, and what it is worth: margin, floor and α, at two thirds and one and a half times α as well.
+"""What `uld tune --aim steady` picks on tofu-4m, and what it is worth: margin and floor, at two thirds and one and a half times α as well.
 
 Each run is trained with the preset ``tofu-4m``, tuned on rows of the training side alone (no benchmark's row, no
-retain-only model), and evaluated at what was picked, at 2/3 and 1.5 times that α, and under the rule without margin and
-floor. Seeds below 10 served to choose the protocol; claims rest on the others. What is finished is kept in ``--work``.
+retain-only model), and evaluated at what was picked, at 2/3 and 1.5 times that α, and with ``--before`` under the rule
+without margin and floor as well. forget10 with seeds below 10 served to choose the protocol; claims rest on the others.
+What is finished is kept in ``--work``.
 
     python benchmarks/steady.py --data DATA --models MODELS --work runs/steady
 """
@@ -31,13 +32,13 @@ def flags_of(setting: dict[str, float]) -> list[str]:
     return [word for name, value in setting.items() for word in (f"--{name}", f"{value:g}")]
 
 
-def settings_of(point: dict[str, float]) -> dict[str, dict[str, float]]:
+def settings_of(point: dict[str, float], before: bool) -> dict[str, dict[str, float]]:
     """What is evaluated of a run, by name: the picked setting first."""
     picked = {name: point[name] for name in ("weight", "margin", "floor")}
-    found = {"picked": picked, "before": BEFORE}
+    found = {"picked": picked}
     if picked["weight"] < math.inf:
         found |= {f"α × {factor:.2g}": picked | {"weight": picked["weight"] * factor} for factor in (1 / STEP, STEP)}
-    return found
+    return found | ({"before": BEFORE} if before else {})
 
 
 def evaluate(options: argparse.Namespace, model: Path, split: str, name: str, *flags: str) -> dict[str, Any]:
@@ -84,8 +85,13 @@ def cell(options: argparse.Namespace, split: str, seed: int) -> dict[str, Any]:
     choice = json.loads((tuned / "tune.json").read_text())
     target = evaluate(options, options.models / "tofu-4m-full", split, f"target-{split}")
     results = {
-        name: {**setting, "result": evaluate(options, run, split, f"{split}-seed{seed}-{number}", *flags_of(setting))}
-        for number, (name, setting) in enumerate(settings_of(choice["point"]).items())
+        name: {
+            **setting,
+            "result": evaluate(
+                options, run, split, f"{split}-seed{seed}-{name.replace(' × ', '')}", *flags_of(setting)
+            ),
+        }
+        for name, setting in settings_of(choice["point"], options.before).items()
     }
     about = {"split": split, "seed": seed, "set": options.set, "training": json.loads((run / "uld.json").read_text())}
     about["training"] = about["training"]["training"]
@@ -100,19 +106,20 @@ def cell(options: argparse.Namespace, split: str, seed: int) -> dict[str, Any]:
 
 def decades(cells: list[dict[str, Any]], name: str) -> str:
     """Mean of log10 F.Q. over runs as a number, and the worst."""
+    if name == "before" and not all(name in one["settings"] for one in cells):
+        return "–"
     values = [one["settings"].get(name, one["settings"]["picked"])["result"]["forget_quality"] for one in cells]
     mean = 10 ** statistics.fmean(math.log10(max(value, 1e-300)) for value in values)
     return f"{mean:.2g} (worst {min(values):.2g})"
 
 
 def write(cells: list[dict[str, Any]]) -> None:
-    """The table of all finished cells as Markdown; α = inf is its own two thirds and one and a half times."""
+    """The table of all finished cells as Markdown."""
     lines = [
         "# What tuning picks on tofu-4m",
         "",
         "Written by `python benchmarks/steady.py`, which says what was trained, tuned and evaluated; the JSON files here hold "
-        "every number. Seeds below 10 served to choose the protocol, so nothing is claimed from them. α = inf is its own ⅔ "
-        "and 1.5 α. Re-entry and degenerate answers are those at what was picked ([evaluation](../../evaluation.md)).",
+        "every number. forget10 with seeds below 10 served to choose the protocol, so nothing is claimed from them. Re-entry and degenerate answers are those at what was picked ([evaluation](../../evaluation.md)).",
         "",
         "| split | seed | α | margin | floor | F.Q. | at ⅔ α | at 1.5 α | rule before | M.U. (target's) | retain ROUGE-L "
         "(target's) | re-entry | degenerate |",
@@ -123,8 +130,15 @@ def write(cells: list[dict[str, Any]]) -> None:
         picked = settings["picked"]
         result = picked["result"]
         sides = [settings.get(f"α × {factor:.2g}", picked)["result"] for factor in (1 / STEP, STEP)]
-        row = [one["split"], str(one["seed"]), f"{picked['weight']:g}", f"{picked['margin']:g}", f"{picked['floor']:g}"]
-        row += [f"{found['forget_quality']:.2g}" for found in (result, *sides, settings["before"]["result"])]
+        row = [
+            one["split"],
+            str(one["seed"]),
+            f"{picked['weight']:g}",
+            f"{picked['margin']:g}",
+            f"{picked['floor']:.2g}",
+        ]
+        row += [f"{found['forget_quality']:.2g}" for found in (result, *sides)]
+        row.append(f"{settings['before']['result']['forget_quality']:.2g}" if "before" in settings else "–")
         for name in ("model_utility", "retain_rouge_l"):
             row.append(f"{result[name]:.4f} ({target[name]:.4f})")
         read = result["reading"]
@@ -148,12 +162,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cells", nargs="*", default=[f"{split}:{seed}" for split, seed in CELLS], help="SPLIT:SEED")
     parser.add_argument("--set", nargs="*", default=[], help="words for uld train, such as --set=--gate")
+    parser.add_argument("--before", action="store_true", help="evaluate the rule without margin and floor as well")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     for text in options.cells:
         split, _, seed = text.partition(":")
         path = OUT / f"{split}-seed{seed}.json"
-        if not path.exists():
+        if not path.exists() or (options.before and "before" not in json.loads(path.read_text())["settings"]):
             path.write_text(dumps(cell(options, split, int(seed)), indent=1) + "\n")
             print(f"finished {text}", flush=True)
     write([json.loads(path.read_text()) for path in sorted(OUT.glob("*-seed*.json"))])

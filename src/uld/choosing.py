@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -37,11 +37,6 @@ class Point:
     floor: float = 0.0
     error: float = 0.0
 
-    @property
-    def line(self) -> tuple[float, float, float]:
-        """What points that differ in α alone share."""
-        return self.filter, self.margin, self.floor
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -71,8 +66,10 @@ class Choice:
 
     @property
     def curve(self) -> list[Point]:
-        """What was measured at the chosen τ, margin and floor, by α."""
-        return sorted((p for p in self.points[1:] if p.line == self.point.line), key=lambda point: point.weight)
+        """What was measured at the chosen α, τ and floor, by margin."""
+        chosen = (self.point.weight, self.point.filter, self.point.floor)
+        same = (one for one in self.points[1:] if (one.weight, one.filter, one.floor) == chosen)
+        return sorted(same, key=lambda one: one.margin)
 
 
 def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> tuple[Point, str]:
@@ -82,9 +79,9 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
         points: From `measure`.
         budget: Share of the retain probability that may be lost, 0–1.
         aim: ``indistinct``: the smallest α at which right answers are no likelier than wrong ones; ``budget``: the
-            largest α that the budget allows; ``steady``: where right answers are about as likely as wrong ones at
-            two thirds, once and one and a half times α (see `unsteadiness`), and of all settings that cannot be told
-            from the best (one standard error: Breiman et al. 1984) the one that keeps most of the retain probability.
+            largest α that the budget allows; ``steady``: the largest margin that cannot be told from the setting at
+            which most is forgotten (one standard error: Breiman et al. 1984, *Classification and Regression Trees*,
+            §3.4.3).
 
     Returns:
         The setting and one sentence of explanation.
@@ -99,7 +96,7 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
             "raise --budget, or try smaller weights"
         )
     if aim == "steady":
-        return _steadiest(points, within)
+        return _steady(points, within)
     largest = max(within, key=lambda point: (point.weight, point.kept))
     if aim == "budget":
         return largest, f"the largest α that keeps {1 - budget:.1%} of the retain answers' probability"
@@ -118,33 +115,21 @@ def neighbours(weight: float) -> tuple[float, float, float]:
     return weight / _STEP, weight, min(weight * _STEP, math.inf if weight == math.inf else MOST_WEIGHT)
 
 
-def unsteadiness(points: Sequence[Point]) -> Callable[[Point], float]:
-    """How far right answers are from as likely as wrong ones, at a point and at both neighbours of its α.
-
-    Args:
-        points: All that were measured.
-
-    Returns:
-        From a point to the largest ``|advantage|`` of the three, nats a token; inf where a neighbour was not measured.
-    """
-    known = {(*point.line, round(point.weight, 9)): abs(point.advantage) for point in points}
-
-    def worst(point: Point) -> float:
-        three = (known.get((*point.line, round(weight, 9)), math.inf) for weight in neighbours(point.weight))
-        return max(three)
-
-    return worst
-
-
-def _steadiest(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, str]:
-    worst = unsteadiness(points)
-    best = min(within, key=worst)
-    if worst(best) == math.inf:
-        raise ULDError("no α was measured together with two thirds and one and a half times it")
-    alike = [point for point in within if worst(point) <= worst(best) + best.error]
-    chosen = max(alike, key=lambda point: (round(point.kept, 3), -worst(point)))
+def _steady(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, str]:
+    """The largest margin within one standard error of the lowest advantage; most kept and the smallest α of several."""
+    known = {_place(point, point.weight): point.advantage for point in points}
+    asked = [one for one in within if all(_place(one, near) in known for near in neighbours(one.weight))]
+    if not asked:
+        raise ULDError("no α within the budget was measured together with two thirds and one and a half times it")
+    lowest = min(asked, key=lambda point: point.advantage)
+    alike = [point for point in asked if point.advantage <= lowest.advantage + lowest.error]
+    chosen = max(alike, key=lambda point: (point.margin, point.kept, -point.weight))
+    beside = [f"{known[_place(chosen, near)]:+.2f} at α = {near:.3g}" for near in neighbours(chosen.weight)]
     return chosen, (
-        f"right answers are within {worst(chosen):.2f} nats a token of wrong ones from α = "
-        f"{neighbours(chosen.weight)[0]:.3g} to {neighbours(chosen.weight)[2]:.3g}, "
-        f"and {chosen.kept:.1%} of the retain answers' probability is kept"
+        "the largest margin at which the advantage of right answers cannot be told from the lowest "
+        f"({lowest.advantage:+.2f} ± {lowest.error:.2f}): {', '.join(dict.fromkeys(beside))}"
     )
+
+
+def _place(point: Point, weight: float) -> tuple[float, ...]:
+    return point.filter, point.margin, point.floor, round(weight, 9)

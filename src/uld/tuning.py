@@ -2,9 +2,11 @@
 
 Two things are measured under every setting from one pass, because the logits of target and assistant do not depend on
 it: how much likelier the unlearned model finds a right answer about the forget set than wrong ones (on paraphrases that
-were not trained on), and how much of the target's probability it keeps on retain answers that were not trained on. A
-model that does not know the answer finds right ones about as likely as wrong ones; so this is what is looked for, where
-it is *steady*: at two thirds and at one and a half times its α as well.
+were not trained on), and how much of the target's probability it keeps on retain answers that were not trained on.
+
+The aim ``steady`` chooses margin and floor, and takes an α so large that it hardly matters: what is remembered beyond
+the margin goes to the floor. The floor is the target's own surprise (`surprise`); the margin is the largest at which no
+less is forgotten than at any other, so that as little as possible of everything else is touched.
 """
 
 import dataclasses
@@ -15,6 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from uld.artifact import SETTINGS, CombinationSettings, Manifest
 from uld.choosing import Aim, Choice, Point, choose, neighbours
@@ -31,11 +36,10 @@ from uld.writing import new_file, sweep, write_text
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try."""
-STEADY_WEIGHTS = (2.0, 4.5, 10.0, math.inf)
-"""α that ``steady`` tries, each with its two neighbours."""
-MARGINS = (0.0, 1.0, 2.0, 3.0, 5.0, 7.0)
-FLOORS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-_FINER = 6  # floors that are tried between two, once a margin is chosen
+STEADY_WEIGHT = 20.0
+"""α of ``steady``: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
+MARGIN_STEP = 0.5
+"""Nats between the margins that ``steady`` tries, from 0 to log V."""
 _WHOLE = 2**31
 
 
@@ -91,6 +95,37 @@ def _mean(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
+def surprise(model: ULDForCausalLM, form: PromptFormat, pad_token_id: int, probes: Sequence[Probe]) -> float:
+    """How likely the target finds a token that it does not expect, beside the one that it expects most.
+
+    A model that never saw the answer gives the remembered token about the probability that the target gives to what is
+    merely plausible; so this is the floor below which forgetting need not go.
+
+    Args:
+        model: With one assistant.
+        form: Its prompt format.
+        pad_token_id: Fills short rows.
+        probes: Questions with wrong answers; only these are read.
+
+    Returns:
+        Median of ``p(token) / max p`` over the tokens of wrong answers that are not the target's first choice, 0–1.
+
+    Raises:
+        ULDError: the target expects every token of the wrong answers.
+    """
+    rows = [form.encode(record, _WHOLE) for probe in probes for record in probe.wrong]
+
+    def behind(logits: Sequence[Tensor], labels: Tensor, _: Tensor) -> Tensor:
+        return (logits[0].gather(-1, labels[:, None])[:, 0] - logits[0].amax(-1))[None]
+
+    found = [one[0].double() for _, one in Scorer(model, pad_token_id, [model.combination]).measure(rows, behind)]
+    unexpected = torch.cat(found)
+    unexpected = unexpected[unexpected < 0]
+    if not len(unexpected):
+        raise ULDError("the target expects every token of the wrong answers, so they give no floor: name one (--floor)")
+    return math.exp(unexpected.median().item())
+
+
 @dataclass(frozen=True)
 class Grid:
     """Settings to try; None takes what the aim tries by itself.
@@ -98,7 +133,7 @@ class Grid:
     Attributes:
         weights: α.
         margins: m, nats.
-        floors: φ.
+        floors: φ; for ``steady``, `surprise` if None.
         filters: τ.
     """
 
@@ -107,41 +142,31 @@ class Grid:
     floors: Sequence[float] | None = None
     filters: Sequence[float] | None = None
 
-    def around(self, own: Combination, aim: Aim) -> list[Combination]:
+    def around(self, own: Combination, aim: Aim, vocabulary: int) -> list[Combination]:
         """The settings of an aim, by τ, margin, floor and α, over a run's own.
+
+        Args:
+            own: The run's combination; for ``steady`` with the floor to take where no floors are given.
+            aim: What is asked for.
+            vocabulary: V; no margin above log V lowers anything.
 
         Raises:
             ULDError: a value out of range, or a margin or floor for a rule that has none.
         """
         steady = aim == "steady"
-        weights: Sequence[float] = self.weights or (STEADY_WEIGHTS if steady else WEIGHTS)
+        weights: Sequence[float] = self.weights or ((STEADY_WEIGHT,) if steady else WEIGHTS)
         if steady:
             weights = [near for weight in weights for near in neighbours(weight)]
-        margins = self.margins or (MARGINS if steady else (own.margin,))
-        floors = self.floors or (FLOORS if steady else (own.floor,))
+        margins = self.margins or (own.margin,)
+        if steady and not self.margins:
+            margins = [step * MARGIN_STEP for step in range(math.ceil(math.log(vocabulary) / MARGIN_STEP))]
         weights = sorted({round(weight, 9): weight for weight in weights}.values())
         return [
             own.override(filter=filter, margin=margin, floor=floor, weight=weight)
             for filter, margin, floor, weight in itertools.product(
-                sorted(self.filters or (own.filter,)), sorted(margins), sorted(floors), weights
+                sorted(self.filters or (own.filter,)), sorted(margins), sorted(self.floors or (own.floor,)), weights
             )
         ]
-
-
-def finer(chosen: Point, points: Sequence[Point], own: Combination) -> list[Combination]:
-    """Floors between the chosen one and its neighbours in the grid, at its margin and around its α."""
-    floors = sorted({point.floor for point in points[1:] if point.floor > 0})
-    if chosen.floor not in floors or len(floors) < 2:
-        return []
-    place = floors.index(chosen.floor)
-    low, high = floors[max(0, place - 1)], floors[min(len(floors) - 1, place + 1)]
-    ratio = (high / low) ** (1 / (_FINER + 1))
-    between = {float(f"{low * ratio**step:.2g}") for step in range(1, _FINER + 1)} - set(floors)
-    return [
-        own.override(filter=chosen.filter, margin=chosen.margin, floor=floor, weight=weight)
-        for floor in sorted(between)
-        for weight in dict.fromkeys(neighbours(chosen.weight))
-    ]
 
 
 def tune(
@@ -204,19 +229,15 @@ def _tune(
     own = model.combination
     if aim == "steady" and own.rule != "suppress":
         raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
-    settings = grid.around(own, aim)
     pad: Any = tokenizer.pad_token_id
+    pad = int(pad or 0)
     length = stored_settings(folder).max_length if (folder / SETTINGS).is_file() else 512
     form = PromptFormat(tokenizer, manifest.template if template is None else template)
-
-    def measured(settings: Sequence[Combination]) -> list[Point]:
-        return measure(model, form, int(pad or 0), probes, retain, settings, max_length=length)
-
-    points = measured(settings)
+    if aim == "steady" and not grid.floors:
+        own = own.override(floor=surprise(model, form, pad, probes))
+    settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
+    points = measure(model, form, pad, probes, retain, settings, max_length=length)
     point, reason = choose(points, budget, aim)
-    if aim == "steady" and (more := finer(point, points, own)):
-        points += measured(more)[1:]
-        point, reason = choose(points, budget, aim)
     choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     draw(choice, folder / "tune.png")
@@ -226,7 +247,7 @@ def _tune(
 
 
 def draw(choice: Choice, path: Path) -> None:
-    """Plot both measures against α with the budget and the choice.
+    """Plot both measures with the budget and the choice: against the margin for ``steady``, else against α.
 
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
@@ -237,30 +258,29 @@ def draw(choice: Choice, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    steady, chosen = choice.aim == "steady", choice.point
-    lines: dict[tuple[float, float, float], list[Point]] = {}
-    for point in sorted(choice.points[1:], key=lambda point: (*point.line, point.weight)):
-        same = (point.filter, point.margin) == (chosen.filter, chosen.margin)
-        if point.weight < math.inf and (same or not steady):
-            lines.setdefault(point.line, []).append(point)
-    for (filter, _, floor), line in lines.items():
-        label = f"φ = {floor:g}" if steady else f"τ = {filter:g}"
-        left.plot([p.weight for p in line], [p.advantage for p in line], marker="o", label=label)
-        right.plot([p.weight for p in line], [p.kept for p in line], marker="o", label=label)
+    along, sign, apart = ("margin", "α", "weight") if choice.aim == "steady" else ("weight", "τ", "filter")
+    lines: dict[float, list[Point]] = {}
+    for point in sorted(choice.points[1:], key=lambda point: (getattr(point, apart), getattr(point, along))):
+        if math.isfinite(getattr(point, along)) and (along == "weight" or point.floor == choice.point.floor):
+            lines.setdefault(getattr(point, apart), []).append(point)
+    for value, line in lines.items():
+        x, label = [getattr(p, along) for p in line], f"{sign} = {value:.3g}"
+        left.plot(x, [p.advantage for p in line], marker="o", label=label)
+        right.plot(x, [p.kept for p in line], marker="o", label=label)
     left.axhline(0, color="grey", linestyle=":")
-    left.set(xlabel="α", ylabel="nats a token", title="right answers over wrong ones (forget set)")
+    axis = "margin, nats" if along == "margin" else "α"
+    left.set(xlabel=axis, ylabel="nats a token", title="right answers over wrong ones (forget set)")
     right.axhline(1 - choice.budget, color="grey", linestyle=":")
-    right.set(xlabel="α", ylabel="share of the target's", title="probability kept (held-out retain answers)")
+    right.set(xlabel=axis, ylabel="share of the target's", title="probability kept (held-out retain answers)")
     for panel in (left, right):
-        if chosen.weight < math.inf:
-            panel.axvline(chosen.weight, color="black", linewidth=1)
+        if math.isfinite(getattr(choice.point, along)):
+            panel.axvline(getattr(choice.point, along), color="black", linewidth=1)
         panel.grid(alpha=0.3)
-        if steady:
-            panel.set_xscale("log")
     if len(lines) > 1:
         left.legend(fontsize=7)
-    settings = f", margin {chosen.margin:g}, floor {chosen.floor:g}" if steady else ""
-    figure.suptitle(f"α = {chosen.weight:g}{settings}: {choice.reason}", fontsize=8)
+    chosen = choice.point
+    settings = f", margin {chosen.margin:g}, floor {chosen.floor:.2g}" if choice.aim == "steady" else ""
+    figure.suptitle(f"α = {chosen.weight:g}{settings}: {choice.reason}", fontsize=7)
     figure.tight_layout()
     try:
         with new_file(path) as temporary:

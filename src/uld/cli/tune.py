@@ -19,13 +19,14 @@ def tune(
     run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets the chosen α.")],
     weight: Annotated[
         str | None,
-        typer.Option(help="α to try, separated by commas; default: 2, 4.5, 10 and inf (steady), else 0.25, 0.5, … 3."),
+        typer.Option(help="α to try, separated by commas; default: 20 (steady), else 0.25, 0.5, … 3."),
     ] = None,
     margin: Annotated[
-        str | None, typer.Option(help="Margins to try, nats; default: 0 to 7 (steady), else the run's.")
+        str | None, typer.Option(help="Margins to try, nats; default: 0, 0.5, … log V (steady), else the run's.")
     ] = None,
     floor: Annotated[
-        str | None, typer.Option(help="Floors to try, 0–1; default: 0 to 0.1 (steady), else the run's.")
+        str | None,
+        typer.Option(help="Floors to try, 0–1; default: the target's own surprise (steady), else the run's."),
     ] = None,
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the retain answers' probability that may be lost.")] = 0.01,
@@ -33,8 +34,8 @@ def tune(
         str,
         typer.Option(
             help="indistinct: smallest α at which right answers are no likelier than wrong ones; budget: largest α "
-            "within the budget; steady: margin, floor and α at which right answers are about as likely as wrong ones, "
-            "also at 2/3 and 1.5 times that α."
+            "within the budget; steady: the largest margin at which no less is forgotten than at any other, over a "
+            "floor taken from how the target finds wrong answers, at a large α that hardly matters."
         ),
     ] = "indistinct",
     forget: Annotated[
@@ -74,9 +75,10 @@ def tune(
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
     for one in [choice.points[0], *(choice.curve if choice.aim == "steady" else choice.points[1:])]:
-        cells = [f"{one.weight:g}", f"{one.margin:g}", f"{one.floor:g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
+        cells = [f"{one.weight:g}", f"{one.margin:g}", f"{one.floor:.3g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
         say(f"| {' | '.join([*cells, f'{one.kept:.2%}'])} |{' ←' if one == point else ''}")
     setting = f"α = {point.weight:g}"
     if choice.aim == "steady":
-        setting += f", margin {point.margin:g}, floor {point.floor:g}, of {len(choice.points) - 1} settings (tune.json)"
+        number = len(choice.points) - 1
+        setting += f", margin {point.margin:g}, floor {point.floor:.3g}, of {number} settings (tune.json)"
     say(f"{setting}: {choice.reason} ({choice.probes} questions, {choice.retain} retain rows)")
