@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.artifact import Manifest
-from uld.choosing import Point, choose, neighbours, unsteadiness
+from uld.choosing import Point, choose, neighbours
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
@@ -17,7 +17,7 @@ from uld.errors import ULDError
 from uld.held_out import Probe, file_probes
 from uld.loading import load, load_tokenizer
 from uld.logits import Combination
-from uld.tuning import FLOORS, MARGINS, Grid, finer, measure, tune
+from uld.tuning import STEADY_WEIGHT, Grid, measure, surprise, tune
 
 
 def points(*rows):
@@ -49,66 +49,66 @@ def test_a_budget_that_nothing_fits_is_refused():
         choose(points((0.5, -0.1, 0.9), (1.0, -0.3, 0.8)), budget=0.01)
 
 
-def line(margin, floor, advantages, kept=0.999, start=2.0):
-    """Points of one margin and floor whose α are half as large again each."""
+def curve(*advantages, weight=20.0, kept=0.999, error=0.05):
+    """Points of margins 0, 1, …, each at an α and both its neighbours."""
     return [
-        Point(start * 1.5**i, 0.01, advantage, kept, margin, floor, error=0.05)
-        for i, advantage in enumerate(advantages)
+        Point(near, 0.01, advantage, kept, float(margin), 0.001, error)
+        for margin, advantage in enumerate(advantages)
+        for near in neighbours(weight)
     ]
 
 
-def test_a_steady_setting_is_one_whose_neighbours_are_indistinct_too():
-    needle = line(0.0, 0.0, [0.9, 0.0, -0.9])  # right in the middle only
-    plateau = line(3.0, 0.001, [0.3, 0.1, 0.05, -0.1])
-    points = [Point(0.0, 0.01, 2.0, 1.0), *needle, *plateau]
-    worst = unsteadiness(points)
-    assert (worst(needle[1]), worst(plateau[2])) == (0.9, 0.1)
-    assert worst(plateau[3]) == worst(needle[0]) == math.inf  # a neighbour was not measured
-    point, reason = choose(points, 0.01, "steady")
-    assert point == plateau[2]
-    assert "within 0.10 nats" in reason and "from α = 3 to 6.75" in reason
+def test_steady_is_the_largest_margin_within_a_standard_error_of_the_lowest_advantage():
+    point, reason = choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5)], 0.01, "steady")
+    assert (point.margin, point.weight) == (2.0, 20.0)
+    assert "lowest (-1.20 ± 0.05): -1.16 at α = 13.3, -1.16 at α = 20, -1.16 at α = 30" in reason
+    assert choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5, error=0.1)], 0.01, "steady")[0].margin == 3.0
 
 
-def test_of_steady_settings_that_cannot_be_told_apart_the_one_that_keeps_most_is_chosen():
-    better, kinder = line(1.0, 0.01, [0.1] * 3, kept=0.991), line(3.0, 0.01, [0.14] * 3, kept=0.999)
-    assert choose([*points(), *better, *kinder], 0.01, "steady")[0] == kinder[1]
-    worse = line(3.0, 0.01, [0.16] * 3, kept=0.999)  # by more than a standard error
-    assert choose([*points(), *better, *worse], 0.01, "steady")[0] == better[1]
-    assert choose([*points(), *better, *kinder], 0.005, "steady")[0] == kinder[1]
+def test_steady_keeps_the_budget():
+    harmful, kind = curve(-2.0, -2.0, kept=0.9), curve(9, 9, -1.0, -1.0, 0.5)[6:]
+    assert choose([*points(), *harmful, *kind], 0.01, "steady")[0].margin == 3.0
+    assert choose([*points(), *harmful, *kind], 0.2, "steady")[0].margin == 1.0
     with pytest.raises(ULDError, match="--budget"):
-        choose([*points(), *better, *kinder], 0.0001, "steady")
+        choose([*points(), *harmful], 0.01, "steady")
+
+
+def test_an_alpha_without_both_its_neighbours_is_no_candidate():
+    alone = Point(5.0, 0.01, -9.0, 1.0, 7.0, 0.001)
+    assert choose([*points(), *curve(-1.0, -1.2), alone], 0.01, "steady")[0].weight == 20.0
+    with pytest.raises(ULDError, match="two thirds and one and a half times"):
+        choose([*points(), alone], 0.01, "steady")
+
+
+def test_of_several_alphas_that_forget_alike_the_one_that_keeps_most_is_chosen():
+    rows = [*points(), *curve(-1.2, -1.2, weight=20.0, kept=0.992), *curve(-1.2, -1.2, weight=60.0, kept=0.993)]
+    assert choose(rows, 0.01, "steady")[0].weight == 60.0
 
 
 def test_without_bound_an_alpha_is_its_own_neighbour():
     assert neighbours(math.inf) == (math.inf, math.inf, math.inf)
     assert neighbours(3.0) == (2.0, 3.0, 4.5)
-    endless = [Point(math.inf, 0.01, -math.inf, 1.0, 3.0), Point(math.inf, 0.01, 0.1, 1.0, 3.0, 0.01)]
-    assert choose([*points(), *endless], 0.01, "steady")[0] == endless[1]
+    endless = curve(-1.0, -1.2, weight=math.inf)
+    point, reason = choose([*points(), *endless], 0.01, "steady")
+    assert (point.weight, point.margin) == (math.inf, 1.0)
+    assert reason.endswith(": -1.20 at α = inf")
 
 
 def test_a_grid_takes_what_is_given_and_what_its_aim_tries_else():
     own = Combination(weight=1.5, margin=2.0, floor=0.02)
-    given = Grid(weights=[3.0], margins=[4.0], floors=[0.1, 0.01]).around(own, "steady")
+    given = Grid(weights=[3.0], margins=[4.0], floors=[0.1, 0.01]).around(own, "steady", 100)
     assert [(how.weight, how.margin, how.floor) for how in given] == [
         (weight, 4.0, floor) for floor in (0.01, 0.1) for weight in (2.0, 3.0, 4.5)
     ]
-    assert {(how.margin, how.floor) for how in Grid().around(own, "budget")} == {(2.0, 0.02)}
-    tried = Grid().around(own, "steady")
-    assert {how.margin for how in tried} == set(MARGINS) and {how.floor for how in tried} == set(FLOORS)
-    assert len({(how.weight, how.margin, how.floor) for how in tried}) == len(tried)
+    assert {(how.margin, how.floor) for how in Grid().around(own, "budget", 100)} == {(2.0, 0.02)}
+    tried = Grid().around(own, "steady", 100)
+    assert sorted({how.margin for how in tried}) == [0.5 * step for step in range(10)]  # log 100 is 4.6
+    assert {how.floor for how in tried} == {0.02}
+    assert {how.weight for how in tried} == set(neighbours(STEADY_WEIGHT))
     with pytest.raises(ULDError, match="floor must lie between 0 and 1, not 2"):
-        Grid(floors=[2.0]).around(own, "steady")
+        Grid(floors=[2.0]).around(own, "steady", 100)
     with pytest.raises(ULDError, match="margin is for the rule suppress"):
-        Grid(margins=[1.0]).around(Combination(rule="subtract"), "budget")
-
-
-def test_floors_between_the_chosen_one_and_its_neighbours_are_tried_next():
-    tried = [Point(2.0, 0.01, 0.1, 1.0, 3.0, floor) for floor in (0.0, 1e-3, 1e-2, 1e-1)]
-    more = finer(tried[2], [Point(0.0, 0.01, 2.0, 1.0), *tried], Combination())
-    assert {how.margin for how in more} == {3.0} and {how.weight for how in more} == set(neighbours(2.0))
-    floors = sorted({how.floor for how in more})
-    assert len(floors) == 6 and 1e-3 < floors[0] < 1e-2 < floors[-1] < 1e-1
-    assert finer(tried[0], [Point(0.0, 0.01, 2.0, 1.0), *tried], Combination()) == []
+        Grid(margins=[1.0]).around(Combination(rule="subtract"), "budget", 100)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,29 @@ def test_a_text_counts_as_one_record_however_many_chunks_it_makes(micro, rows):
     assert found[1].kept != pytest.approx(1.0, rel=1e-3)
 
 
+@torch.no_grad()
+def test_the_floor_is_the_median_surprise_of_the_target_over_wrong_answers(micro, rows):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    probes = [
+        Probe(Record.qa(r["question"], r["answer"]), tuple(Record.qa(r["question"], w) for w in r["wrong_answers"]))
+        for r in rows[0]
+    ]
+    ratios = []
+    for probe in probes:
+        for wrong in probe.wrong:
+            row = form.encode(wrong, 10**6)
+            probs = model.target(input_ids=torch.tensor([row.ids])).logits[0].softmax(-1)
+            for t in range(len(row.ids) - 1):
+                ratio = (probs[t, row.ids[t + 1]] / probs[t].max()).item()
+                if row.learn[t + 1] and ratio < 1:
+                    ratios.append(ratio)
+    found = surprise(model, form, 0, probes)
+    assert len(ratios) > 20 and found == pytest.approx(sorted(ratios)[(len(ratios) - 1) // 2], rel=1e-4)
+    model.combination = Combination(weight=9.0, floor=0.5)
+    assert surprise(model, form, 0, probes) == found  # the target's alone
+
+
 @pytest.fixture
 def run(micro, tmp_path):
     return shutil.copytree(micro.run, tmp_path / "run")
@@ -225,6 +248,17 @@ def test_the_steady_choice_is_what_the_run_says_afterwards(run, rows, tmp_path):
     model, tokenizer = load(run)
     (again,) = measure(model, PromptFormat(tokenizer), 0, *file_probes(files[1], files[3]), [model.combination])[1:]
     assert again.advantage == pytest.approx(chosen["advantage"], abs=1e-4)
+
+
+def test_a_floor_that_is_not_given_is_the_surprise(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    result = CliRunner().invoke(app, ["tune", str(run), *files, "--aim", "steady", "--budget", "0.9"])
+    assert result.exit_code == 0, result.output
+    model, tokenizer = load(run)
+    expected = surprise(model, PromptFormat(tokenizer), 0, file_probes(files[1], files[3])[0])
+    after = Manifest.read(run).combination
+    assert (after.floor, after.weight) == (expected, STEADY_WEIGHT)
+    assert result.stdout.count("\n| 20 |") == math.ceil(math.log(model.config.vocab_size) / 0.5)  # the curve
 
 
 def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from uld.artifact import Manifest
-from uld.compare.cell import Workspace
+from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, compare
 from uld.errors import ArtifactError
@@ -89,11 +89,24 @@ def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
         run = workspace.run_folder(spec)
         model, tokenizer = load(run)
         log = evaluate(model, tokenizer, "forget10", tmp_path / spec.name, data=micro.data, progress=False)
-        retain_only = read_log(next((folder / "work" / "eval").glob("retain-only-*")))
-        assert cell.model_dump()["result"] == aggregate(log, retain_only).to_dict()
+        retain_only, target = (
+            read_log(next((folder / "work" / "eval").glob(f"{role}-*"))) for role in ("retain-only", "target")
+        )
+        assert cell.model_dump()["result"] == aggregate(log, retain_only, target).to_dict()
         assert cell.model_dump()["training"]["steps"] == Manifest.read(run).training["steps"]
     npo = Cell.read(folder / "cells" / "npo+kl-forget10-seed0.json").model_dump()
     assert npo["settings"]["learning_rate"] == best and not {"target", "output", "data"} & npo["settings"].keys()
+
+
+def test_every_cell_stands_beside_the_retain_only_model_and_the_target(finished, monkeypatch):
+    folder, grid, _ = finished
+    beside = []
+    monkeypatch.setattr("uld.compare.cell.aggregate", lambda *logs: beside.append(logs) or aggregate(*logs))
+    for spec in specs(grid, {"npo+kl": 1e-3}):
+        if not spec.keep_epochs and spec.method is None:
+            run_cell(Workspace(grid, folder), spec)
+    logs = [read_log(next((folder / "work" / "eval").glob(f"{role}-*"))) for role in ("retain-only", "target")]
+    assert beside == [(logs[0], *logs), (logs[1], *logs)]
 
 
 def test_epochs_end_in_what_the_run_came_to(finished):

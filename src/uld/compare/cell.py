@@ -188,19 +188,20 @@ def run_cell(workspace: Workspace, spec: Spec) -> Cell:
     Raises:
         ULDError: what is wrong with it; or `uld.training.Interrupted`.
     """
-    retain_only = _retain_only_log(workspace, spec.split)
-    if spec.role == "retain-only":
-        return workspace.write(spec, result=aggregate(retain_only, retain_only).to_dict())
-    training, epochs, model = None, [], workspace.grid.target
-    if spec.method is not None:
-        run = workspace.run_folder(spec)
-        trained(workspace, spec)
-        training, model = Manifest.read(run).training, str(run)
-    log = _evaluated(workspace, model, spec.split, f"{spec.name}-{workspace.digest(spec)[:8]}")
-    if spec.keep_epochs and spec.method is not None:
+    retain_only, target = (_reference_log(workspace, role, spec.split) for role in ("retain-only", "target"))
+    if spec.method is None:
+        log = retain_only if spec.role == "retain-only" else target
+        if spec.role == "target":
+            _write_answers(workspace, spec, log)
+        return workspace.write(spec, result=aggregate(log, retain_only, target).to_dict())
+    run, epochs = workspace.run_folder(spec), []
+    trained(workspace, spec)
+    log = _evaluated(workspace, str(run), spec.split, f"{spec.name}-{workspace.digest(spec)[:8]}")
+    if spec.keep_epochs:
         epochs = _epochs(workspace, spec, retain_only)
     _write_answers(workspace, spec, log)
-    return workspace.write(spec, training=training, result=aggregate(log, retain_only).to_dict(), epochs=epochs)
+    result = aggregate(log, retain_only, target).to_dict()
+    return workspace.write(spec, training=Manifest.read(run).training, result=result, epochs=epochs)
 
 
 def trained(workspace: Workspace, spec: Spec) -> None:
@@ -265,10 +266,12 @@ def _evaluated(workspace: Workspace, model: str, split: str, name: str, **option
     return evaluate(loaded, tokenizer, split, folder, **settings, **options)
 
 
-def _retain_only_log(workspace: Workspace, split: str) -> TofuLog:
-    name = f"retain-only-{split}-{workspace.digest(Spec('', 'retain-only', None, split))[:8]}"
+def _reference_log(workspace: Workspace, role: str, split: str) -> TofuLog:
+    """Log of the retain-only model of a split, or of the target on it."""
+    name = f"{role}-{split}-{workspace.digest(Spec('', role, None, split))[:8]}"
+    model = workspace.grid.target if role == "target" else workspace.grid.retain_only[split]
     with workspace.locked(name):  # every cell of the split needs it, so two may come to make it at once
-        return _evaluated(workspace, workspace.grid.retain_only[split], split, name)
+        return _evaluated(workspace, model, split, name)
 
 
 def _epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
