@@ -102,7 +102,7 @@ def test_a_grid_takes_what_is_given_and_what_its_aim_tries_else():
     ]
     assert {(how.margin, how.floor) for how in Grid().around(own, "budget", 100)} == {(2.0, 0.02)}
     tried = Grid().around(own, "steady", 100)
-    assert sorted({how.margin for how in tried}) == [0.5 * step for step in range(10)]  # log 100 is 4.6
+    assert sorted({how.margin for how in tried}) == [0.5 * step for step in range(7)]  # 2/3 log 100 is 3.07
     assert {how.floor for how in tried} == {0.02}
     assert {how.weight for how in tried} == set(neighbours(STEADY_WEIGHT))
     with pytest.raises(ULDError, match="floor must lie between 0 and 1, not 2"):
@@ -258,7 +258,9 @@ def test_a_floor_that_is_not_given_is_the_surprise(run, rows, tmp_path):
     expected = surprise(model, PromptFormat(tokenizer), 0, file_probes(files[1], files[3])[0])
     after = Manifest.read(run).combination
     assert (after.floor, after.weight) == (expected, STEADY_WEIGHT)
-    assert result.stdout.count("\n| 20 |") == math.ceil(math.log(model.config.vocab_size) / 0.5)  # the curve
+    assert (
+        result.stdout.count("\n| 20 |") == math.floor(2 / 3 * math.log(model.config.vocab_size) / 0.5) + 1
+    )  # the curve
 
 
 def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):

@@ -39,7 +39,10 @@ WEIGHTS = tuple(step / 4 for step in range(1, 13))
 STEADY_WEIGHT = 20.0
 """α of ``steady``: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
 MARGIN_STEP = 0.5
-"""Nats between the margins that ``steady`` tries, from 0 to log V."""
+"""Nats between the margins that ``steady`` tries, from 0 to `MOST_MARGIN`."""
+MOST_MARGIN = 2 / 3
+"""Largest margin that ``steady`` tries, as a share of log V, the most that an assistant can be sure of: held-out
+paraphrases hardly tell larger margins apart, and other wordings come through under them."""
 _WHOLE = 2**31
 
 
@@ -148,7 +151,7 @@ class Grid:
         Args:
             own: The run's combination; for ``steady`` with the floor to take where no floors are given.
             aim: What is asked for.
-            vocabulary: V; no margin above log V lowers anything.
+            vocabulary: V.
 
         Raises:
             ULDError: a value out of range, or a margin or floor for a rule that has none.
@@ -159,7 +162,7 @@ class Grid:
             weights = [near for weight in weights for near in neighbours(weight)]
         margins = self.margins or (own.margin,)
         if steady and not self.margins:
-            margins = [step * MARGIN_STEP for step in range(math.ceil(math.log(vocabulary) / MARGIN_STEP))]
+            margins = [step * MARGIN_STEP for step in range(int(MOST_MARGIN * math.log(vocabulary) / MARGIN_STEP) + 1)]
         weights = sorted({round(weight, 9): weight for weight in weights}.values())
         return [
             own.override(filter=filter, margin=margin, floor=floor, weight=weight)

@@ -22,7 +22,7 @@ def tune(
         typer.Option(help="α to try, separated by commas; default: 20 (steady), else 0.25, 0.5, … 3."),
     ] = None,
     margin: Annotated[
-        str | None, typer.Option(help="Margins to try, nats; default: 0, 0.5, … log V (steady), else the run's.")
+        str | None, typer.Option(help="Margins to try, nats; default: 0, 0.5, … 2/3 log V (steady), else the run's.")
     ] = None,
     floor: Annotated[
         str | None,
