@@ -21,7 +21,8 @@ from uld.config import FinetuneConfig, TrainConfig
 from uld.errors import ArtifactError, ULDError
 from uld.finetuning import FinetuneResult, finetune, read_provenance
 from uld.loading import load
-from uld.run_folder import last_checkpoint, stored_finetuning
+from uld.run_folder import last_checkpoint
+from uld.stored import stored_finetuning
 from uld.training import train
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2, "intermediate_size": 48, "vocab_size": 300}

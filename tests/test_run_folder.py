@@ -7,16 +7,8 @@ import pytest
 
 from uld.config import TrainConfig
 from uld.errors import ArtifactError
-from uld.run_folder import (
-    check_output,
-    drop_incomplete,
-    held,
-    last_checkpoint,
-    refuse_busy,
-    refuse_other_settings,
-    seal,
-    stored_settings,
-)
+from uld.run_folder import check_output, drop_incomplete, held, last_checkpoint, refuse_busy, seal
+from uld.stored import refuse_other_settings, stored_settings
 
 
 @pytest.fixture

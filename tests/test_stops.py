@@ -34,7 +34,8 @@ from uld.evaluation.tofu import evaluate
 from uld.finetuning import finetune
 from uld.loading import load
 from uld.logits import Combination
-from uld.run_folder import held, stored_settings
+from uld.run_folder import held
+from uld.stored import stored_settings
 from uld.training import train
 from uld.tuning import Grid, tune
 from uld.writing import new_folder, write_text

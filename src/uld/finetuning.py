@@ -31,18 +31,10 @@ from uld.methods.registry import Loss, Method
 from uld.methods.terms import remember
 from uld.objective import Objective
 from uld.probe import probe
-from uld.run_folder import (
-    MODEL,
-    Started,
-    drop_incomplete,
-    held,
-    refuse_other_inputs,
-    refuse_taken,
-    tidy,
-    working_in,
-)
+from uld.run_folder import MODEL, Started, drop_incomplete, held, refuse_other_inputs, tidy, working_in
 from uld.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
 from uld.settings import DTYPES, is_first_process
+from uld.stored import refuse_taken
 from uld.target import load_config, load_target
 from uld.trainer import UnlearningTrainer, planned_steps, refuse_long_warmup, trainer_arguments, training_dtype
 from uld.training import RunResult, run_facts, run_steps

@@ -9,7 +9,7 @@ from uld.data.record import Record, parse_record, refuse_unread
 from uld.data.rows import read_lines
 from uld.data.tofu import held_out
 from uld.errors import DataError, ULDError
-from uld.run_folder import stored_settings
+from uld.stored import stored_settings
 
 
 @dataclass(frozen=True)

@@ -352,3 +352,23 @@ def bytes_needed(learner: Learner) -> dict[str, int]:
         "gradients": size,
         "optimizer": 2 * size,
     }
+
+
+@torch.no_grad()
+def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, options: Mapping[str, Any]) -> None:
+    """Apply a method's last step to what was trained, in place.
+
+    Args:
+        model: As trained.
+        before: The target as it was; None for LoRA, whose update starts from 0.
+        method: With a ``finish``.
+        options: Its options.
+    """
+    assert method.finish is not None
+    own = own_options(method.finish, options)
+    start = dict(before.named_parameters()) if before is not None else {}
+    for name, parameter in model.named_parameters():
+        if before is not None:
+            parameter.copy_(method.finish(parameter, start[name].to(parameter), **own))
+        elif "lora_B" in name:
+            parameter.copy_(method.finish(parameter, torch.zeros_like(parameter), **own))

@@ -12,18 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from uld.artifact import ADAPTER, CHECKPOINTS, EPOCHS, MANIFEST, METRICS, RETAIN_DRAWN, DataFile, file_digest
-from uld.config import (
-    ConfigError,
-    FinetuneConfig,
-    RunConfig,
-    TrainConfig,
-    finetune_config,
-    flag,
-    read_yaml,
-    setting_fields,
-    train_config,
-)
+from uld.artifact import ADAPTER, CHECKPOINTS, EPOCHS, MANIFEST, METRICS, RETAIN_DRAWN, SETTINGS, DataFile, file_digest
 from uld.errors import ArtifactError
 from uld.locks import LOCK, is_held, locked
 from uld.writing import present, remove_folder, sweep, write_text, writing
@@ -61,14 +50,11 @@ class Layout:
 
 RUN = Layout(
     "uld train",
-    TrainConfig.FILE,
+    SETTINGS,
     MANIFEST,
     frozenset({ADAPTER, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
 )
-MODEL = Layout("uld finetune", FinetuneConfig.FILE, "finetune.json", frozenset(_UNFINISHED | _FINISHED))
-
-
-_MAY_CHANGE = ("output", "save_steps")  # settings that decide nothing of what a run comes to
+MODEL = Layout("uld finetune", "finetune.yaml", "finetune.json", frozenset(_UNFINISHED | _FINISHED))
 
 
 class UnresumableError(ArtifactError):
@@ -87,35 +73,6 @@ class Started(BaseModel):
     target: str
     target_fingerprint: str
     data: dict[str, list[DataFile]]
-
-
-def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Refuse an output folder that another process works in, that holds something else, or another run to resume.
-
-    Args:
-        config: Settings of the training that is asked for.
-        resume: Whether the run in the folder is to be continued.
-        overwrite: Whether it may be replaced.
-
-    Raises:
-        ULDError: what is in the way and which flag mends it.
-    """
-    if resume and overwrite:
-        raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
-    output = Path(config.output)
-    with writing(output):
-        refuse_busy(output)
-        if not resume:
-            check_output(output, layout_of(config), resume=False, overwrite=overwrite)
-    if resume:
-        check_resumable(output, layout_of(config))
-        stored = stored_finetuning(output) if isinstance(config, FinetuneConfig) else stored_settings(output)
-        refuse_other_settings(output, config, stored)
-
-
-def layout_of(config: RunConfig) -> Layout:
-    """What the command of these settings writes."""
-    return MODEL if isinstance(config, FinetuneConfig) else RUN
 
 
 def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite: bool) -> None:
@@ -182,33 +139,6 @@ def tidy(output: Path) -> None:
     with writing(output):
         remove_folder(output / CHECKPOINTS)
         sweep(output)
-
-
-def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) -> None:
-    """Make sure that a run is continued under the settings that it was started with, but for its folder and its saving.
-
-    Raises:
-        UnresumableError: names the first setting that differs.
-    """
-    for field in setting_fields(type(config)):
-        now, then = getattr(config, field.name), getattr(stored, field.name)
-        if now != then and field.name not in _MAY_CHANGE:
-            raise UnresumableError(
-                f"{flag(field.name)} is {now}, but the run in {output} was started with {then}: leave it out, or start "
-                "over with --overwrite"
-            )
-
-
-def stored_settings(output: Path) -> TrainConfig:
-    """The settings that a run was started with."""
-    path = output / TrainConfig.FILE
-    return train_config([(str(path), read_yaml(path))])
-
-
-def stored_finetuning(output: Path) -> FinetuneConfig:
-    """The settings that a finetuning was started with."""
-    path = output / FinetuneConfig.FILE
-    return finetune_config([(str(path), read_yaml(path))])
 
 
 def refuse_other_inputs(output: Path, started: Started) -> None:

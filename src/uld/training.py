@@ -40,24 +40,16 @@ from uld.digests import weights_digests, weights_files
 from uld.errors import ArtifactError, ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
-from uld.learners import Learner, bytes_needed, make_learner
+from uld.learners import Learner, bytes_needed, finish_weights, make_learner
 from uld.logits import Combination
 from uld.machine import library_versions, peak_memory
 from uld.methods.registry import Method, get_method
 from uld.modeling import ULDConfig, ULDForCausalLM
 from uld.objective import Objective, frozen_log_likelihoods
 from uld.probe import probe
-from uld.run_folder import (
-    Started,
-    drop_incomplete,
-    held,
-    last_checkpoint,
-    refuse_other_inputs,
-    refuse_taken,
-    tidy,
-    working_in,
-)
+from uld.run_folder import Started, drop_incomplete, held, last_checkpoint, refuse_other_inputs, tidy, working_in
 from uld.settings import DTYPES, is_first_process
+from uld.stored import refuse_taken
 from uld.target import load_config, load_target
 from uld.teaching import teaching_settings
 from uld.trainer import (
@@ -68,7 +60,7 @@ from uld.trainer import (
     trainer_arguments,
     training_dtype,
 )
-from uld.weights import adapters_of, finish_weights, save_adapter, save_model
+from uld.weights import adapters_of, save_adapter, save_model
 from uld.writing import new_folder, write_text, writing
 
 logger = logging.getLogger(__name__)

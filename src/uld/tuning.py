@@ -31,7 +31,8 @@ from uld.held_out import Probe
 from uld.json_text import dumps
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
-from uld.run_folder import stored_settings, working_in
+from uld.run_folder import working_in
+from uld.stored import stored_settings
 from uld.writing import new_file, sweep, write_text
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))

@@ -1,19 +1,16 @@
 """What is trained as files: an adapter, those of a pair, or a whole model; and a method's last step on it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from uld.digests import ADAPTER_WEIGHTS, first_broken
 from uld.errors import ArtifactError, ULDError
 from uld.gate import gate_of, load_gate, save_gate
-from uld.methods.registry import Method, own_options
 from uld.writing import as_usual
 
 
@@ -49,26 +46,6 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     if surplus or set(missing) - tied:
         raise ULDError(f"{folder} does not hold the weights of this model")
-
-
-@torch.no_grad()
-def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, options: Mapping[str, Any]) -> None:
-    """Apply a method's last step to what was trained, in place.
-
-    Args:
-        model: As trained.
-        before: The target as it was; None for LoRA, whose update starts from 0.
-        method: With a ``finish``.
-        options: Its options.
-    """
-    assert method.finish is not None
-    own = own_options(method.finish, options)
-    start = dict(before.named_parameters()) if before is not None else {}
-    for name, parameter in model.named_parameters():
-        if before is not None:
-            parameter.copy_(method.finish(parameter, start[name].to(parameter), **own))
-        elif "lora_B" in name:
-            parameter.copy_(method.finish(parameter, torch.zeros_like(parameter), **own))
 
 
 def save_adapter(adapter: Any, folder: Path, target: str) -> None:

@@ -11,7 +11,7 @@ import uld.cli.generate as cli
 from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
-from uld.evaluation.scoring import generate_answers
+from uld.generate import generate_answers
 from uld.loading import load
 
 QUESTIONS = ["Who was the teacher of Ada?", "When was Bob born?"]

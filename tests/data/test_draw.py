@@ -5,9 +5,10 @@ from typer.testing import CliRunner
 
 import uld.data.draw
 from uld.cli.main import app
-from uld.data.draw import Overlap, draw, generic_prompts, words_of
+from uld.data.draw import Overlap, draw, generic_prompts
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record, refuse_equal
+from uld.data.text import words_of
 from uld.errors import ULDError
 from uld.loading import load
 

@@ -11,7 +11,8 @@ import uld.evaluation.scoring
 from uld.assistant import add_lora, build_assistant
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches
+from uld.evaluation.scoring import Scorer
+from uld.generate import generate_answers, length_batches
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
 

@@ -6,7 +6,7 @@ from uld.augment.endpoint import Reply
 from uld.context import context_length
 from uld.data.prompt import PromptFormat
 from uld.errors import ULDError
-from uld.evaluation.scoring import generate_answers
+from uld.generate import generate_answers
 
 
 def ask(model: Any, tokenizer: Any, template: str | None, prompt: str, max_tokens: int) -> Reply:

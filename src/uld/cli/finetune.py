@@ -25,7 +25,8 @@ def finetune(**given: Any) -> None:
     layers = own_layers(config_file, given)
     config = finetune_config(layers)
     from uld.finetuning import finetune as run
-    from uld.run_folder import MODEL, check_resumable, stored_finetuning
+    from uld.run_folder import MODEL, check_resumable
+    from uld.stored import stored_finetuning
 
     if resume and config.output:
         check_resumable(Path(config.output), MODEL)

@@ -144,7 +144,7 @@ class _Talker:
 
     def answer(self, model: Any, ids: list[int], **options: Any) -> str:
         """One whole answer."""
-        from uld.evaluation.scoring import generate_answers
+        from uld.generate import generate_answers
 
         return generate_answers(model, self.tokenizer, [ids], **{**self.settings, **options})[0]
 
@@ -152,7 +152,7 @@ class _Talker:
         """Print an answer as it comes and return it."""
         from transformers import TextStreamer
 
-        from uld.evaluation.scoring import generate_ids
+        from uld.generate import generate_ids
 
         class Stripped(TextStreamer):
             begun = False

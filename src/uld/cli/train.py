@@ -79,7 +79,8 @@ def train(**given: Any) -> None:
     resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
     layers = [(f"preset {name}", read_preset(name)) for name in presets] + own_layers(config_file, given)
     config = train_config(layers)
-    from uld.run_folder import check_resumable, stored_settings
+    from uld.run_folder import check_resumable
+    from uld.stored import stored_settings
     from uld.training import train as run
 
     if resume and config.output:

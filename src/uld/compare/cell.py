@@ -34,7 +34,8 @@ from uld.loading import load
 from uld.locks import locked
 from uld.machine import library_versions
 from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
-from uld.run_folder import UnresumableError, needs_tidying, stored_settings, tidy, working_in
+from uld.run_folder import UnresumableError, needs_tidying, tidy, working_in
+from uld.stored import stored_settings
 from uld.target import load_config
 from uld.training import train
 from uld.writing import remove_folder, sweep, write_text, writing

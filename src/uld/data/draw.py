@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
+from uld.context import context_length
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.data.text import folded
+from uld.data.text import folded, words_of
 from uld.errors import ArtifactError, DataError, ULDError
-from uld.evaluation.scoring import context_length, generate_answers
+from uld.generate import generate_answers
 from uld.locks import locked
 from uld.writing import write_text, writing
 
@@ -43,12 +44,6 @@ _SAMPLING: dict[str, Any] = {
     **{"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0},
     **{"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},  # whatever the model comes with
 }
-_WITHOUT_BLANKS = (  # Thai, Lao, Tibetan, Burmese, Khmer; Japanese and Chinese
-    "\u0e00-\u109f\u1780-\u17ff"
-    "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-)
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # vowels and the like, no letters
-_WORD = re.compile(rf"(?![\W_])[{_WITHOUT_BLANKS}]|(?:[^\W_{_WITHOUT_BLANKS}]|[{_MARKS}])+")
 _NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
 
 
@@ -231,14 +226,6 @@ def _texts(record: Record) -> list[str]:
     """Everything that a record says, as texts are compared."""
     texts = (*(content for _, content in record.messages), record.prompt, record.completion, record.text)
     return [folded(text) for text in texts if text]
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in any script, in small letters; of ASCII text runs of letters and digits.
-
-    A script without blanks between words, such as Chinese or Thai, gives a word a character.
-    """
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

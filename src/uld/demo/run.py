@@ -17,9 +17,9 @@ from uld.data.tofu import load_tofu
 from uld.demo.models import MicroSettings, make_models
 from uld.demo.world import World, write_world
 from uld.errors import ArtifactError, ULDError
-from uld.evaluation.scoring import generate_answers
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_result import aggregate, compare
+from uld.generate import generate_answers
 from uld.loading import load
 from uld.training import train
 from uld.writing import writing
