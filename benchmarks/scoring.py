@@ -15,7 +15,7 @@ from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import answers_of, task_rows
 from uld.loading import load, load_tokenizer
 from uld.logits import Combination
-from uld.losses import cross_entropy
+from uld.methods.losses import cross_entropy
 from uld.target import load_target
 
 QUESTIONS = 60

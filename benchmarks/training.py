@@ -28,7 +28,7 @@ from uld.data.prompt import PromptFormat
 from uld.data.tofu import training_set
 from uld.learners import Learner
 from uld.loading import load_tokenizer
-from uld.losses import cross_entropy
+from uld.methods.losses import cross_entropy
 from uld.methods.registry import get_method
 from uld.objective import Objective
 from uld.target import load_target

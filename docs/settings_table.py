@@ -7,7 +7,8 @@ stands here.
 from pathlib import Path
 from typing import Any
 
-from uld.config import TrainConfig, flag, setting_fields
+from uld.config import TrainConfig, setting_fields
+from uld.errors import flag
 from uld.logits import Combination
 
 PAGE = Path(__file__).with_name("training.md")

@@ -11,19 +11,17 @@ import yaml
 
 from uld.config import (
     SCRATCH,
-    ConfigError,
     FinetuneConfig,
     RunConfig,
     TrainConfig,
     finetune_config,
-    flag,
     preset_names,
     read_preset,
     read_yaml,
     setting_fields,
     train_config,
 )
-from uld.errors import ULDError
+from uld.errors import ConfigError, ULDError, flag
 from uld.logits import Combination
 from uld.methods.registry import get_method
 

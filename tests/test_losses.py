@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from uld.losses import cross_entropy, uniform
+from uld.methods.losses import cross_entropy, uniform
 
 LOSSES = (cross_entropy, uniform)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from uld.config import ConfigError, FinetuneConfig
+from uld.config import FinetuneConfig
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
+from uld.errors import ConfigError
 from uld.scratch import check_sizes, llama_config, texts_of, train_tokenizer
 
 RECORDS = [

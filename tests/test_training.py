@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 import uld.learners
 import uld.trainer
 from uld.artifact import Manifest
-from uld.config import ConfigError, FinetuneConfig, TrainConfig
-from uld.errors import ULDError
+from uld.config import FinetuneConfig, TrainConfig
+from uld.errors import ConfigError, ULDError
 from uld.finetuning import finetune
 from uld.loading import load
 from uld.objective import frozen_log_likelihoods

@@ -4,20 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from uld.errors import ULDError
-from uld.settings import (
-    ConfigError,
-    RunConfig,
-    ValueFault,
-    flag,
-    layered,
-    preset_names,
-    read_preset,
-    read_yaml,
-    resolving,
-    setting,
-    setting_fields,
-)
+from uld.errors import ConfigError, ULDError, ValueFault, flag
+from uld.settings import RunConfig, layered, preset_names, read_preset, read_yaml, resolving, setting, setting_fields
 
 
 @resolving

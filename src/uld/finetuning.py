@@ -17,11 +17,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerB
 from uld.artifact import CHECKPOINTS, METRICS, DataFile, fingerprint, place
 from uld.assistant import check_head
 from uld.checkpoint import quiet_transformers
-from uld.config import ConfigError, FinetuneConfig, flag
+from uld.config import FinetuneConfig
 from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.record import Record
-from uld.errors import ArtifactError
+from uld.errors import ArtifactError, ConfigError, flag
 from uld.inputs import learnt_rows, read_learnt
 from uld.journal import Journal, read_metrics, stop_on_interrupt
 from uld.learners import Learner, trainable

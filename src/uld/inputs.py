@@ -13,13 +13,14 @@ from uld.artifact import DataFile
 from uld.assistant import slice_config
 from uld.augment.items import digest
 from uld.augment.source import NONE, augmentation
-from uld.config import ConfigError, FinetuneConfig, TrainConfig
+from uld.config import FinetuneConfig, TrainConfig
 from uld.data.alternatives import alternative_records
 from uld.data.collate import Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, refuse_equal
 from uld.data.tofu import check_split, split_records, training_set
+from uld.errors import ConfigError
 from uld.loading import load_tokenizer
 from uld.methods.registry import Method
 from uld.retain_set import DrawnRetain, retain_set

@@ -9,12 +9,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.adapters import load_trained_target
 from uld.artifact import ADAPTER, CHECKPOINTS, Manifest, is_run
-from uld.data.clock import pin
+from uld.data.clock import check_date, pin
 from uld.data.prompt import remember_template
 from uld.errors import ArtifactError, ULDError, explained
 from uld.logits import Combination
 from uld.modeling import ULDForCausalLM
-from uld.settings import check_date
 from uld.target import HUB, load_target
 from uld.vocabulary import embedding_rows, own_ids, refuse_foreign
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from uld.data.collate import ALTERNATIVE, FORGET, RETAIN, Collator, Row
 from uld.data.prompt import Encoded
 from uld.learners import Learner, States
-from uld.losses import FrozenPositionLoss, PositionLoss, cross_entropy
+from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
 from uld.methods.registry import Loss, Method, own_options
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk

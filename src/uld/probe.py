@@ -20,7 +20,7 @@ from uld.errors import ULDError
 from uld.learners import Learner
 from uld.logits import Combination
 from uld.lora import quiet_peft, some_tokens
-from uld.losses import cross_entropy
+from uld.methods.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.trial import difference
 from uld.weights import adapters_of

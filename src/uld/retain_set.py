@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from uld.artifact import CHECKPOINTS, RETAIN_DRAWN, DataFile, read_object
-from uld.config import ConfigError, TrainConfig
+from uld.config import TrainConfig
 from uld.data.draw import LEAST_ROWS, draw
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record
-from uld.errors import ULDError
+from uld.errors import ConfigError, ULDError
 from uld.target import load_target
 from uld.writing import write_text
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from uld.config import SCRATCH, ConfigError, FinetuneConfig
+from uld.config import SCRATCH, FinetuneConfig
 from uld.data.record import Record
+from uld.errors import ConfigError
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>")
 """Padding, beginning and end; their ids are their places."""

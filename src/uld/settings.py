@@ -19,28 +19,9 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from uld.data.clock import DATE, is_date
-from uld.errors import ULDError
+from uld.data.clock import DATE, check_date
+from uld.errors import ConfigError, ValueFault
 from uld.yaml_text import Lines, YamlError, parse
-
-
-class ConfigError(ULDError):
-    """A setting is unknown, of the wrong type or out of range."""
-
-
-class ValueFault(ConfigError):
-    """A setting has a value that it cannot have; `layered` says where it stands.
-
-    Attributes:
-        name: The setting.
-        in_file: The sentence where the setting is called by its name.
-    """
-
-    def __init__(self, name: str, wanted: str, sentence: str | None = None) -> None:
-        """Take the setting and what it must be, or a sentence that says it all."""
-        super().__init__(sentence or f"{flag(name)} {wanted}")
-        self.name, self.in_file = name, sentence or f"{name} {wanted}"
-
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """Dtypes as users type them, and what transformers and torch call them."""
@@ -169,24 +150,9 @@ class RunConfig:
         return yaml.safe_dump(listed, sort_keys=False, allow_unicode=True)
 
 
-def check_date(text: str | None) -> None:
-    """Refuse a date that is none.
-
-    Raises:
-        ConfigError: it is not a day, written as 2024-12-31.
-    """
-    if text is not None and not is_date(text):
-        raise ValueFault("date", f"must be a day, written as 2024-12-31, not {text!r}")
-
-
 def is_first_process() -> bool:
     """Whether this is the process that writes and prints; under ``torchrun`` there are several."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
 
 
 def preset_names() -> list[str]:

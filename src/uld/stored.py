@@ -2,17 +2,8 @@
 
 from pathlib import Path
 
-from uld.config import (
-    ConfigError,
-    FinetuneConfig,
-    RunConfig,
-    TrainConfig,
-    finetune_config,
-    flag,
-    read_yaml,
-    setting_fields,
-    train_config,
-)
+from uld.config import FinetuneConfig, RunConfig, TrainConfig, finetune_config, read_yaml, setting_fields, train_config
+from uld.errors import ConfigError, flag
 from uld.run_folder import MODEL, RUN, Layout, UnresumableError, check_output, check_resumable, refuse_busy
 from uld.writing import writing
 

@@ -19,8 +19,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from uld.artifact import CHECKPOINTS
-from uld.config import ConfigError, RunConfig
+from uld.config import RunConfig
 from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
+from uld.errors import ConfigError
 from uld.methods.registry import Method, own_options
 from uld.objective import Objective
 from uld.run_folder import seal

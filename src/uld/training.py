@@ -32,12 +32,12 @@ from uld.artifact import (
     read_object,
 )
 from uld.checkpoint import quiet_transformers
-from uld.config import ConfigError, TrainConfig
+from uld.config import TrainConfig
 from uld.context import check_positions
 from uld.data.clock import pinned_date
 from uld.data.collate import FORGET
 from uld.digests import weights_digests, weights_files
-from uld.errors import ArtifactError, ULDError
+from uld.errors import ArtifactError, ConfigError, ULDError
 from uld.inputs import Inputs, read_inputs
 from uld.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.learners import Learner, bytes_needed, finish_weights, make_learner

@@ -12,10 +12,11 @@ from transformers.utils import chat_template_utils
 
 from uld.artifact import Manifest
 from uld.cli.common import ModelOptions
-from uld.config import ConfigError, TrainConfig, train_config
+from uld.config import TrainConfig, train_config
 from uld.data.clock import DATE, is_date, pin, pinned, pinned_date
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
+from uld.errors import ConfigError
 from uld.loading import load, load_tokenizer
 from uld.training import train
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.data.clock import DATE
+from uld.data.clock import DATE, check_date
 from uld.errors import ULDError
-from uld.settings import DTYPES, check_date, is_first_process
+from uld.settings import DTYPES, is_first_process
 
 _LONGEST_ID = 192  # an owner and a name of 96 letters at most
 

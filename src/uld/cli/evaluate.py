@@ -21,8 +21,8 @@ from uld.cli.common import (
     slug,
     with_model,
 )
-from uld.errors import ULDError
-from uld.settings import flag, is_first_process
+from uld.errors import ULDError, flag
+from uld.settings import is_first_process
 
 _BEYOND = "Beyond TOFU's own numbers"
 _SEVERAL = "; several, separated by commas, make a grid that is scored in one pass."

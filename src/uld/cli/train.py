@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from uld.cli.common import say
-from uld.config import RunConfig, TrainConfig, flag, read_preset, read_yaml, setting_fields, train_config
-from uld.errors import ULDError
+from uld.config import RunConfig, TrainConfig, read_preset, read_yaml, setting_fields, train_config
+from uld.errors import ULDError, flag
 from uld.settings import is_first_process
 
 EPILOG = (

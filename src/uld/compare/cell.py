@@ -20,11 +20,11 @@ from typing import Any
 
 from uld.artifact import EPOCHS, SETTINGS, Manifest, file_digest, is_run, place
 from uld.compare.grid import Grid, Spec, config
-from uld.config import ConfigError, TrainConfig
+from uld.config import TrainConfig
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.tofu import load_tofu, uncovered
-from uld.errors import ArtifactError
+from uld.errors import ArtifactError, ConfigError
 from uld.evaluation.metrics import model_utility
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate

@@ -27,9 +27,9 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from uld.config import ConfigError, TrainConfig, read_preset, read_yaml, train_config
+from uld.config import TrainConfig, read_preset, read_yaml, train_config
 from uld.data.tofu import FORGET_SPLITS, check_split
-from uld.errors import ULDError
+from uld.errors import ConfigError, ULDError
 from uld.methods.registry import get_method
 from uld.report.paper import TableName
 from uld.settings import FileSettings, guess, place, shown, text_fault

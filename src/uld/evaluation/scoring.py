@@ -23,7 +23,7 @@ from uld.evaluation.trees import NEVER, Tree, Trust, alike, batch_inputs, grow, 
 from uld.generate import BATCH_TOKENS, LENGTH_MULTIPLE, length_batches
 from uld.label_losses import label_losses
 from uld.logits import Combination, combine_all
-from uld.losses import cross_entropy
+from uld.methods.losses import cross_entropy
 from uld.modeling import ULDForCausalLM
 from uld.vocabulary import embedding_rows, refuse_foreign
 
