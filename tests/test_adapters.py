@@ -6,17 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import uld.adapters
-from uld.artifact import CombinationSettings, Manifest
-from uld.assistant import add_lora, build_assistant
-from uld.config import TrainConfig
-from uld.digests import weights_digests
+import uld.model.adapters
 from uld.errors import ArtifactError
-from uld.loading import load
-from uld.logits import Combination
-from uld.target import load_target
-from uld.training import train
-from uld.weights import save_adapter, save_model
+from uld.model.assistant import add_lora, build_assistant
+from uld.model.causal_lm import load_target
+from uld.model.combine import Combination
+from uld.model.load import load
+from uld.model.weights import save_adapter, save_model
+from uld.runs.digests import weights_digests
+from uld.runs.manifest import CombinationSettings, Manifest
+from uld.training.config import TrainConfig
+from uld.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def test_lora_on_the_target_is_merged_into_it(with_lora, task):
 def test_the_targets_revision_is_the_runs(with_lora, monkeypatch):
     manifest = Manifest.read(with_lora).model_copy(update={"target_revision": "abc"})
     asked = []
-    find = uld.adapters.load_target
+    find = uld.model.adapters.load_target
 
     def watch(place, revision=None, **kwargs):
         asked.append(revision)
         return find(place, **kwargs)
 
-    monkeypatch.setattr(uld.adapters, "load_target", watch)
-    uld.adapters.load_trained_target(with_lora, manifest)
+    monkeypatch.setattr(uld.model.adapters, "load_target", watch)
+    uld.model.adapters.load_trained_target(with_lora, manifest)
     assert asked == ["abc"]
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from uld.artifact import CombinationSettings, Manifest, file_digest, fingerprint, is_run, read_object
 from uld.errors import ArtifactError
-from uld.logits import Combination
-from uld.target import load_sliced
+from uld.model.causal_lm import load_sliced
+from uld.model.combine import Combination
+from uld.runs.manifest import CombinationSettings, Manifest, file_digest, fingerprint, is_run, read_object
 
 
 def manifest(**changes) -> Manifest:
@@ -109,8 +109,8 @@ def fill(disk: Path, leave: int) -> None:
 @pytest.mark.parametrize("kib", [0, 16, 72, 120, 136, 216, 248])
 def test_training_on_a_full_disk(task, small_disk, kib):
     """The disk fills while the settings, the journal, a checkpoint or the adapter is being written."""
-    from uld.config import TrainConfig
-    from uld.training import train
+    from uld.training.config import TrainConfig
+    from uld.training.run import train
 
     fill(small_disk, kib * 1024)
     config = TrainConfig(**task.settings(small_disk / "x", save_steps=3))

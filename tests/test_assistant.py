@@ -13,7 +13,8 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from uld.assistant import (
+from uld.errors import ULDError
+from uld.model.assistant import (
     add_lora,
     build_assistant,
     check_head,
@@ -22,9 +23,8 @@ from uld.assistant import (
     head_logits,
     slice_config,
 )
-from uld.errors import ULDError
-from uld.target import load_config, load_sliced, load_target
-from uld.weights import save_adapter
+from uld.model.causal_lm import load_config, load_sliced, load_target
+from uld.model.weights import save_adapter
 
 IDS = torch.tensor([[1, 5, 9, 13, 4, 8, 21, 30, 17, 6, 11, 25]])
 
@@ -337,7 +337,7 @@ def test_loading_a_slice_needs_memory_for_the_slice(make_target, tmp_path):
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size > 90e6
     code = (
-        "import resource, sys; from uld.assistant import load_sliced, load_target\n"
+        "import resource, sys; from uld.model.assistant import load_sliced, load_target\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "load_sliced(sys.argv[1], 1)\n"
         "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"

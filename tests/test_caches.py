@@ -6,8 +6,8 @@ import torch
 from transformers import DynamicCache, Gemma3TextConfig, LlamaConfig, QuantizedCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-from uld.caches import FusedCache, PairedCache, RoomyLayer
 from uld.errors import ULDError
+from uld.model.caches import FusedCache, PairedCache, RoomyLayer
 
 CONFIGS = {
     "llama": LlamaConfig(num_hidden_layers=2),

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from uld.config import (
+from uld.errors import ConfigError, ULDError, flag
+from uld.methods.registry import get_method
+from uld.model.combine import Combination
+from uld.training.config import (
     SCRATCH,
     FinetuneConfig,
     RunConfig,
@@ -21,9 +24,6 @@ from uld.config import (
     setting_fields,
     train_config,
 )
-from uld.errors import ConfigError, ULDError, flag
-from uld.logits import Combination
-from uld.methods.registry import get_method
 
 
 def refused(values: dict[str, Any], source: str = "run.yaml") -> str:
@@ -223,7 +223,7 @@ def test_every_setting_has_help_a_group_and_a_default() -> None:
 
 def test_the_papers_defaults() -> None:
     """arXiv 2406.08607, its section on settings."""
-    from uld.learners import LORA_RANK
+    from uld.training.learners import LORA_RANK
 
     config = TrainConfig()
     assert (LORA_RANK, config.lora_alpha, config.retain_weight) == (32, 32, 6.5)
@@ -234,7 +234,8 @@ def test_the_papers_defaults() -> None:
 
 def test_the_settings_are_read_without_torch() -> None:
     code = (
-        "import sys, uld.config; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pydantic')))"
+        "import sys, uld.training.config; "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'pydantic')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -270,7 +271,7 @@ def test_both_commands_share_their_common_settings() -> None:
 
 
 def test_a_warm_up_of_more_steps_than_the_training_has_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    from uld.trainer import refuse_long_warmup
+    from uld.training.trainer import refuse_long_warmup
 
     for warmup in (0.1, 0.99, 5, 9):
         refuse_long_warmup(TrainConfig(warmup=warmup), 10)

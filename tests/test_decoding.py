@@ -18,8 +18,8 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
-from uld.caches import FusedCache, PairedCache
 from uld.errors import ULDError
+from uld.model.caches import FusedCache, PairedCache
 
 SIZE = {
     **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4},

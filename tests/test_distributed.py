@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from uld.config import TrainConfig
-from uld.run_folder import last_checkpoint
-from uld.training import train
+from uld.runs.folder import last_checkpoint
+from uld.training.config import TrainConfig
+from uld.training.run import train
 
 # 23 rows: the last batch of an epoch has 5, so that one of the 6 micro-batches is empty.
 OPTIONS = {"dtype": "fp32", "learning_rate": 0.02, "epochs": 3}

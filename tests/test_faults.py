@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from uld.errors import ULDError
-from uld.faults import FAULT, UNREAD, WRONG, report, told, without_secrets
-from uld.terminal import OutputError
+from uld.text.faults import FAULT, UNREAD, WRONG, report, told, without_secrets
+from uld.text.terminal import OutputError
 
 
 def raised(make):
@@ -138,7 +138,7 @@ def test_where_no_report_can_be_written_the_sentence_says_so(monkeypatch):
     def refuse(**_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("uld.faults.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("uld.text.faults.tempfile.mkstemp", refuse)
     outcome = report(raised(lambda: {}["a"]))
     assert outcome.code == FAULT and "could not be written down: No space left" in outcome.sentence
 

@@ -17,8 +17,8 @@ from transformers import (
     XGLMConfig,
 )
 
-from uld.configuration import ULDConfig
-from uld.fields import field, number
+from uld.model.config import ULDConfig
+from uld.model.fields import field, number
 
 # family, layers, width, heads, positions
 CONFIGS = {

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-import uld.finetuning
-from uld.artifact import Manifest, fingerprint
-from uld.config import FinetuneConfig, TrainConfig
+import uld.training.finetune
 from uld.errors import ArtifactError, ULDError
-from uld.finetuning import FinetuneResult, finetune, read_provenance
-from uld.loading import load
-from uld.run_folder import last_checkpoint
-from uld.stored import stored_finetuning
-from uld.training import train
+from uld.model.load import load
+from uld.runs.folder import last_checkpoint
+from uld.runs.manifest import Manifest, fingerprint
+from uld.training.config import FinetuneConfig, TrainConfig
+from uld.training.finetune import FinetuneResult, finetune, read_provenance
+from uld.training.run import train
+from uld.training.stored import stored_finetuning
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2, "intermediate_size": 48, "vocab_size": 300}
 SCRATCH = {"scratch": True, **SIZES, "max_length": 64, "batch_size": 8, "warmup": 1}
@@ -386,4 +386,4 @@ def test_settings_or_data_that_changed_in_between_are_refused(start_uld, task, t
 def test_the_library_is_quiet(task, tmp_path, capfd):
     run(tmp_path / "x", **SCRATCH, file=str(task.forget), epochs=1)
     assert capfd.readouterr() == ("", "")
-    assert uld.finetuning.read_provenance(tmp_path / "x").training["steps"] == 2
+    assert uld.training.finetune.read_provenance(tmp_path / "x").training["steps"] == 2

@@ -3,11 +3,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache
 
-from uld.assistant import add_lora, build_assistant
-from uld.caches import FusedCache, PairedCache
-from uld.fused import FusedModel, NotFusable
-from uld.logits import Combination
-from uld.modeling import ULDForCausalLM
+from uld.model.assistant import add_lora, build_assistant
+from uld.model.caches import FusedCache, PairedCache
+from uld.model.combine import Combination
+from uld.model.one_pass import FusedModel, NotFusable
+from uld.model.unlearned import ULDForCausalLM
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from uld.artifact import ADAPTER, MANIFEST
 from uld.data.prompt import Encoded
-from uld.digests import GATE_WEIGHTS
 from uld.errors import ArtifactError
 from uld.evaluation.scoring import Scorer
-from uld.gate import Gate, add_gate, gate_of
-from uld.loading import load
-from uld.logits import Combination, log_ratio_to_uniform
-from uld.modeling import ULDForCausalLM
+from uld.model.combine import Combination, log_ratio_to_uniform
+from uld.model.gate import Gate, add_gate, gate_of
+from uld.model.load import load
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.digests import GATE_WEIGHTS
+from uld.runs.manifest import ADAPTER, MANIFEST
 
 HOW = Combination(weight=1.3, margin=0.2, floor=0.01)
 IDS = torch.tensor([[1, 9, 12, 7, 5, 20], [1, 8, 8, 30, 4, 6]])

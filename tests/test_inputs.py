@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import uld.retain_set
-import uld.training
-from uld.artifact import Manifest, file_digest
-from uld.config import TrainConfig, train_config
-from uld.data.draw import LEAST_ROWS
+import uld.training.retain_set
+import uld.training.run
 from uld.errors import ULDError
-from uld.training import train
+from uld.runs.manifest import Manifest, file_digest
+from uld.training.config import TrainConfig, train_config
+from uld.training.draw import LEAST_ROWS
+from uld.training.run import train
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_without_a_number_as_many_rows_as_to_forget_are_drawn_and_at_least_some(
         asked.append(rows)
         raise ULDError("enough")
 
-    monkeypatch.setattr(uld.retain_set, "draw", note)
+    monkeypatch.setattr(uld.training.retain_set, "draw", note)
     book = tmp_path / "book.txt"
     book.write_text("cab " * 47 * 100)
     for forget in (task.forget, book):
@@ -75,14 +75,14 @@ def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypa
 
     (tmp_path / "x").mkdir()  # what is written into a folder of the user's stays
     with monkeypatch.context() as patch:
-        patch.setattr(uld.training, "run_steps", stop)
+        patch.setattr(uld.training.run, "run_steps", stop)
         with pytest.raises(KeyboardInterrupt):
             train(settings(task, tmp_path / "x", draw_retain=8), progress=False)
     rows = tmp_path / "x/retain_drawn.jsonl"
     kept = rows.read_text()
     assert kept == (whole / "retain_drawn.jsonl").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(uld.retain_set, "draw", stop)
+        patch.setattr(uld.training.retain_set, "draw", stop)
         rows.write_text(kept.replace("answer", "answer ", 0) + kept.splitlines(keepends=True)[0])
         with pytest.raises(KeyboardInterrupt):  # what is not as it was noted is drawn again
             train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from uld.config import TrainConfig
 from uld.errors import ULDError
-from uld.journal import Journal, read_metrics, stop_on_interrupt
-from uld.trainer import StepFacts
-from uld.training import train
+from uld.training.config import TrainConfig
+from uld.training.journal import Journal, read_metrics, stop_on_interrupt
+from uld.training.run import train
+from uld.training.trainer import StepFacts
 
 
 class Terminal(io.StringIO):

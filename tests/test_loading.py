@@ -16,8 +16,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from uld.errors import ULDError, words
-from uld.loading import load, load_tokenizer
-from uld.target import load_config, load_sliced, load_target
+from uld.model.causal_lm import load_config, load_sliced, load_target
+from uld.model.load import load, load_tokenizer
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11]])
 NAN, INF = float("nan"), float("inf")

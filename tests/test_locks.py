@@ -3,7 +3,7 @@
 import os
 import threading
 
-from uld.locks import hold, is_held, locked
+from uld.runs.locks import hold, is_held, locked
 
 
 def test_one_holds_and_the_other_does_not(tmp_path):

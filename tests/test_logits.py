@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from uld.errors import ULDError
-from uld.label_losses import label_losses
-from uld.logits import Combination, combine, combine_all, log_ratio_to_uniform, plausible
+from uld.model.combine import Combination, combine, combine_all, log_ratio_to_uniform, plausible
+from uld.model.label_losses import label_losses
 
 RULES = ("suppress", "subtract", "reference")
 FROM_UNIFORM = ("suppress", "subtract")

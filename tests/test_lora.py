@@ -11,11 +11,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from uld.adapters import load_adapter
-from uld.assistant import add_lora, build_assistant
 from uld.errors import ULDError
-from uld.lora import adapted
-from uld.weights import save_adapter
+from uld.model.adapters import load_adapter
+from uld.model.assistant import add_lora, build_assistant
+from uld.model.lora import adapted
+from uld.model.weights import save_adapter
 
 SIZE = {
     **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4},

@@ -2,8 +2,8 @@
 
 import pytest
 
-import uld.machine
-from uld.machine import peak_memory
+import uld.runs.machine
+from uld.runs.machine import peak_memory
 
 
 @pytest.mark.parametrize(("platform", "unit"), [("linux", 1024), ("darwin", 1)])
@@ -11,5 +11,5 @@ def test_peak_memory_is_in_bytes(monkeypatch, platform, unit):
     import resource
 
     raw = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    monkeypatch.setattr(uld.machine.sys, "platform", platform)
+    monkeypatch.setattr(uld.runs.machine.sys, "platform", platform)
     assert raw * unit <= peak_memory() <= 2 * raw * unit

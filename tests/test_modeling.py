@@ -23,13 +23,13 @@ from transformers import (
 )
 
 import uld
-from uld.artifact import Manifest
-from uld.assistant import add_lora, decoder_layers
-from uld.configuration import ULDConfig
 from uld.errors import ULDError
-from uld.loading import load
-from uld.logits import Combination, combine
-from uld.modeling import ULDForCausalLM
+from uld.model.assistant import add_lora, decoder_layers
+from uld.model.combine import Combination, combine
+from uld.model.config import ULDConfig
+from uld.model.load import load
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.manifest import Manifest
 
 LONG = 14  # tokens; more than the window of 8
 HOW = Combination(weight=0.7)
@@ -579,7 +579,7 @@ def test_import_uld_is_light_and_knows_its_names():
 )
 def test_auto_classes_know_a_run_after_import_uld(run, imports):
     code = (
-        f"{imports}; import sys; assert 'uld.modeling' not in sys.modules\n"
+        f"{imports}; import sys; assert 'uld.model.unlearned' not in sys.modules\n"
         "from transformers import AutoModelForCausalLM\n"
         "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
         "import torch; print(type(model).__name__, type(model) is uld.ULDForCausalLM)\n"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import uld.objective
-from uld.assistant import add_lora
+import uld.training.objective
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
-from uld.loading import load_tokenizer
 from uld.methods.registry import get_method
-from uld.objective import Objective
-from uld.target import load_sliced
+from uld.model.assistant import add_lora
+from uld.model.causal_lm import load_sliced
+from uld.model.load import load_tokenizer
+from uld.training.objective import Objective
 
 BETA = 2.5
 
@@ -61,8 +61,8 @@ def naive_sums(objective: Objective, batch: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
     if chunked:
-        monkeypatch.setattr(uld.objective, "_CHUNK_BYTES", 1)
-        monkeypatch.setattr(uld.objective, "_POSITION_MULTIPLE", 8)
+        monkeypatch.setattr(uld.training.objective, "_CHUNK_BYTES", 1)
+        monkeypatch.setattr(uld.training.objective, "_POSITION_MULTIPLE", 8)
     objective = make_objective(task)
     expected = naive_sums(objective, batch)
     expected_gradients = gradients(objective, expected)
@@ -146,7 +146,7 @@ def test_a_fused_kernel_takes_the_place_of_head_and_cross_entropy(task, batch, m
     kernels.LigerFusedLinearCrossEntropyLoss = _PlainLiger  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers", kernels)
-    monkeypatch.setattr(uld.objective, "find_spec", lambda name: name)
+    monkeypatch.setattr(uld.training.objective, "find_spec", lambda name: name)
     monkeypatch.setattr(Tensor, "is_cuda", True)
     found = objective(**batch)
     torch.testing.assert_close(found, expected)
@@ -161,7 +161,7 @@ def test_the_real_fused_kernel_equals_the_plain_path_on_a_gpu(task, batch, monke
     batch = {name: value.cuda() for name, value in batch.items()}
     found = objective(**batch)
     found_gradients = gradients(objective, found)
-    monkeypatch.setattr(uld.objective, "find_spec", lambda name: None)
+    monkeypatch.setattr(uld.training.objective, "find_spec", lambda name: None)
     expected = objective(**batch)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for name, gradient in gradients(objective, expected).items():

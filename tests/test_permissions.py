@@ -10,11 +10,11 @@ import pytest
 
 from uld.augment.generate import Wanted
 from uld.augment.run import augment_by_rules
-from uld.config import TrainConfig
-from uld.evaluation.rows import RowFile, claim
-from uld.journal import Journal
-from uld.training import train
-from uld.writing import new_folder, permissions, write_text
+from uld.runs.files import new_folder, permissions, write_text
+from uld.runs.rows import RowFile, claim
+from uld.training.config import TrainConfig
+from uld.training.journal import Journal
+from uld.training.run import train
 
 UMASKS = (0o077, 0o027, 0o022, 0o002, 0o007, 0o177)
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "uld"
@@ -111,8 +111,8 @@ def test_every_file_of_a_run(under, task, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("umask", [0o077, 0o002])
 def test_every_file_of_whole_models(under, micro, tmp_path: Path, umask: int):
     from uld.demo.models import _save
-    from uld.loading import load
-    from uld.weights import save_model
+    from uld.model.load import load
+    from uld.model.weights import save_model
 
     under(umask)
     model, tokenizer = load(micro.target)

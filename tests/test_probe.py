@@ -2,13 +2,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, OpenAIGPTConfig, Qwen3NextConfig
 
-import uld.probe
-from uld.assistant import add_lora, build_assistant
-from uld.config import TrainConfig
+import uld.training.probe
 from uld.errors import ULDError
-from uld.learners import Learner
-from uld.probe import probe
-from uld.training import train
+from uld.model.assistant import add_lora, build_assistant
+from uld.training.config import TrainConfig
+from uld.training.learners import Learner
+from uld.training.probe import probe
+from uld.training.run import train
 
 SMALL = {"vocab_size": 34, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32}
 
@@ -107,8 +107,8 @@ def test_an_adapter_that_would_not_be_found_again_is_refused(make_target, monkey
     def renamed(model, tensors):
         return plain(model, {name.replace("q_proj", "query"): one for name, one in tensors.items()})
 
-    plain = uld.probe.set_peft_model_state_dict
-    monkeypatch.setattr(uld.probe, "set_peft_model_state_dict", renamed)
+    plain = uld.training.probe.set_peft_model_state_dict
+    monkeypatch.setattr(uld.training.probe, "set_peft_model_state_dict", renamed)
     with pytest.raises(ULDError, match=r"^LlamaForCausalLM cannot be trained: PEFT would not find \S+q_proj\.lora_A"):
         probe(learner_of(make_target("llama")), answers=True)
 
@@ -117,7 +117,7 @@ def test_nothing_is_written_for_a_model_that_does_not_work(task, tmp_path, monke
     def refuse(learner, *, answers):
         raise ULDError("no")
 
-    monkeypatch.setattr(uld.training, "probe", refuse)
+    monkeypatch.setattr(uld.training.run, "probe", refuse)
     with pytest.raises(ULDError, match=r"^no$"):
         train(TrainConfig(**task.settings(tmp_path / "run")), progress=False)
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uld.errors import ULDError
-from uld.label_losses import label_losses
-from uld.logits import Combination, combine, combine_all
+from uld.model.combine import Combination, combine, combine_all
+from uld.model.label_losses import label_losses
 
 # Multiples of 1/8 are exact in every dtype, and so are their sums with whole numbers in fp32.
 values = st.integers(-255, 255).map(lambda n: n / 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from uld.run_folder import last_checkpoint
+from uld.runs.folder import last_checkpoint
 
 OPTIONS = {"epochs": 5, "lora_dropout": 0.2, "learning_rate": 0.02, "save_steps": 4}
 STEPS = 20

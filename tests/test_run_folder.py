@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from uld.config import TrainConfig
 from uld.errors import ArtifactError
-from uld.run_folder import check_output, drop_incomplete, held, last_checkpoint, refuse_busy, seal
-from uld.stored import refuse_other_settings, stored_settings
+from uld.runs.folder import check_output, drop_incomplete, held, last_checkpoint, refuse_busy, seal
+from uld.training.config import TrainConfig
+from uld.training.stored import refuse_other_settings, stored_settings
 
 
 @pytest.fixture

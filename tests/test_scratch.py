@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from uld.config import FinetuneConfig
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ConfigError
-from uld.scratch import check_sizes, llama_config, texts_of, train_tokenizer
+from uld.training.config import FinetuneConfig
+from uld.training.scratch import check_sizes, llama_config, texts_of, train_tokenizer
 
 RECORDS = [
     Record.qa("Who wrote the red book?", "Ada Quill wrote it in 1931."),

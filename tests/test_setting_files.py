@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from uld.config import FinetuneConfig, RunConfig, TrainConfig, finetune_config, read_yaml, train_config
 from uld.errors import ULDError
+from uld.training.config import FinetuneConfig, RunConfig, TrainConfig, finetune_config, read_yaml, train_config
 
 READERS: dict[type[RunConfig], Any] = {TrainConfig: train_config, FinetuneConfig: finetune_config}
 BEFORE = "# settings\n\noutput: somewhere\n"  # three lines

@@ -2,10 +2,10 @@ import pytest
 import torch
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig, GPT2Config, GPT2LMHeadModel
 
-from uld.assistant import build_assistant, slice_config
 from uld.errors import ULDError
-from uld.slicing import settle
-from uld.target import load_sliced
+from uld.model.assistant import build_assistant, slice_config
+from uld.model.causal_lm import load_sliced
+from uld.model.slicing import settle
 
 SIZE = {
     **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 4},
@@ -42,7 +42,7 @@ def test_the_last_layers_of_the_target_that_share_keys_are_counted_from_its_end(
 def test_a_head_that_is_called_a_decoder_is_not_taken_for_one():
     from transformers import AutoModelForCausalLM, ModernBertDecoderConfig
 
-    from uld.assistant import check_head, text_decoder
+    from uld.model.assistant import check_head, text_decoder
 
     size = {"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 3}
     model = AutoModelForCausalLM.from_config(

@@ -15,30 +15,30 @@ from typing import Any
 import pytest
 import yaml
 
-from uld.artifact import Manifest
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Wanted
 from uld.augment.output import read
 from uld.augment.run import augment_by_model, augment_by_rules
-from uld.choosing import Point
 from uld.compare.cell import Workspace
 from uld.compare.grid import read_grid
 from uld.compare.work import _claim_folder
-from uld.config import FinetuneConfig, TrainConfig
-from uld.data.draw import claimed_file
 from uld.data.record import Record
 from uld.errors import ULDError
+from uld.evaluation.choosing import Point
 from uld.evaluation.grid import evaluate_grid
-from uld.evaluation.rows import RowFile, claim
 from uld.evaluation.tofu import evaluate
-from uld.finetuning import finetune
-from uld.loading import load
-from uld.logits import Combination
-from uld.run_folder import held
-from uld.stored import stored_settings
-from uld.training import train
-from uld.tuning import Grid, tune
-from uld.writing import new_folder, write_text
+from uld.evaluation.tuning import Grid, tune
+from uld.model.combine import Combination
+from uld.model.load import load
+from uld.runs.files import new_folder, write_text
+from uld.runs.folder import held
+from uld.runs.manifest import Manifest
+from uld.runs.rows import RowFile, claim
+from uld.training.config import FinetuneConfig, TrainConfig
+from uld.training.draw import claimed_file
+from uld.training.finetune import finetune
+from uld.training.run import train
+from uld.training.stored import stored_settings
 
 ABOUT = {"model": "a", "weights": "sha256:1", "split": "forget10"}
 ROWS = [{"question": f"Who wrote the book {name}?", "answer": f"Mara Quillon wrote {name} in 1983."} for name in "AB"]
@@ -268,7 +268,7 @@ def quick_plots(monkeypatch) -> None:
 
 def test_tuning(stopped, micro, tmp_path, monkeypatch, quick_plots):
     points = [Point(0.0, 0.01, 1.0, 1.0), Point(0.5, 0.01, -1.0, 1.0)]
-    monkeypatch.setattr("uld.tuning.measure", lambda *_, **__: points)
+    monkeypatch.setattr("uld.evaluation.tuning.measure", lambda *_, **__: points)
 
     model, tokenizer = load(micro.run)
 
@@ -417,8 +417,8 @@ def test_an_overwritten_run_is_the_old_or_none_or_the_new(stopped, task, tmp_pat
 
 
 def test_ctrl_c_in_the_last_step_of_an_epoch_keeps_the_epoch(task, tmp_path, monkeypatch):
-    from uld.journal import Journal
-    from uld.training import Interrupted
+    from uld.training.journal import Journal
+    from uld.training.run import Interrupted
 
     step = Journal.on_step_end
 
@@ -441,7 +441,7 @@ def at_the_end(task, tmp_path_factory) -> Path:
     """A run with a drawn retain set and references, killed before its ``uld.json``."""
     output = tmp_path_factory.mktemp("end") / "x"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uld.training.tidy", lambda folder: None)
+        patch.setattr("uld.training.run.tidy", lambda folder: None)
         config = settings(task, output, retain=(), draw_retain=4, method="npo+kl", keep_epochs=False, num_layers=None)
         train(config, progress=False)
     (output / "uld.json").rename(output.parent / "uld.json")
@@ -502,7 +502,7 @@ def test_a_cell_is_continued_whatever_changed_outside_its_digest(grid, micro, tm
     workspace = grid()
     spec = next(spec for spec in specs(workspace.grid, {}) if spec.method)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("uld.training._write", lambda *_: 1 / 0)  # everything is trained, nothing is written
+        patch.setattr("uld.training.run._write", lambda *_: 1 / 0)  # everything is trained, nothing is written
         trained(workspace, spec)
     run = workspace.run_folder(spec)
     assert (run / "checkpoints").exists() and not (run / "uld.json").exists()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uld.terminal import OutputError, Screen, one_line, screens, visible
+from uld.text.terminal import OutputError, Screen, one_line, screens, visible
 
 JOINERS = "\u200c\u200d"
 # Signs of Arabic, Syriac, Kaithi and shorthand that Unicode counts as formats, but that are drawn.

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import uld.learners
-import uld.trainer
-from uld.artifact import Manifest
-from uld.config import FinetuneConfig, TrainConfig
+import uld.training.learners
+import uld.training.trainer
 from uld.errors import ConfigError, ULDError
-from uld.finetuning import finetune
-from uld.loading import load
-from uld.objective import frozen_log_likelihoods
-from uld.training import TrainResult, train
+from uld.model.load import load
+from uld.runs.manifest import Manifest
+from uld.training.config import FinetuneConfig, TrainConfig
+from uld.training.finetune import finetune
+from uld.training.objective import frozen_log_likelihoods
+from uld.training.run import TrainResult, train
 
 
 def run(task, output: Path, **changes) -> TrainResult:
@@ -121,11 +121,11 @@ def test_frozen_weights_do_not_change_while_training(task, tmp_path, monkeypatch
     kept = {}
 
     def watch(*args, **kwargs):
-        kept["model"] = uld.target.load_sliced(*args, **kwargs)
+        kept["model"] = uld.model.causal_lm.load_sliced(*args, **kwargs)
         kept["before"] = {name: p.clone() for name, p in kept["model"].named_parameters()}
         return kept["model"]
 
-    monkeypatch.setattr(uld.learners, "load_sliced", watch)
+    monkeypatch.setattr(uld.training.learners, "load_sliced", watch)
     run(task, tmp_path / "x", learning_rate=0.05)
     after = {name.replace(".base_layer", ""): p for name, p in kept["model"].named_parameters()}
     for name, tensor in kept["before"].items():
@@ -185,7 +185,7 @@ def test_combination_of_the_settings_is_what_the_run_is_loaded_with(task, tmp_pa
 
 def test_the_logs_of_trackers_receive_both_losses(task, tmp_path, monkeypatch):
     logged: list[dict] = []
-    monkeypatch.setattr(uld.trainer, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(uld.training.trainer, "get_available_reporting_integrations", lambda: ["tensorboard"])
 
     class Writer:
         def on_log(self, args, state, control, logs=None, **kwargs):
@@ -215,13 +215,13 @@ def test_a_loss_that_was_not_measured_is_absent(task, tmp_path, monkeypatch, cap
     one = tmp_path / "one.jsonl"
     one.write_text(task.forget.read_text().splitlines()[0] + "\n")
     told: list[dict] = []
-    log = uld.trainer.UnlearningTrainer.log
+    log = uld.training.trainer.UnlearningTrainer.log
 
     def spy(self, logs, start_time=None):
         told.append(dict(self.last_losses))
         log(self, logs, start_time)
 
-    monkeypatch.setattr(uld.trainer.UnlearningTrainer, "log", spy)
+    monkeypatch.setattr(uld.training.trainer.UnlearningTrainer, "log", spy)
     result = train(TrainConfig(**task.settings(tmp_path / "x", forget=(str(one),), epochs=1, batch_size=3)))
     lines = journal(tmp_path / "x")
     measured = [line for line in lines if "forget_loss" in line]
@@ -408,11 +408,11 @@ def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_
         kept["first"] = trainer.rows.rows[0].reference
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(uld.training, "frozen_log_likelihoods", spy)
+    monkeypatch.setattr(uld.training.run, "frozen_log_likelihoods", spy)
     settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo+gd"}
     (tmp_path / "x").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(uld.training, "run_steps", stop)
+        patch.setattr(uld.training.run, "run_steps", stop)
         with pytest.raises(KeyboardInterrupt):
             train(TrainConfig.of(**settings), progress=False)
     stored = json.loads((tmp_path / "x/checkpoints/references.json").read_text())
@@ -425,13 +425,13 @@ def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_
 def test_references_of_other_rows_are_not_taken_for_these(task, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        uld.training, "frozen_log_likelihoods", lambda *some: asked.append(1) or frozen_log_likelihoods(*some)
+        uld.training.run, "frozen_log_likelihoods", lambda *some: asked.append(1) or frozen_log_likelihoods(*some)
     )
     settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo"}
 
     def start(**flags) -> list[float]:
         with monkeypatch.context() as patch:
-            patch.setattr(uld.training, "run_steps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(uld.training.run, "run_steps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 train(TrainConfig.of(**settings), progress=False, **flags)
         return json.loads((tmp_path / "x/checkpoints/references.json").read_text())["forget"]

@@ -8,16 +8,16 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from uld.artifact import Manifest
-from uld.choosing import Point, choose, neighbours
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.held_out import Probe, file_probes
-from uld.loading import load, load_tokenizer
-from uld.logits import Combination
-from uld.tuning import STEADY_WEIGHT, Grid, measure, surprise, tune
+from uld.evaluation.choosing import Point, choose, neighbours
+from uld.evaluation.held_out import Probe, file_probes
+from uld.evaluation.tuning import STEADY_WEIGHT, Grid, measure, surprise, tune
+from uld.model.combine import Combination
+from uld.model.load import load, load_tokenizer
+from uld.runs.manifest import Manifest
 
 
 def points(*rows):

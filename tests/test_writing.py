@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uld.errors import ArtifactError
-from uld.writing import new_file, new_folder, sweep, write_text, writing
+from uld.runs.files import new_file, new_folder, sweep, write_text, writing
 
 
 def test_write_text_replaces_whole_or_not_at_all(tmp_path, monkeypatch):

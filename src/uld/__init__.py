@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
-    from uld.config import FinetuneConfig, TrainConfig
-    from uld.configuration import ULDConfig
-    from uld.finetuning import finetune
-    from uld.loading import load
-    from uld.logits import Combination
-    from uld.modeling import ULDForCausalLM
-    from uld.training import train
+    from uld.model.combine import Combination
+    from uld.model.config import ULDConfig
+    from uld.model.load import load
+    from uld.model.unlearned import ULDForCausalLM
+    from uld.training.config import FinetuneConfig, TrainConfig
+    from uld.training.finetune import finetune
+    from uld.training.run import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,14 +35,14 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Combination": "uld.logits",
-    "FinetuneConfig": "uld.config",
-    "TrainConfig": "uld.config",
-    "ULDConfig": "uld.configuration",
-    "ULDForCausalLM": "uld.modeling",
-    "finetune": "uld.finetuning",
-    "load": "uld.loading",
-    "train": "uld.training",
+    "Combination": "uld.model.combine",
+    "FinetuneConfig": "uld.training.config",
+    "TrainConfig": "uld.training.config",
+    "ULDConfig": "uld.model.config",
+    "ULDForCausalLM": "uld.model.unlearned",
+    "finetune": "uld.training.finetune",
+    "load": "uld.model.load",
+    "train": "uld.training.run",
 }
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
@@ -77,13 +77,13 @@ class _RegisterAfterTransformers(MetaPathFinder):
 
             def execute_and_register(module: Any) -> None:
                 execute(module)
-                importlib.import_module("uld.configuration")
+                importlib.import_module("uld.model.config")
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
 if _AUTO_CONFIG in sys.modules:
-    importlib.import_module("uld.configuration")
+    importlib.import_module("uld.model.config")
 else:
     sys.meta_path.insert(0, _RegisterAfterTransformers())

@@ -3,14 +3,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-import uld.data.draw
+import uld.training.draw
 from uld.cli.main import app
-from uld.data.draw import Overlap, draw, generic_prompts
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record, refuse_equal
 from uld.data.text import words_of
 from uld.errors import ULDError
-from uld.loading import load
+from uld.model.load import load
+from uld.training.draw import Overlap, draw, generic_prompts
 
 LIGHT = "She has kept the lighthouse of Skerrin since the winter of the great storm."
 FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "On Skerrin.")]
@@ -128,19 +128,19 @@ def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch
     def parrot(model, tokenizer, prompts, **_):
         return [f"{LIGHT} {next(number)}" for _ in prompts]
 
-    monkeypatch.setattr(uld.data.draw, "generate_answers", parrot)
+    monkeypatch.setattr(uld.training.draw, "generate_answers", parrot)
     with pytest.raises(ULDError, match=r"none of \d+ samples .*8 words in a row.*--retain"):
         draw(*target, FORGET, 8)
 
     def sometimes(model, tokenizer, prompts, **_):
         return [LIGHT if (n := next(number)) % 4 else f"number {n}" for _ in prompts]
 
-    monkeypatch.setattr(uld.data.draw, "generate_answers", sometimes)
+    monkeypatch.setattr(uld.training.draw, "generate_answers", sometimes)
     drawn = draw(*target, [Record(text=LIGHT)], 8)
     assert len(drawn.records) == 8 and not any("lighthouse" in str(one.text) for one in drawn.records)
     assert drawn.facts["dropped"] == {"8 words in a row of the forget set": drawn.facts["samples"] * 3 // 4}
 
-    monkeypatch.setattr(uld.data.draw, "generate_answers", lambda m, t, prompts, **_: ["the same"] * len(prompts))
+    monkeypatch.setattr(uld.training.draw, "generate_answers", lambda m, t, prompts, **_: ["the same"] * len(prompts))
     drawn = draw(*target, [Record(text=LIGHT)], 100)
     assert drawn.facts["dropped"]["drawn twice"] > 0
     assert f"only {len(drawn.records)} of 100 retain rows could be drawn" in caplog.text
@@ -200,7 +200,7 @@ def test_prompts_that_leave_no_room_give_no_rows(target, monkeypatch) -> None:
         asked.extend(len(prompt) + max_new_tokens for prompt in prompts)
         return [f"text {len(asked) + i}" for i in range(len(prompts))]
 
-    monkeypatch.setattr(uld.data.draw, "generate_answers", note)
+    monkeypatch.setattr(uld.training.draw, "generate_answers", note)
     drawn = draw(*target, [Record(text="a whole text")], 16, max_length=12)
     fitting = [one for one in generic_prompts()[1] if len(target[1].text_ids(one)) < 12]
     assert 0 < len(fitting) < len(generic_prompts()[1]) / 2
@@ -223,7 +223,7 @@ def test_the_command_keeps_within_the_model_and_refuses_bad_input_at_once(short_
     asked = ["draw", "--model", str(short_gpt2), "--forget", str(task.forget), "--rows", "2"]
     told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "retain.jsonl")])
     assert told.exit_code == 0, told.output
-    monkeypatch.setattr("uld.loading.load", lambda *_, **__: pytest.fail("the model is loaded"))
+    monkeypatch.setattr("uld.model.load.load", lambda *_, **__: pytest.fail("the model is loaded"))
     told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "retain.jsonl/x.jsonl")])
     assert told.exit_code == 2 and f"uld: {tmp_path / 'retain.jsonl'} is a file" in told.stderr
     told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "x"), "--seed", "9" * 20])

@@ -8,8 +8,8 @@ import pytest
 
 from uld.errors import ArtifactError
 from uld.evaluation import rows
-from uld.evaluation.rows import RowFile, claim
-from uld.json_text import dumps
+from uld.runs.rows import RowFile, claim
+from uld.text.json_text import dumps
 
 ABOUT = {"model": "a", "weights": "sha256:1", "split": "forget10"}
 

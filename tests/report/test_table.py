@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uld.report.table import Table, escape_latex, latex, markdown
+from uld.text.table import Table, escape_latex, latex, markdown
 
 TABLE = Table(
     "t",

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.context import context_length
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
@@ -23,8 +22,9 @@ from uld.evaluation import membership
 from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import attack_scores, token_scores
-from uld.generate import length_batches
-from uld.report.table import aligned
+from uld.model.context import context_length
+from uld.model.generate import length_batches
+from uld.text.table import aligned
 
 SETS = ("members", "non_members")
 ATTACKS = ("loss", "zlib", "min_k", "min_k++", "gradnorm", "reference")

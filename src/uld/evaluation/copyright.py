@@ -25,8 +25,8 @@ from uld.evaluation.perplexity import perplexity, readable_tokens
 from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import token_scores
-from uld.generate import generate_ids
-from uld.report.table import aligned
+from uld.model.generate import generate_ids
+from uld.text.table import aligned
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

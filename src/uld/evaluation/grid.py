@@ -8,18 +8,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from uld.artifact import rows_digest
 from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError
 from uld.evaluation.resume import describe
-from uld.evaluation.rows import SETTINGS, claim
 from uld.evaluation.tofu import TASKS, score_grid, task_rows
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
-from uld.json_text import dumps
-from uld.logits import Combination
-from uld.modeling import ULDForCausalLM
-from uld.writing import new_file, present, write_text
+from uld.model.combine import Combination
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.files import new_file, present, write_text
+from uld.runs.manifest import rows_digest
+from uld.runs.rows import SETTINGS, claim
+from uld.text.json_text import dumps
 
 SUMMARY = "grid.json"
 PLOT = "grid.png"

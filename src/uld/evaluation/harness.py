@@ -25,10 +25,10 @@ from uld.evaluation.harness_tasks import Tasks, first_words
 from uld.evaluation.lm_eval_model import ULDLM
 from uld.evaluation.paired import RESAMPLES
 from uld.evaluation.resume import describe
-from uld.evaluation.rows import claim
 from uld.evaluation.scoring import refuse_nan
-from uld.json_text import dumps
-from uld.writing import new_folder, write_text
+from uld.runs.files import new_folder, write_text
+from uld.runs.rows import claim
+from uld.text.json_text import dumps
 
 _MERGED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 

@@ -22,8 +22,8 @@ from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import token_scores
-from uld.generate import generate_answers, length_batches
-from uld.report.table import aligned
+from uld.model.generate import generate_answers, length_batches
+from uld.text.table import aligned
 
 _BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.context import context_length
 from uld.data.prompt import Encoded, PromptFormat
 from uld.errors import ULDError
 from uld.evaluation import membership
@@ -23,8 +22,9 @@ from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.resume import begin, complete
 from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import token_scores
-from uld.generate import generate_ids, length_batches
-from uld.report.table import aligned
+from uld.model.context import context_length
+from uld.model.generate import generate_ids, length_batches
+from uld.text.table import aligned
 
 METRICS = {"verbmem": "C1", "knowmem": "C2", "privleak": "C3", "utility": "C4"}
 NEEDED = {

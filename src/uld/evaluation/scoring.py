@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.assistant import base_model, check_head, head_logits, text_decoder
-from uld.context import check_positions, context_length
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.evaluation.trees import NEVER, Tree, Trust, alike, batch_inputs, grow, tree_mask
-from uld.generate import BATCH_TOKENS, LENGTH_MULTIPLE, length_batches
-from uld.label_losses import label_losses
-from uld.logits import Combination, combine_all
 from uld.methods.losses import cross_entropy
-from uld.modeling import ULDForCausalLM
-from uld.vocabulary import embedding_rows, refuse_foreign
+from uld.model.assistant import base_model, check_head, head_logits, text_decoder
+from uld.model.combine import Combination, combine_all
+from uld.model.context import check_positions, context_length
+from uld.model.generate import BATCH_TOKENS, LENGTH_MULTIPLE, length_batches
+from uld.model.label_losses import label_losses
+from uld.model.unlearned import ULDForCausalLM
+from uld.model.vocabulary import embedding_rows, refuse_foreign
 
 _TREE_TOKENS = 1024
 _HEAD_ROWS = 1024  # positions of one product with the head

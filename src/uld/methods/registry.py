@@ -52,7 +52,7 @@ class Method:
         forget: Loss on the forget rows.
         retain: Loss on the retain rows, weighted by ``retain_weight`` (β); None for methods without one.
         alternatives: Whether forget rows bring alternative answers (``also``), or are replaced by them (``instead``).
-        defaults: Training settings that differ from `uld.config.TrainConfig`'s own defaults.
+        defaults: Training settings that differ from `uld.training.config.TrainConfig`'s own defaults.
         tap: For losses on hidden states: ``(number of layers, **options)`` to the layer after which they are taken.
         restrict: Chooses what is trained of a target: ``(model, **options)``, sets ``requires_grad``.
         reweigh: New retain weight after a step: ``(weight, mean retain loss of the step, epochs trained, **options)``.

@@ -64,7 +64,7 @@ def restrict(model: Any, *, layer: int = -1) -> None:
     Raises:
         ULDError: a layer has no MLP of plain matrices.
     """
-    from uld.assistant import decoder_layers
+    from uld.model.assistant import decoder_layers
 
     layers = decoder_layers(model)[1]
     last = tap(len(layers), layer=layer)
