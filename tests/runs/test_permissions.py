@@ -17,7 +17,7 @@ from uld.training.journal import Journal
 from uld.training.run import train
 
 UMASKS = (0o077, 0o027, 0o022, 0o002, 0o007, 0o177)
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "uld"
+SOURCE = Path(__file__).resolve().parents[2] / "src" / "uld"
 
 
 @pytest.fixture
