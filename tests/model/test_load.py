@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from uld.errors import ULDError, words
 from uld.model.causal_lm import load_config, load_sliced, load_target
 from uld.model.load import load, load_tokenizer
+from uld.training.stored import stored_settings
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11]])
 NAN, INF = float("nan"), float("inf")
@@ -616,3 +617,17 @@ def test_a_tokenizer_with_more_tokens_than_the_model(copy, letters):
     changed.save_pretrained(copy / "target")
     with pytest.raises(ULDError, match="gives a token 35, but the model knows only 34 tokens"):
         load(copy / "target")
+
+
+def test_a_run_of_an_earlier_version_gives_what_it_gave(tmp_path):
+    before = Path(__file__).with_name("before")  # `uld train` of version 0.1.0 on forget.jsonl and retain.jsonl there
+    run = shutil.copytree(before / "run", tmp_path / "run")
+    expected = json.loads((before / "expected.json").read_text())
+    model, _ = load(run, target=before / "target")
+    ids = torch.tensor([expected["ids"]])
+    log_probs = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    assert log_probs.tolist() == pytest.approx(expected["log_probs"], abs=1e-5)
+    plain = model.target(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    assert (plain - log_probs).abs().max() > 0.1  # the assistant takes part
+    config = stored_settings(run)
+    assert (config.epochs, config.margin, config.floor) == (80, 0.2, 0.001)

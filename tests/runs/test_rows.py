@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from uld.errors import ArtifactError
-from uld.evaluation import rows
+from uld.runs import rows
 from uld.runs.rows import RowFile, claim
 from uld.text.json_text import dumps
 
