@@ -253,12 +253,10 @@ def draw(choice: Choice, path: Path) -> None:
     Raises:
         ArtifactError: the disk is full or the folder cannot be written.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    figure = Figure(figsize=(10, 4))
+    (left, right) = figure.subplots(1, 2)
     along, sign, apart = ("margin", "α", "weight") if choice.aim == "steady" else ("weight", "τ", "filter")
     lines: dict[float, list[Point]] = {}
     for point in sorted(choice.points[1:], key=lambda point: (getattr(point, apart), getattr(point, along))):
@@ -283,8 +281,5 @@ def draw(choice: Choice, path: Path) -> None:
     settings = f", margin {chosen.margin:g}, floor {chosen.floor:.2g}" if choice.aim == "steady" else ""
     figure.suptitle(f"α = {chosen.weight:g}{settings}: {choice.reason}", fontsize=7)
     figure.tight_layout()
-    try:
-        with new_file(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
-    finally:
-        pyplot.close(figure)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
