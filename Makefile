@@ -21,6 +21,7 @@ demo: env
 lint: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports --quiet
 	$(VENV)/bin/pyright
 
 test: lint

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from uld.assistant import add_lora, build_assistant
-from uld.logits import Combination
-from uld.machine import library_versions
-from uld.modeling import ULDForCausalLM
+from uld.model.assistant import add_lora, build_assistant
+from uld.model.combine import Combination
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.machine import library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "results" / "benchmarks"

@@ -38,14 +38,14 @@ import matplotlib.pyplot  # noqa: E402
 
 import uld.cli.main  # noqa: E402
 import uld.compare.work  # noqa: E402
-import uld.data.draw  # noqa: E402
 import uld.evaluation.grid  # noqa: E402
 import uld.evaluation.tofu  # noqa: E402
-import uld.finetuning  # noqa: E402
+import uld.evaluation.tuning  # noqa: E402
 import uld.report.build  # noqa: E402
-import uld.training  # noqa: E402
-import uld.tuning  # noqa: E402
-from uld.machine import library_versions  # noqa: E402
+import uld.training.draw  # noqa: E402
+import uld.training.finetune  # noqa: E402
+import uld.training.run  # noqa: E402
+from uld.runs.machine import library_versions  # noqa: E402
 
 for name in ("rouge_score.rouge_scorer", "transformers.models.llama.modeling_llama"):
     importlib.import_module(name)  # once, and not in every process that is forked
@@ -81,9 +81,9 @@ class Command:
 
 def fixtures(work: Path) -> None:
     """An invented world, two barely trained models of it, a run that forgets one of ten people, and files."""
-    from uld.config import train_config
     from uld.demo.models import MicroSettings, make_models
     from uld.demo.world import write_world
+    from uld.training.config import train_config
 
     world = write_world(work / "world", people=10, evaluated=2)
     size = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_layers": 2}
@@ -94,7 +94,7 @@ def fixtures(work: Path) -> None:
         (work / name).symlink_to(place.name)
     places = {"target": str(work / "target"), "output": str(work / "run"), "data": str(work / "world")}
     small = {"split": "forget10", "num_layers": 1, "lora_rank": 4, "epochs": 2, "retain_rows": 4, "max_length": 128}
-    uld.training.train(train_config([("micro", places | small)]), progress=False)
+    uld.training.run.train(train_config([("micro", places | small)]), progress=False)
     rows = [json.loads(line) for line in (work / "world" / "forget10.json").read_text().splitlines()][:4]
     for name, made in {
         "forget": [{"question": row["question"], "answer": row["answer"]} for row in rows],
@@ -239,8 +239,8 @@ def hooked(root: Path, heard: Callable[[str, str], None]) -> None:
 
 def tell_appends() -> None:
     """Lines that are written to files that are open raise audit events as well."""
-    from uld.evaluation.rows import RowFile
-    from uld.journal import Journal
+    from uld.runs.rows import RowFile
+    from uld.training.journal import Journal
 
     add, step = RowFile.add, Journal.on_step_end
 

@@ -2,7 +2,7 @@
 
 A Llama of 370 million parameters, K = 6 of 24 layers, bf16: the target, one pass, two passes, and two passes with an
 assistant that is a copy of its own (as the paper's code has it). The target and two passes use transformers'
-`DynamicCache`; one pass uses its own cache, which copies less (`uld.caches.RoomyLayer`), so that the target is measured
+`DynamicCache`; one pass uses its own cache, which copies less (`uld.model.caches.RoomyLayer`), so that the target is measured
 over such a cache, too. Floors: bytes for single-token steps at batch 1, FLOPs for the prefill.
 """
 
@@ -12,7 +12,7 @@ import torch
 from common import DEPTH, LAYERS, in_turn, random_llama, rates, ratio, report, shown, unlearned
 from transformers import DynamicCache
 
-from uld.caches import FusedCache
+from uld.model.caches import FusedCache
 
 STEPS = 8
 CONTEXT = 64

@@ -19,10 +19,10 @@ from common import ROOT, arguments, machine
 
 from uld.compare.grid import config, families, read_grid, specs
 from uld.data.collate import FORGET, Collator, epoch_plan
-from uld.inputs import read_inputs
-from uld.learners import make_learner
 from uld.methods.registry import get_method
-from uld.objective import Objective, frozen_log_likelihoods
+from uld.training.inputs import read_inputs
+from uld.training.learners import make_learner
+from uld.training.objective import Objective, frozen_log_likelihoods
 
 SPLIT = "forget10"
 REPEATS, STEPS = 5, 2

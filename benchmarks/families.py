@@ -27,19 +27,19 @@ from common import ROOT
 from family_models import FAMILIES, tiny
 from torch import Tensor, nn
 
-from uld.adapters import load_adapter
-from uld.assistant import add_lora, base_model, build_assistant, check_head, decoder_layers
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.trees import grow
-from uld.learners import Learner
-from uld.logits import Combination
-from uld.lora import acting_linears, adapted
-from uld.machine import library_versions
-from uld.modeling import ULDForCausalLM
-from uld.probe import probe
-from uld.weights import save_weights
+from uld.model.adapters import load_adapter
+from uld.model.assistant import add_lora, base_model, build_assistant, check_head, decoder_layers
+from uld.model.combine import Combination
+from uld.model.lora import acting_linears, adapted
+from uld.model.unlearned import ULDForCausalLM
+from uld.model.weights import save_weights
+from uld.runs.machine import library_versions
+from uld.training.learners import Learner
+from uld.training.probe import probe
 
 PAGE, RESULTS = ROOT / "docs" / "families.md", ROOT / "docs" / "results" / "families.json"
 LAYERS, NEW = 2, 5

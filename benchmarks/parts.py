@@ -9,14 +9,14 @@ from common import DEPTH, RANK, arguments, in_turn, padded, random_llama, report
 from torch import nn
 from transformers import DynamicCache
 
-from uld.assistant import decoder_layers
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation import scoring
 from uld.evaluation.tofu import answers_of, task_rows
-from uld.loading import load_tokenizer
-from uld.logits import Combination, combine
-from uld.target import load_target
+from uld.model.assistant import decoder_layers
+from uld.model.causal_lm import load_target
+from uld.model.combine import Combination, combine
+from uld.model.load import load_tokenizer
 
 REPEATS, QUESTIONS = 9, 30
 

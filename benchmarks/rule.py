@@ -13,10 +13,10 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import answers_of, task_rows
-from uld.gate import add_gate
-from uld.loading import load_tokenizer
-from uld.logits import Combination
-from uld.target import load_target
+from uld.model.causal_lm import load_target
+from uld.model.combine import Combination
+from uld.model.gate import add_gate
+from uld.model.load import load_tokenizer
 
 STEPS, CONTEXT, QUESTIONS, SETTINGS = 8, 64, 30, 20
 RULES = {

@@ -12,9 +12,9 @@ from common import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from uld.assistant import add_lora, build_assistant, default_num_layers
 from uld.methods.registry import get_method
-from uld.objective import Objective
+from uld.model.assistant import add_lora, build_assistant, default_num_layers
+from uld.training.objective import Objective
 
 ROWS, TOKENS, ANSWER = 3600, 70, 45  # forget10 with D'f and D'r: rows of an epoch, tokens of a row, of its answer
 BATCH = 32

@@ -13,10 +13,10 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import answers_of, task_rows
-from uld.loading import load, load_tokenizer
-from uld.logits import Combination
-from uld.losses import cross_entropy
-from uld.target import load_target
+from uld.methods.losses import cross_entropy
+from uld.model.causal_lm import load_target
+from uld.model.combine import Combination
+from uld.model.load import load, load_tokenizer
 
 QUESTIONS = 60
 GRID = [

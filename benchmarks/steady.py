@@ -21,8 +21,8 @@ from typing import Any
 
 from common import ROOT, arguments, machine, uld
 
-from uld.json_text import dumps
-from uld.machine import library_versions
+from uld.runs.machine import library_versions
+from uld.text.json_text import dumps
 
 OUT = ROOT / "docs" / "results" / "tofu-4m-steady"
 RETAIN_ONLY = {"forget10": "tofu-4m-retain90", "forget05": "tofu-4m-retain95", "forget01": "tofu-4m-retain99"}

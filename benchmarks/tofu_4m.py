@@ -81,8 +81,8 @@ def timing(options: argparse.Namespace) -> dict[str, float]:
     path = options.work / "timing.json"
     if path.exists():
         return json.loads(path.read_text())
-    from uld.artifact import Manifest
-    from uld.config import read_preset
+    from uld.runs.manifest import Manifest
+    from uld.training.config import read_preset
 
     seconds = {}
     for method in METHODS:
@@ -116,7 +116,7 @@ def tuned_weight(options: argparse.Namespace, name: str) -> float:
 
 
 def preset_weight() -> float:
-    from uld.config import read_preset
+    from uld.training.config import read_preset
 
     return read_preset("tofu-4m")["weight"]
 
@@ -148,8 +148,8 @@ def curves(options: argparse.Namespace, method: str, name: str) -> list[dict[str
     from uld.evaluation.tofu import score_grid
     from uld.evaluation.tofu_log import read_log
     from uld.evaluation.tofu_result import aggregate
-    from uld.loading import load
-    from uld.logits import Combination
+    from uld.model.combine import Combination
+    from uld.model.load import load
 
     model, tokenizer = load(options.work / name)
     rules: list[Any] = [rule for rule, of in RULES.items() if of == method]
@@ -177,13 +177,13 @@ def choose_weight(options: argparse.Namespace) -> dict[str, Any]:
     path = options.work / "choice.json"
     if path.exists():
         return json.loads(path.read_text())
-    from uld.config import read_preset
     from uld.data.prompt import PromptFormat
     from uld.data.record import Record
     from uld.data.tofu import load_tofu, training_set
     from uld.evaluation.scoring import Scorer
-    from uld.loading import load
-    from uld.logits import Combination
+    from uld.model.combine import Combination
+    from uld.model.load import load
+    from uld.training.config import read_preset
 
     data, preset = f"{options.data}/tofu", read_preset("tofu-4m")
     trained = training_set("forget10", data, retain_rows=preset["retain_rows"]).retain
@@ -263,8 +263,8 @@ def memory(options: argparse.Namespace) -> dict[str, int]:
     """Peak resident bytes of a process that only imports, and of one that loads the whole target."""
     target = f"{options.models}/tofu-4m-full"
     code = {
-        "libraries": "import uld.training",
-        "target": f"import uld.training\nfrom uld.assistant import load_target\nload_target({target!r})",
+        "libraries": "import uld.training.run",
+        "target": f"import uld.training.run\nfrom uld.model.assistant import load_target\nload_target({target!r})",
     }
     tail = "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     peak = {}
@@ -338,8 +338,8 @@ def plot(rows: dict[str, list[list[dict[str, Any]]]]) -> None:
 def write(options: argparse.Namespace) -> None:
     import torch
 
-    from uld.artifact import Manifest
-    from uld.machine import library_versions
+    from uld.runs.machine import library_versions
+    from uld.runs.manifest import Manifest
 
     names = {"target": ["target"], "retain-only model": ["retain-only"]}
     names |= {method: [run_name(method, seed) for seed in SEEDS] for method in METHODS}

@@ -2,7 +2,7 @@
 
 Rows are TOFU forget10 with augmentation, an even draw of our plan's batches. Every contender takes the same rows:
 
-- ours: `uld.objective.Objective` (one forward, padded to the longest row, logits where a loss falls);
+- ours: `uld.training.objective.Objective` (one forward, padded to the longest row, logits where a loss falls);
 - the reference's way: rows padded to 256, forget and retain rows in forwards of their own, logits at every position,
   an assistant with weights of its own;
 - NPO+KL on the whole model, once in our batches, once padded to 256: the frozen model's log-likelihoods of the forget
@@ -22,16 +22,16 @@ from common import arguments, in_turn, padded, random_llama, rates, ratio, repor
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from uld.assistant import add_lora, build_assistant
 from uld.data.collate import FORGET, RETAIN, Collator, Row, Rows, epoch_plan
 from uld.data.prompt import PromptFormat
 from uld.data.tofu import training_set
-from uld.learners import Learner
-from uld.loading import load_tokenizer
-from uld.losses import cross_entropy
+from uld.methods.losses import cross_entropy
 from uld.methods.registry import get_method
-from uld.objective import Objective
-from uld.target import load_target
+from uld.model.assistant import add_lora, build_assistant
+from uld.model.causal_lm import load_target
+from uld.model.load import load_tokenizer
+from uld.training.learners import Learner
+from uld.training.objective import Objective
 
 WIDTH = 256
 

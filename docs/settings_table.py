@@ -1,4 +1,4 @@
-"""Writes the table of settings in ``docs/training.md`` from `uld.config.TrainConfig`.
+"""Writes the table of settings in ``docs/training.md`` from `uld.training.config.TrainConfig`.
 
 Run it as ``python docs/settings_table.py``. Names, defaults and texts are the code's own; where a default comes from
 stands here.
@@ -7,8 +7,9 @@ stands here.
 from pathlib import Path
 from typing import Any
 
-from uld.config import TrainConfig, flag, setting_fields
-from uld.logits import Combination
+from uld.errors import flag
+from uld.model.combine import Combination
+from uld.training.config import TrainConfig, setting_fields
 
 PAGE = Path(__file__).with_name("training.md")
 START, END = "<!-- settings: written by docs/settings_table.py -->\n", "<!-- end of settings -->\n"
@@ -36,7 +37,7 @@ _WORDS = {
 
 
 def default(name: str, value: Any) -> str:
-    """A setting's default as it is shown; the combination's are those of `uld.logits.Combination`."""
+    """A setting's default as it is shown; the combination's are those of `uld.model.combine.Combination`."""
     if name in Combination.__dataclass_fields__:
         value = getattr(Combination(), name)
     if name in _WORDS:

@@ -5,7 +5,7 @@ from typing import Any
 
 import uld
 from uld.data.prompt import PromptFormat
-from uld.evaluation.scoring import generate_answers
+from uld.model.generate import generate_answers
 
 run, *questions = sys.argv[1:]
 model: Any

@@ -12,7 +12,7 @@ from torch import Tensor
 import uld
 from uld.methods.registry import Loss, Method, register
 from uld.methods.terms import remember
-from uld.objective import Side
+from uld.training.objective import Side
 
 
 def negative_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -127,9 +127,9 @@ def make_unlearned() -> Callable[..., Any]:
     """Join a target with a random assistant whose LoRA does something: ``make_unlearned(target, num_layers=2)``."""
     import torch
 
-    from uld.assistant import add_lora, build_assistant
-    from uld.logits import Combination
-    from uld.modeling import ULDForCausalLM
+    from uld.model.assistant import add_lora, build_assistant
+    from uld.model.combine import Combination
+    from uld.model.unlearned import ULDForCausalLM
 
     def make(target: Any, num_layers: int | None = None, how: Any = None, *, seed: int = 0, **options: Any) -> Any:
         assistant = add_lora(build_assistant(target, num_layers), rank=4, alpha=8)
@@ -152,8 +152,8 @@ def make_run(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]
 
     The target lies beside it as ``folder / "target"``.
     """
-    from uld.artifact import CombinationSettings, Manifest, fingerprint
-    from uld.logits import Combination
+    from uld.model.combine import Combination
+    from uld.runs.manifest import CombinationSettings, Manifest, fingerprint
 
     def make(folder: Path, family: str = "llama", *, how: Any = None, num_layers: int = 2, **changes: Any) -> Path:
         target, how = make_target(family, **changes), how or Combination()
@@ -325,10 +325,10 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
 
 def make_micro(folder: Path) -> None:
     """What `micro` holds."""
-    from uld.config import train_config
     from uld.demo.models import MicroSettings, make_models
     from uld.demo.world import write_world
-    from uld.training import train
+    from uld.training.config import train_config
+    from uld.training.run import train
 
     world = write_world(folder / "world", people=10, evaluated=2)
     size = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_layers": 2}
@@ -373,7 +373,7 @@ def start_uld() -> Iterator[Callable[..., BaseProcess]]:
     The processes are forked from a server that has the imports done, so that each is there at once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["uld.training", "uld.cli.main"])
+    context.set_forkserver_preload(["uld.training.run", "uld.cli.main"])
     started: list[BaseProcess] = []
 
     def start(

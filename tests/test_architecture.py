@@ -1,14 +1,23 @@
-"""The house of docs/architecture.md: a module imports only modules of lower floors, and nothing imports the roof."""
+"""The house of docs/architecture.md: its rooms, the way through them, and what no file may do."""
 
 import ast
-import re
+import dataclasses
+import json
+import traceback
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+import uld
+from uld import TrainConfig
+from uld.methods import registry
+from uld.methods.registry import Loss, get_method
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "uld"
-STOREYS = ("demo", "cli")  # packages whose modules stand on one floor
-FLOOR_ROW = re.compile(r"^\| (\d+) \| `([\w/]+)` \|", re.MULTILINE)
 
 
 def name_of(path: Path) -> str:
@@ -36,32 +45,53 @@ def imports(name: str) -> frozenset[str]:
     return frozenset(one for one in ours if MODULES[one].read_text().count("\n") > 1)  # not a package's bare docstring
 
 
-@cache
-def floors() -> dict[str, int]:
-    rows = FLOOR_ROW.findall((ROOT / "docs" / "architecture.md").read_text())
-    return {name: int(floor) for floor, name in rows}
+def rooms() -> list[str]:
+    """The rooms of ``.importlinter``, from the top down; `make lint` holds every module to their order."""
+    parser = ConfigParser()
+    parser.read(ROOT / ".importlinter")
+    return parser["importlinter:contract:rooms"]["layers"].split()
 
 
-def place(name: str) -> str:
-    """What the table calls a module: its own name, or its package's where that is one storey."""
-    top = name.split("/")[0]
-    return top if top in STOREYS else name
+def test_the_picture_shows_every_room_in_its_order():
+    picture = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
+    assert [line.split()[0].removesuffix(".py") for line in picture.strip().splitlines()] == rooms()
+    assert {name.split("/")[0] for name in MODULES} - {"", "__main__"} == set(rooms())
 
 
-def test_every_module_stands_on_one_floor_and_every_floor_is_built():
-    # the public face and empty packages
-    bare = {"", "__main__", "augment", "data", "evaluation", "methods", "report", "compare"}
-    assert {place(name) for name in MODULES} - bare == set(floors())
-    assert all(MODULES[name].read_text().count("\n") == 1 for name in bare - {"", "__main__"})
-
-
-def test_a_module_imports_only_lower_floors():
+def test_a_room_imports_only_rooms_below_it():
     for name in MODULES.keys() - {"", "__main__"}:
-        for other in imports(name):
-            same_storey = place(name) == place(other) and place(name) in STOREYS
-            version = place(name) == "cli" and other == ""  # the command says which version it is
-            if not same_storey and not version:
-                assert floors()[place(other)] < floors()[place(name)], f"{name} imports {other}"
+        for other in imports(name) - {""}:  # the command says which version it is
+            own, room = name.split("/")[0], other.split("/")[0]
+            assert rooms().index(own) <= rooms().index(room), f"{name} imports {other}"
+
+
+def test_every_file_says_what_it_is():
+    for name, path in MODULES.items():
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{name} does not begin with a sentence"
+
+
+def test_from_the_command_to_a_loss_it_is_five_files(micro, tmp_path, monkeypatch):
+    def fails(side: Any) -> Any:
+        raise RuntimeError("a loss of a method")
+
+    own = dataclasses.replace(get_method("npo"), name="fails", forget=Loss("forget", fails), retain=None)
+    monkeypatch.setitem(registry._METHODS, "fails", own)
+    rows = [{"question": "Who keeps the light?", "answer": "Mara does."}] * 2
+    (tmp_path / "forget.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    settings = TrainConfig(
+        method="fails",
+        target=str(micro.target),
+        forget=(str(tmp_path / "forget.jsonl"),),
+        epochs=1,
+        output=str(tmp_path / "run"),
+    )
+    with pytest.raises(RuntimeError, match="a loss of a method") as raised:
+        uld.train(settings, progress=False)
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(raised.tb)]
+    ours = [str(path.relative_to(SOURCE)) for path in frames if path.is_relative_to(SOURCE)]
+    way = ["training/run.py", "training/trainer.py", "training/objective.py"]
+    assert list(dict.fromkeys(ours)) == way and "training/run" in imports("cli/train")
+    assert frames[-1] == Path(__file__).resolve()  # the loss itself
 
 
 def test_imports_have_no_cycle():

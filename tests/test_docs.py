@@ -13,14 +13,14 @@ import typer
 import yaml
 
 import uld
-from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.compare.grid import Grid
-from uld.config import TrainConfig, read_preset, setting_fields, train_config
 from uld.data.documents import read_sources
 from uld.data.record import parse_record
-from uld.held_out import file_probes
-from uld.logits import Combination
+from uld.evaluation.held_out import file_probes
+from uld.model.combine import Combination
+from uld.runs.manifest import Manifest
+from uld.training.config import TrainConfig, read_preset, setting_fields, train_config
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

@@ -15,7 +15,7 @@ from uld.cli.main import app
 from uld.data.documents import read_sources
 from uld.demo.world import write_world
 from uld.evaluation.perplexity import perplexity
-from uld.loading import load
+from uld.model.load import load
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"hidden-size": 128, "num-layers": 4, "num-heads": 2, "intermediate-size": 256}

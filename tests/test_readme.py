@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 import uld
-from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.demo.world import write_world
+from uld.runs.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

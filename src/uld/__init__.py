@@ -1,25 +1,21 @@
 """Make a language model unlearn chosen documents without touching its weights (Unlearning from Logit Difference).
 
-``import uld`` is light: what needs torch is imported when it is first asked for. From then on transformers knows run
-folders, too: ``AutoModelForCausalLM.from_pretrained("runs/x")``.
+``import uld`` is light: what needs torch is imported when it is first asked for.
 """
 
 import importlib
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from typing import TYPE_CHECKING, Any
 
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
-    from uld.config import FinetuneConfig, TrainConfig
-    from uld.configuration import ULDConfig
-    from uld.finetuning import finetune
-    from uld.loading import load
-    from uld.logits import Combination
-    from uld.modeling import ULDForCausalLM
-    from uld.training import train
+    from uld.model.combine import Combination
+    from uld.model.config import ULDConfig
+    from uld.model.load import load
+    from uld.model.unlearned import ULDForCausalLM
+    from uld.training.config import FinetuneConfig, TrainConfig
+    from uld.training.finetune import finetune
+    from uld.training.run import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,20 +27,20 @@ __all__ = [
     "ULDForCausalLM",
     "finetune",
     "load",
+    "register",
     "train",
 ]
 
 _LAZY = {
-    "Combination": "uld.logits",
-    "FinetuneConfig": "uld.config",
-    "TrainConfig": "uld.config",
-    "ULDConfig": "uld.configuration",
-    "ULDForCausalLM": "uld.modeling",
-    "finetune": "uld.finetuning",
-    "load": "uld.loading",
-    "train": "uld.training",
+    "Combination": "uld.model.combine",
+    "FinetuneConfig": "uld.training.config",
+    "TrainConfig": "uld.training.config",
+    "ULDConfig": "uld.model.config",
+    "ULDForCausalLM": "uld.model.unlearned",
+    "finetune": "uld.training.finetune",
+    "load": "uld.model.load",
+    "train": "uld.training.run",
 }
-_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
 def __getattr__(name: str) -> Any:
@@ -61,29 +57,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _RegisterAfterTransformers(MetaPathFinder):
-    """Registers `ULDConfig` right after transformers has made its `AutoConfig`; finds nothing by itself.
-
-    transformers has no way to announce a model type without importing transformers, which takes seconds.
-    """
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != _AUTO_CONFIG:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module: Any) -> None:
-                execute(module)
-                importlib.import_module("uld.configuration")
-
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
-
-
-if _AUTO_CONFIG in sys.modules:
-    importlib.import_module("uld.configuration")
-else:
-    sys.meta_path.insert(0, _RegisterAfterTransformers())
+def register() -> None:
+    """Make run folders known to ``AutoModelForCausalLM.from_pretrained``; `load` does so by itself."""
+    importlib.import_module("uld.model.config")

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from uld.artifact import Manifest
 from uld.augment.output import folder_beside
 from uld.cli.main import app
-from uld.config import TrainConfig
 from uld.data.collate import FORGET, RETAIN
 from uld.errors import ULDError
-from uld.inputs import Inputs, read_inputs
 from uld.methods.registry import get_method
+from uld.runs.manifest import Manifest
+from uld.training.config import TrainConfig
+from uld.training.inputs import Inputs, read_inputs
 
 
 @pytest.fixture

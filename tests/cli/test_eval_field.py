@@ -21,7 +21,7 @@ from uld.evaluation.metrics import rouge_recall
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.token_scores import token_scores
-from uld.loading import load
+from uld.model.load import load
 
 QUICK = ("--max-new-tokens", "6", "--limit", "3", "-q")
 

@@ -9,8 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 import uld.evaluation.tofu as tofu
-from uld.artifact import Manifest
 from uld.cli.main import app
+from uld.runs.manifest import Manifest
 
 PUBLISHED = {
     "tofu_llama2_7b": {
@@ -176,7 +176,7 @@ def test_a_grid_is_not_in_the_way_of_a_single_evaluation(micro, run):
 
 
 def test_a_retain_log_of_another_split_is_refused_before_anything_is_run(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("uld.loading.load", None)
+    monkeypatch.setattr("uld.model.load.load", None)
     log = {"avg_gt_loss": {"0": 1.0}, "avg_paraphrased_loss": {"0": 1.0}, "average_perturb_loss": {"0": [1.0]}}
     for split in ("forget05", "forget10"):
         (tmp_path / split).mkdir()

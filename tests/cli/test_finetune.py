@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.cli.main import app
-from uld.config import SCRATCH, FinetuneConfig
+from uld.training.config import SCRATCH, FinetuneConfig
 
 SMALL = {"hidden_size": 32, "num_heads": 2, "num_layers": 1, "intermediate_size": 48, "vocab_size": 300, "epochs": 1}
 
@@ -82,7 +82,7 @@ def test_a_finetuned_model_is_evaluated_like_any_other(micro, tmp_path):
 
 
 def test_every_setting_of_finetuning_has_help():
-    from uld.config import setting_fields
+    from uld.training.config import setting_fields
 
     for field in setting_fields(FinetuneConfig):
         assert field.metadata["help"] and field.metadata["group"]

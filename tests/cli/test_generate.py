@@ -8,11 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 import uld.cli.generate as cli
-from uld.artifact import Manifest
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
-from uld.evaluation.scoring import generate_answers
-from uld.loading import load
+from uld.model.generate import generate_answers
+from uld.model.load import load
+from uld.runs.manifest import Manifest
 
 QUESTIONS = ["Who was the teacher of Ada?", "When was Bob born?"]
 SHORT = ("--max-new-tokens", "8")

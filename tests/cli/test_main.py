@@ -14,12 +14,12 @@ import typer
 from typer.testing import CliRunner
 
 import uld
-from uld.artifact import Manifest
 from uld.cli import doctor
 from uld.cli.common import ModelOptions
 from uld.cli.main import app
-from uld.config import TrainConfig, preset_names, read_preset
 from uld.errors import ULDError
+from uld.runs.manifest import Manifest
+from uld.training.config import TrainConfig, preset_names, read_preset
 
 COMMANDS = ("train", "eval", "tune", "generate", "chat", "ls", "demo", "doctor")
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "numpy")
@@ -156,7 +156,7 @@ def test_help_shows_the_defaults_that_it_names():
 
 @pytest.mark.parametrize("path", ["runs here/x", "/no/such/folder", "../nothing", "~/nothing", "a/b/c", "./x"])
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(monkeypatch, path):
-    monkeypatch.setattr("uld.loading.load", None)
+    monkeypatch.setattr("uld.model.load.load", None)
     with pytest.raises(ULDError, match=f"there is no run or model in {re.escape(path)}: --model takes"):
         ModelOptions(model=path).load()
 
@@ -169,14 +169,14 @@ def test_a_name_beside_real_folders_is_a_mistyped_folder(tmp_path, monkeypatch):
         ModelOptions(model="runs/x").load()
     with pytest.raises(ULDError, match=r"model\.bin is a file"):
         ModelOptions(model="model.bin").load()
-    monkeypatch.setattr("uld.loading.load", lambda path, **_: (_ for _ in ()).throw(ULDError(f"asked for {path}")))
+    monkeypatch.setattr("uld.model.load.load", lambda path, **_: (_ for _ in ()).throw(ULDError(f"asked for {path}")))
     for name in ("gpt2", "org/name"):
         with pytest.raises(ULDError, match=f"asked for {name}"):
             ModelOptions(model=name).load()
 
 
 def test_dtype_and_device_are_checked_before_anything_is_loaded(micro, monkeypatch):
-    monkeypatch.setattr("uld.loading.load", None)
+    monkeypatch.setattr("uld.model.load.load", None)
     with pytest.raises(ULDError, match="--dtype must be one of auto, bf16, fp16, fp32, not 'fp8'"):
         ModelOptions(model=str(micro.run), dtype="fp8").load()
     with pytest.raises(ULDError, match=r"--device must be cpu, cuda, .* not 'gpu'"):
@@ -187,7 +187,7 @@ def test_dtype_and_device_are_checked_before_anything_is_loaded(micro, monkeypat
 
 @pytest.mark.parametrize("name", ["target", "tokenizer"])
 def test_a_mistyped_place_is_named_by_its_flag(micro, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("uld.loading.load", None)
+    monkeypatch.setattr("uld.model.load.load", None)
     (tmp_path / "file").write_text("")
     for place, sentence in (
         ("/no/such/folder", f"there is no {name} in /no/such/folder: --{name} takes a folder or a Hub id"),

@@ -8,19 +8,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import uld.finetuning
-import uld.training
+import uld.training.finetune
+import uld.training.run
 from uld.augment.endpoint import Endpoint
 from uld.augment.generate import Wanted
 from uld.augment.run import augment_by_model, augment_by_rules
 from uld.cli.boundary import MAY_BE_EMPTY
 from uld.cli.main import app
-from uld.config import FinetuneConfig, TrainConfig, setting_fields, train_config
-from uld.data.draw import draw
 from uld.demo.run import run_demo
 from uld.evaluation import attacks, copyright, harness, knowundo, muse, tofu
+from uld.evaluation.tuning import tune
 from uld.methods.registry import all_methods
-from uld.tuning import tune
+from uld.training.config import FinetuneConfig, TrainConfig, setting_fields, train_config
+from uld.training.draw import draw
 
 ELSEWHERE = {"weight", "margin", "floor", "filter", "min_tokens", "budget"}  # `Combination` and `tune` check them
 NOT_GIVEN = (None, "", ())
@@ -125,7 +125,7 @@ def test_python_flags_and_files_come_to_the_same_settings(monkeypatch: pytest.Mo
     flags = [
         part for name, value in places.items() for part in (f"--{name}", value if isinstance(value, str) else value[0])
     ]
-    by_flags = resolved_by_flags(monkeypatch, uld.training, "train", "train", "--method", method, *flags)
+    by_flags = resolved_by_flags(monkeypatch, uld.training.run, "train", "train", "--method", method, *flags)
     by_python = TrainConfig(method=method, **places)  # type: ignore[arg-type]
     assert by_python == by_flags == train_config([("a file", places | {"method": method})])
     assert by_python == TrainConfig.of(method, **places)
@@ -140,7 +140,7 @@ def test_python_flags_and_files_come_to_the_same_settings(monkeypatch: pytest.Mo
 def test_python_and_flags_finetune_with_the_same_settings(monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
     flags = ["--scratch"] if "scratch" in start else ["--model", "M"]
     by_flags = resolved_by_flags(
-        monkeypatch, uld.finetuning, "finetune", "finetune", *flags, "--file", "f", "--output", "o"
+        monkeypatch, uld.training.finetune, "finetune", "finetune", *flags, "--file", "f", "--output", "o"
     )
     assert FinetuneConfig(file=("f",), output="o", **start) == by_flags
     assert FinetuneConfig(file=("f",), output="o", **start) == FinetuneConfig.of(file="f", output="o", **start)

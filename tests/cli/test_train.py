@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import uld.training
+import uld.training.run
 from uld.cli.main import app
 
 OPTIONS = {"lora_dropout": 0.1, "learning_rate": 0.02, "gradient_checkpointing": True, "seed": 5}
@@ -107,7 +107,7 @@ def test_interrupt_before_training_leaves_nothing(task, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(uld.training, "read_inputs", interrupt)
+    monkeypatch.setattr(uld.training.run, "read_inputs", interrupt)
     told = CliRunner().invoke(app, ["train", *task.flags(tmp_path / "x")])
     assert told.exit_code == 2 and told.output == "uld: interrupted\n"
     assert not (tmp_path / "x").exists()

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from uld.compare.grid import Grid, read_grid
-from uld.config import TrainConfig
 from uld.errors import ULDError
+from uld.training.config import TrainConfig
 
 GOOD: dict[str, Any] = {
     "target": "MODEL",

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from uld.artifact import Manifest
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, compare
@@ -24,8 +23,9 @@ from uld.errors import ArtifactError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
-from uld.loading import load
+from uld.model.load import load
 from uld.report.cells import Cell
+from uld.runs.manifest import Manifest
 
 NAMES = ["npo+kl-forget10-seed0", "retain-only-forget10", "target-forget10", "uld-forget10-seed0"]
 VALUES: dict[str, Any] = {

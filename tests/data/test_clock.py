@@ -10,14 +10,15 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from uld.artifact import Manifest
 from uld.cli.common import ModelOptions
-from uld.config import ConfigError, TrainConfig, train_config
 from uld.data.clock import DATE, is_date, pin, pinned, pinned_date
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.loading import load, load_tokenizer
-from uld.training import train
+from uld.errors import ConfigError
+from uld.model.load import load, load_tokenizer
+from uld.runs.manifest import Manifest
+from uld.training.config import TrainConfig, train_config
+from uld.training.run import train
 
 CLOCKS = {  # ways in which a template comes by today's date
     "straight": "Today is {{ strftime_now('%d %b %Y') }}.",

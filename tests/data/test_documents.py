@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from tests.data.damage import pdf
-from uld.artifact import file_digest
 from uld.data.documents import read_sources
 from uld.data.record import DataError, Record
+from uld.runs.manifest import file_digest
 
 
 def _trafilatura_works() -> bool:

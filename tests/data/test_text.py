@@ -12,10 +12,10 @@ from uld.augment.filters import normalised
 from uld.augment.items import digest, digests, items
 from uld.data.alternatives import alternative_records, idk_answers
 from uld.data.documents import read_sources
-from uld.data.draw import Overlap
 from uld.data.record import Record, refuse_equal
 from uld.data.text import folded, says_nothing, shown, shown_name
 from uld.errors import DataError
+from uld.training.draw import Overlap
 
 TEXT = "Zoë Núñez keeps the café at Skerrin, ｆｕｌｌ ﬁne.\nIt is old – “very” old.\n\nSee p. 12."
 SPELLINGS = {

@@ -8,12 +8,12 @@ import torch
 from typer.testing import CliRunner
 
 import uld.demo.run as demo
-from uld.artifact import is_run
 from uld.cli.main import app
 from uld.demo.models import MicroSettings
 from uld.demo.run import DemoSize, run_demo, side_by_side
 from uld.errors import ArtifactError
-from uld.loading import load
+from uld.model.load import load
+from uld.runs.manifest import is_run
 
 TINY = DemoSize(
     people=10,

@@ -11,7 +11,7 @@ from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation import attacks, membership
 from uld.evaluation.scoring import Scorer
-from uld.logits import Combination
+from uld.model.combine import Combination
 
 WORDS = ("fedcba", "abba", "cabbage", "deaf bee", "bad cafe", "faced", "decade", "beef", "cab", "dada")
 MEMBERS = [Record.qa(f"who is {word}?", f"{word[::-1]} {word}", f"m:{i}") for i, word in enumerate(WORDS)]

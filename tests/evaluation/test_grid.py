@@ -9,8 +9,8 @@ from uld.errors import ULDError
 from uld.evaluation.grid import evaluate_grid
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
-from uld.loading import load
-from uld.logits import Combination
+from uld.model.combine import Combination
+from uld.model.load import load
 
 
 def test_a_grid_gives_the_logs_of_its_settings_one_by_one(micro, tmp_path):

@@ -157,7 +157,7 @@ def test_before_equals_lm_eval_on_the_target_folder_and_files_are_lm_evals(make_
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from uld.loading import load
+    from uld.model.load import load
 
     folder = make_run(tmp_path, "llama")
     loaded, tokenizer = load(folder)
@@ -253,7 +253,7 @@ def test_other_questions_are_asked_again(model, letters, tmp_path):
 def test_masked_tokens_give_infinite_perplexities_and_a_broken_model_is_refused(
     make_target, make_unlearned, letters, local, tmp_path
 ):
-    from uld.logits import Combination
+    from uld.model.combine import Combination
 
     masked = make_unlearned(
         make_target("llama", num_layers=3), 2, Combination(rule="subtract", outside="mask", filter=0.5)

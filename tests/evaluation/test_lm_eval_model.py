@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 from uld.errors import ULDError
 from uld.evaluation.lm_eval_model import ULDLM
-from uld.loading import load
+from uld.model.load import load
 
 ROOT = Path(__file__).resolve().parents[2]
 

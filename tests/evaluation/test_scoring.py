@@ -8,12 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import uld.evaluation.scoring
-from uld.assistant import add_lora, build_assistant
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches
-from uld.logits import Combination
-from uld.modeling import ULDForCausalLM
+from uld.evaluation.scoring import Scorer
+from uld.model.assistant import add_lora, build_assistant
+from uld.model.combine import Combination
+from uld.model.generate import generate_answers, length_batches
+from uld.model.unlearned import ULDForCausalLM
 
 VOCAB, PAD, EOS = 60, 0, 2
 COMBINATIONS = [

@@ -16,8 +16,8 @@ from uld.data.record import DataError, Record
 from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
-from uld.loading import load
-from uld.logits import Combination
+from uld.model.combine import Combination
+from uld.model.load import load
 
 TASKS = ("forget", "retain", "real_authors", "world_facts")
 QUICK = {"max_new_tokens": 12, "progress": False}

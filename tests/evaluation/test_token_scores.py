@@ -7,7 +7,7 @@ import torch
 from uld.data.prompt import Encoded
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.token_scores import right_predictions, scores_and_tokens, token_scores
-from uld.logits import Combination
+from uld.model.combine import Combination
 
 PROMPT = [1, 7, 9, 12]
 ROWS = [

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from uld.data.collate import FORGET, NO_LOSS
-from uld.learners import States
-from uld.loading import load_tokenizer
-from uld.objective import Side
+from uld.model.load import load_tokenizer
+from uld.training.learners import States
+from uld.training.objective import Side
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 import uld
-from uld.artifact import PAIR, Manifest
-from uld.assistant import base_model
 from uld.data.collate import FORGET, RETAIN
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.errors import ULDError
 from uld.evaluation.grid import grid_name
 from uld.evaluation.scoring import Scorer
-from uld.learners import make_learner
-from uld.logits import Combination
 from uld.methods.registry import get_method
-from uld.objective import Objective
-from uld.target import load_target
+from uld.model.assistant import base_model
+from uld.model.causal_lm import load_target
+from uld.model.combine import Combination
+from uld.runs.manifest import PAIR, Manifest
+from uld.training.learners import make_learner
+from uld.training.objective import Objective
 
 
 def settings(task, output, **changes):
@@ -193,7 +193,7 @@ def test_two_runs_add_their_changes(run, inputs):
 
 
 def test_a_stopped_training_comes_to_the_same(run, task, tmp_path, monkeypatch):
-    from uld.trainer import UnlearningTrainer
+    from uld.training.trainer import UnlearningTrainer
 
     take, steps = UnlearningTrainer.take_step, []
 

@@ -14,8 +14,8 @@ import uld
 from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.methods.registry import all_methods, get_method
-from uld.target import load_target
-from uld.trainer import UnlearningTrainer
+from uld.model.causal_lm import load_target
+from uld.training.trainer import UnlearningTrainer
 
 NAMES = list(all_methods())
 ROWS, TOKENS, VOCAB, WIDTH = 3, 5, 11, 7

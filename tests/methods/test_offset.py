@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import uld
-from uld.assistant import build_assistant
 from uld.errors import ULDError
-from uld.learners import make_learner
 from uld.methods.registry import get_method
-from uld.target import load_target
+from uld.model.assistant import build_assistant
+from uld.model.causal_lm import load_target
+from uld.training.learners import make_learner
 
 
 def settings(task, output, **changes):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import uld.methods
-from uld.config import TrainConfig, train_config
 from uld.errors import ULDError
 from uld.methods import registry
 from uld.methods.registry import all_methods, get_method, register
+from uld.training.config import TrainConfig, train_config
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from uld.assistant import decoder_layers
-from uld.config import TrainConfig
 from uld.errors import ULDError
-from uld.learners import make_learner
 from uld.methods.registry import get_method
 from uld.methods.rmu import direction, restrict, tap
+from uld.model.assistant import decoder_layers
+from uld.training.config import TrainConfig
+from uld.training.learners import make_learner
 
 LENGTHS = [5, 2, 4]
 

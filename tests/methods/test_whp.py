@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import uld
-from uld.artifact import Manifest
 from uld.errors import ULDError
-from uld.label_losses import label_losses
-from uld.learners import make_learner
-from uld.logits import Combination, combine
 from uld.methods.registry import get_method
-from uld.modeling import ULDForCausalLM
-from uld.target import load_target
-from uld.trainer import UnlearningTrainer
+from uld.model.causal_lm import load_target
+from uld.model.combine import Combination, combine
+from uld.model.label_losses import label_losses
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.manifest import Manifest
+from uld.training.learners import make_learner
+from uld.training.trainer import UnlearningTrainer
 
 TAUGHT = ("dd-distilled", "whp")
 LENGTHS = [5, 2, 4]

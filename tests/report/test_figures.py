@@ -6,8 +6,8 @@ import pytest
 
 from uld.report.cells import Cell, Folder, read_folder
 from uld.report.figures import Figure, all_figures
-from uld.report.table import Table
 from uld.report.tables import table2
+from uld.text.table import Table
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 
 from uld.report.cells import Cell, Folder, Identity, Plan, Rate, read_folder
 from uld.report.paper import MODEL
-from uld.report.table import Table
 from uld.report.tables import BEST_EPOCH, OURS, ablation_table, all_tables, summary_table, table2
+from uld.text.table import Table
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from uld.augment.transport import Address, EndpointError, redirected
 from uld.augment.transport import client as http_client
-from uld.terminal import one_line
+from uld.text.terminal import one_line
 
 NO_KEY = "none"
 _BODIES = 3  # tries of a request that is answered with something that is no chat completion

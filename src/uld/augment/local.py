@@ -3,10 +3,10 @@
 from typing import Any
 
 from uld.augment.endpoint import Reply
-from uld.context import context_length
 from uld.data.prompt import PromptFormat
 from uld.errors import ULDError
-from uld.evaluation.scoring import generate_answers
+from uld.model.context import context_length
+from uld.model.generate import generate_answers
 
 
 def ask(model: Any, tokenizer: Any, template: str | None, prompt: str, max_tokens: int) -> Reply:

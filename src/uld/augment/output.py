@@ -18,14 +18,14 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from uld.artifact import DataFile
 from uld.augment.items import Augmented, digest, digests, row
 from uld.data.documents import AUGMENTED
 from uld.data.files import File, check_name
 from uld.data.record import Record, parse_record
 from uld.data.rows import read_lines
 from uld.errors import ArtifactError, DataError
-from uld.writing import write_text, writing
+from uld.runs.files import write_text, writing
+from uld.runs.manifest import DataFile
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from uld.augment.prompts import Job, jobs, prompt, read_answer, version
 from uld.data.documents import read_sources
 from uld.data.record import DataError
 from uld.errors import ULDError
-from uld.evaluation.rows import RowFile, claim, claiming, take
-from uld.locks import LOCK
-from uld.writing import present
+from uld.runs.files import present
+from uld.runs.locks import LOCK
+from uld.runs.rows import RowFile, claim, claiming, take
 
 JOURNAL = "journal.jsonl"
 WHAT = "augmentation"

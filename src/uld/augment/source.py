@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from uld.artifact import DataFile
 from uld.augment.generate import Wanted, by_rules
 from uld.augment.items import Augmented, items, joined
 from uld.augment.output import FILES, SETTINGS, folder_beside, lines, read
 from uld.data.record import Record
+from uld.runs.manifest import DataFile
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from uld.errors import ULDError
-from uld.terminal import one_line
+from uld.text.terminal import one_line
 
 MOST_BYTES = 16 * 2**20
 """Largest body of an answer."""

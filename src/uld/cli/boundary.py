@@ -1,7 +1,7 @@
 """The one way out of every command: what it prints, what it says of an exception, and its exit code.
 
 `Boundary` is the class of the ``uld`` command itself, so that all commands, and the reading of their options, are
-inside it. `uld.faults` says what an exception means, `uld.terminal` what may be printed.
+inside it. `uld.text.faults` says what an exception means, `uld.text.terminal` what may be printed.
 """
 
 import functools
@@ -19,9 +19,9 @@ import typer
 from typer.core import TyperGroup
 
 from uld.errors import ULDError
-from uld.faults import UNREAD, WRONG, Outcome, report, told, without_secrets
-from uld.settings import is_first_process
-from uld.terminal import OutputError, discard, one_line, screens, visible
+from uld.text.faults import UNREAD, WRONG, Outcome, report, told, without_secrets
+from uld.text.terminal import OutputError, discard, one_line, screens, visible
+from uld.training.settings import is_first_process
 
 NAME = "uld"
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -38,7 +38,7 @@ class _Ended(SystemExit):
 MAY_BE_EMPTY = ("request", "prompts")
 """Parameters that hold words for a model; every other text is a place, a name or a list of them."""
 MAY_BE_INFINITE = ("weight",)
-"""Parameters that may be inf; `uld.logits.Combination` says with which rule."""
+"""Parameters that may be inf; `uld.model.combine.Combination` says with which rule."""
 
 
 class Boundary(TyperGroup):

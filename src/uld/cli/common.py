@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.data.clock import DATE
+from uld.data.clock import DATE, check_date
 from uld.errors import ULDError
-from uld.settings import DTYPES, check_date, is_first_process
+from uld.training.settings import DTYPES, is_first_process
 
 _LONGEST_ID = 192  # an owner and a name of 96 letters at most
 
@@ -24,7 +24,7 @@ def _option(text: str, *names: str) -> Any:
 
 
 COMBINATION = ("rule", "weight", "margin", "floor", "filter", "min_tokens", "outside", "rank_tokens")
-"""The options that change how logits are combined: the fields of `uld.logits.Combination`."""
+"""The options that change how logits are combined: the fields of `uld.model.combine.Combination`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +116,12 @@ class ModelOptions:
             Model in evaluation mode and tokenizer.
 
         Raises:
-            ULDError: see `check`, and what `uld.loading.load` raises.
+            ULDError: see `check`, and what `uld.model.load.load` raises.
         """
         device = self.check()
         import transformers
 
-        from uld.loading import load
+        from uld.model.load import load
 
         transformers.utils.logging.disable_progress_bar()
         options = ("target", "tokenizer", "date", *COMBINATION)
@@ -144,7 +144,7 @@ class ModelOptions:
 
     def _asked(self, model: str, name: str) -> str | None:
         """How to ask a model: as it was said, or as the run was trained, if it is one."""
-        from uld.artifact import Manifest, is_run
+        from uld.runs.manifest import Manifest, is_run
 
         given = getattr(self, name)
         return given if given is not None or not is_run(model) else getattr(Manifest.read(model), name)
@@ -177,7 +177,7 @@ def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def say(text: str = "", *, err: bool = False) -> None:
-    """Print a line: what was asked for on standard output, comments on standard error (see `uld.terminal`)."""
+    """Print a line: what was asked for on standard output, comments on standard error (see `uld.text.terminal`)."""
     print(text, file=sys.stderr if err else sys.stdout, flush=True)
 
 
@@ -195,7 +195,7 @@ def evaluation_folder(
     Raises:
         ULDError: there is a file in its place.
     """
-    from uld.artifact import is_run
+    from uld.runs.manifest import is_run
 
     named = {name: getattr(options, name) for name in COMBINATION}
     named |= {"dtype": None if options.dtype == "auto" else options.dtype}
@@ -239,11 +239,11 @@ def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
     """
     if not is_first_process():
         return
-    from uld.json_text import dumps
+    from uld.text.json_text import dumps
 
     text = dumps(result.to_dict(), indent=2)
     if folder is not None:
-        from uld.writing import write_text
+        from uld.runs.files import write_text
 
         write_text(folder / "result.json", text + "\n")
     say(text if as_json else result.table())

@@ -58,7 +58,10 @@ def compare(
         import torch
 
         torch.set_num_threads(int(share))
-        again = [sys.executable, "-m", "uld", *_alone(sys.argv[1:])]
+        again = [sys.executable, "-m", "uld", "compare", grid, "--output", output]
+        again += [f"--{name}={value}" for name, value in changes.items() if isinstance(value, str)]
+        again += [f"--retain-only={pair}" for pair in retain_only or []]
+        again += ["--replace"] * replace + ["--quiet"] * quiet
         helpers = [subprocess.Popen(again, env=os.environ | {_HELPER: "1"}) for _ in range(jobs - 1)]
     try:
         failed = run(read, output, replace=replace, progress=None if quiet else _tell)
@@ -82,20 +85,6 @@ def compare(
     say(f"Report: {Path(output) / 'report.html'}")
     if failed:
         raise ULDError(f"{len(failed)} cells failed, the first is {failed[0]}: {output}/cells says why")
-
-
-def _alone(arguments: list[str]) -> list[str]:
-    """The same command for one process."""
-    kept = []
-    skip = False
-    for part in arguments:
-        if skip:
-            skip = False
-        elif part == "--jobs":
-            skip = True
-        elif not part.startswith("--jobs="):
-            kept.append(part)
-    return kept
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

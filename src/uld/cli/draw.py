@@ -30,8 +30,8 @@ def draw(
     uld train does the same where it is given no --retain.
     """
     path = Path(output)
-    from uld.data.draw import claimed_file
-    from uld.data.draw import draw as run
+    from uld.training.draw import claimed_file
+    from uld.training.draw import draw as run
 
     with claimed_file(path, overwrite=overwrite) as write:
         options.check()

@@ -61,7 +61,7 @@ def harness(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from uld.evaluation.harness import evaluate
     from uld.evaluation.harness_tasks import load_tasks
-    from uld.modeling import ULDForCausalLM
+    from uld.model.unlearned import ULDForCausalLM
 
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path or ())
     model, tokenizer = options.load()

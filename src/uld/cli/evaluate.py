@@ -21,8 +21,8 @@ from uld.cli.common import (
     slug,
     with_model,
 )
-from uld.errors import ULDError
-from uld.settings import flag, is_first_process
+from uld.errors import ULDError, flag
+from uld.training.settings import is_first_process
 
 _BEYOND = "Beyond TOFU's own numbers"
 _SEVERAL = "; several, separated by commas, make a grid that is scored in one pass."
@@ -297,8 +297,8 @@ def _grid(
         return
     loaded, tokenizer = options.load()
     from uld.evaluation.grid import evaluate_grid, table
-    from uld.json_text import dumps
-    from uld.modeling import ULDForCausalLM
+    from uld.model.unlearned import ULDForCausalLM
+    from uld.text.json_text import dumps
 
     if not isinstance(loaded, ULDForCausalLM):
         raise ULDError(f"{options.model} has no assistant: only a run with one has settings to vary")
@@ -312,7 +312,7 @@ def _grid(
 
 def _split_of(log: str) -> str | None:
     """The split that a log of ours was made on; other logs do not say."""
-    from uld.evaluation.rows import SETTINGS
+    from uld.runs.rows import SETTINGS
 
     path = Path(log)
     try:

@@ -6,8 +6,8 @@ from typing import Any
 
 from uld.cli.common import say
 from uld.cli.train import chosen, first_speaks, own_layers, readable_size, signature
-from uld.config import FinetuneConfig, finetune_config
-from uld.settings import is_first_process
+from uld.training.config import FinetuneConfig, finetune_config
+from uld.training.settings import is_first_process
 
 EPILOG = (
     "Example: uld finetune --model MODEL --split full --output models/target   ·   "
@@ -24,8 +24,9 @@ def finetune(**given: Any) -> None:
     resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
     layers = own_layers(config_file, given)
     config = finetune_config(layers)
-    from uld.finetuning import finetune as run
-    from uld.run_folder import MODEL, check_resumable, stored_finetuning
+    from uld.runs.folder import MODEL, check_resumable
+    from uld.training.finetune import finetune as run
+    from uld.training.stored import stored_finetuning
 
     if resume and config.output:
         check_resumable(Path(config.output), MODEL)

@@ -137,14 +137,14 @@ class _Talker:
 
     def check_length(self, ids: list[int]) -> None:
         """Refuse what is longer than the model's context."""
-        from uld.context import context_length
+        from uld.model.context import context_length
 
         if len(ids) >= (longest := context_length(self.model)):
             raise ULDError(f"the prompt has {len(ids)} tokens, the model takes fewer than {longest}")
 
     def answer(self, model: Any, ids: list[int], **options: Any) -> str:
         """One whole answer."""
-        from uld.evaluation.scoring import generate_answers
+        from uld.model.generate import generate_answers
 
         return generate_answers(model, self.tokenizer, [ids], **{**self.settings, **options})[0]
 
@@ -152,7 +152,7 @@ class _Talker:
         """Print an answer as it comes and return it."""
         from transformers import TextStreamer
 
-        from uld.evaluation.scoring import generate_ids
+        from uld.model.generate import generate_ids
 
         class Stripped(TextStreamer):
             begun = False

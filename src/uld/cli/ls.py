@@ -43,7 +43,7 @@ def _rows(kind: str) -> list[tuple[str, ...]]:
 
         return [_method(one) for one in all_methods().values()]
     if kind == "presets":
-        from uld.config import preset_names, read_preset
+        from uld.training.config import preset_names, read_preset
 
         return [
             (name, ", ".join(f"{key}={value}" for key, value in read_preset(name).items())) for name in preset_names()

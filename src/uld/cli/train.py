@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from uld.cli.common import say
-from uld.config import RunConfig, TrainConfig, flag, read_preset, read_yaml, setting_fields, train_config
-from uld.errors import ULDError
-from uld.settings import is_first_process
+from uld.errors import ULDError, flag
+from uld.training.config import RunConfig, TrainConfig, read_preset, read_yaml, setting_fields, train_config
+from uld.training.settings import is_first_process
 
 EPILOG = (
     "Example: uld train --target MODEL --forget forget.jsonl --retain retain.jsonl --output runs/x   ·   "
@@ -79,8 +79,9 @@ def train(**given: Any) -> None:
     resume, overwrite, quiet = given.pop("resume"), given.pop("overwrite"), given.pop("quiet")
     layers = [(f"preset {name}", read_preset(name)) for name in presets] + own_layers(config_file, given)
     config = train_config(layers)
-    from uld.run_folder import check_resumable, stored_settings
-    from uld.training import train as run
+    from uld.runs.folder import check_resumable
+    from uld.training.run import train as run
+    from uld.training.stored import stored_settings
 
     if resume and config.output:
         check_resumable(Path(config.output))

@@ -50,11 +50,11 @@ def tune(
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
-    from uld.artifact import is_run
-    from uld.choosing import AIMS
-    from uld.held_out import file_probes, tofu_probes
-    from uld.tuning import Grid
-    from uld.tuning import tune as choose
+    from uld.evaluation.choosing import AIMS
+    from uld.evaluation.held_out import file_probes, tofu_probes
+    from uld.evaluation.tuning import Grid
+    from uld.evaluation.tuning import tune as choose
+    from uld.runs.manifest import is_run
 
     if not is_run(run):
         raise ULDError(f"{run} is not a finished run: name the folder of one")

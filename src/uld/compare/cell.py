@@ -18,26 +18,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import EPOCHS, SETTINGS, Manifest, file_digest, is_run, place
 from uld.compare.grid import Grid, Spec, config
-from uld.config import ConfigError, TrainConfig
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.tofu import load_tofu, uncovered
-from uld.errors import ArtifactError
+from uld.errors import ArtifactError, ConfigError
 from uld.evaluation.metrics import model_utility
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import FILE_NAME, LogError, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
-from uld.loading import load
-from uld.locks import locked
-from uld.machine import library_versions
+from uld.model.causal_lm import load_config
+from uld.model.load import load
 from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
-from uld.run_folder import UnresumableError, needs_tidying, stored_settings, tidy, working_in
-from uld.target import load_config
-from uld.training import train
-from uld.writing import remove_folder, sweep, write_text, writing
+from uld.runs.files import remove_folder, sweep, write_text, writing
+from uld.runs.folder import UnresumableError, needs_tidying, tidy, working_in
+from uld.runs.locks import locked
+from uld.runs.machine import library_versions
+from uld.runs.manifest import EPOCHS, SETTINGS, Manifest, file_digest, is_run, place
+from uld.training.config import TrainConfig
+from uld.training.run import train
+from uld.training.stored import stored_settings
 
 WORK = "work"
 LOCKS = "locks"  # in it
@@ -186,7 +187,7 @@ def run_cell(workspace: Workspace, spec: Spec) -> Cell:
     """Compute a cell, from where an earlier attempt was stopped.
 
     Raises:
-        ULDError: what is wrong with it; or `uld.training.Interrupted`.
+        ULDError: what is wrong with it; or `uld.training.run.Interrupted`.
     """
     retain_only, target = (_reference_log(workspace, role, spec.split) for role in ("retain-only", "target"))
     if spec.method is None:

@@ -27,12 +27,12 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from uld.config import ConfigError, TrainConfig, read_preset, read_yaml, train_config
 from uld.data.tofu import FORGET_SPLITS, check_split
-from uld.errors import ULDError
+from uld.errors import ConfigError, ULDError
 from uld.methods.registry import get_method
 from uld.report.paper import TableName
-from uld.settings import FileSettings, guess, place, shown, text_fault
+from uld.training.config import TrainConfig, read_preset, read_yaml, train_config
+from uld.training.settings import FileSettings, guess, place, shown, text_fault
 
 _OWN = ("target", "output", "data", "augmented", "split", "seed", "method", "keep_epochs", "forget", "retain")
 
@@ -129,13 +129,13 @@ class Spec:
 
 def grid_presets() -> list[str]:
     """Names of the grids that ship with the package."""
-    folder = files("uld.presets") / "grids"
+    folder = files("uld.training.presets") / "grids"
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
 
 def describe_preset(name: str) -> str:
     """What a grid that ships with the package says of itself: its first line."""
-    text = (files("uld.presets") / "grids" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (files("uld.training.presets") / "grids" / f"{name}.yaml").read_text(encoding="utf-8")
     return text.splitlines()[0].removeprefix("# ")
 
 
@@ -150,7 +150,7 @@ def read_grid(source: str, changes: Mapping[str, Any] | None = None) -> Grid:
         ULDError: no such grid, an unknown key, method or split, or settings that a method does not take; with the line.
     """
     if source in grid_presets():
-        path = str(files("uld.presets") / "grids" / f"{source}.yaml")
+        path = str(files("uld.training.presets") / "grids" / f"{source}.yaml")
     elif os.path.exists(source):
         path = source
     else:

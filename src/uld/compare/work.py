@@ -24,10 +24,10 @@ from uld.compare import rates
 from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.errors import ArtifactError, DiskFullError, ULDError
-from uld.faults import report, told
-from uld.locks import LOCK, locked
 from uld.report.cells import ANSWERS, CELLS, PLAN, RATES, Identity, Plan
-from uld.writing import present, sweep, write_text, writing
+from uld.runs.files import present, sweep, write_text, writing
+from uld.runs.locks import LOCK, locked
+from uld.text.faults import report, told
 
 GRID = "grid.yaml"
 _WAIT = 5.0  # seconds between looks at what other processes are computing
@@ -192,7 +192,7 @@ def _cell_process(grid: Grid, folder: Path, spec: Spec, replace: bool, writer: C
     """What a cell's own process does; it holds the cell's lock, so that the lock lives as long as the workspace."""
     import transformers
 
-    from uld.training import Interrupted
+    from uld.training.run import Interrupted
 
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
     transformers.utils.logging.set_verbosity_error()

@@ -10,6 +10,8 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+from uld.errors import ValueFault
+
 DATE = "2024-07-26"
 """The date where none is given: the one that Llama 3's own templates fall back on where there is no clock."""
 
@@ -26,6 +28,16 @@ def is_date(text: str) -> bool:
         return date.fromisoformat(text).isoformat() == text
     except ValueError:
         return False
+
+
+def check_date(text: str | None) -> None:
+    """Refuse a date that is none.
+
+    Raises:
+        ConfigError: it is not a day, written as 2024-12-31.
+    """
+    if text is not None and not is_date(text):
+        raise ValueFault("date", f"must be a day, written as 2024-12-31, not {text!r}")
 
 
 @lru_cache

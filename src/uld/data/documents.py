@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import DataFile, rows_digest
 from uld.data.files import File, check_name
 from uld.data.record import KEYS, Record, parse_record
 from uld.data.rows import read_lines, read_rows
 from uld.data.tables import arrow_rows, read_csv, read_parquet, records_of, refuse_twice
 from uld.data.text import shown, shown_name
 from uld.errors import DataError
+from uld.runs.manifest import DataFile, rows_digest
 
 logger = logging.getLogger(__name__)
 

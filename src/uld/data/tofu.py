@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.artifact import DataFile, rows_digest
 from uld.data.files import File, folder_of
 from uld.data.record import Record, text_of
 from uld.data.rows import read_lines, read_rows
 from uld.data.text import folded, says_nothing
 from uld.errors import DataError
+from uld.runs.manifest import DataFile, rows_digest
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from uld.checkpoint import quiet_transformers
 from uld.demo.world import WORLD_FILE, World
-from uld.scratch import CHAT_TEMPLATE, train_tokenizer
-from uld.writing import as_usual
+from uld.model.checkpoint import quiet_transformers
+from uld.runs.files import as_usual
+from uld.training.scratch import CHAT_TEMPLATE, train_tokenizer
 
 _FORMAT = 1  # raise it when the same settings give another model: models of an older format are then not reused
 _WIDTH = 8  # tokens are padded to multiples of this: every new tensor shape costs the CPU a kernel build

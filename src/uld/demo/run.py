@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uld.config import read_preset, train_config
 from uld.data.prompt import PromptFormat
 from uld.data.tofu import load_tofu
 from uld.demo.models import MicroSettings, make_models
 from uld.demo.world import World, write_world
 from uld.errors import ArtifactError, ULDError
-from uld.evaluation.scoring import generate_answers
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_result import aggregate, compare
-from uld.loading import load
-from uld.training import train
-from uld.writing import writing
+from uld.model.generate import generate_answers
+from uld.model.load import load
+from uld.runs.files import writing
+from uld.training.config import read_preset, train_config
+from uld.training.run import train
 
 SPLIT = "forget10"
 MAX_NEW_TOKENS = 48

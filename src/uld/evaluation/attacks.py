@@ -20,9 +20,11 @@ from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation import membership
 from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, context_length, length_batches, refuse_nan
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import attack_scores, token_scores
-from uld.report.table import aligned
+from uld.model.context import context_length
+from uld.model.generate import length_batches
+from uld.text.table import aligned
 
 SETS = ("members", "non_members")
 ATTACKS = ("loss", "zlib", "min_k", "min_k++", "gradnorm", "reference")

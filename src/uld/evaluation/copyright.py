@@ -17,15 +17,16 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.documents import read_sources
-from uld.data.draw import words_of
 from uld.data.prompt import Encoded, PromptFormat, spread
 from uld.data.record import DataError
+from uld.data.text import words_of
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
 from uld.evaluation.perplexity import perplexity, readable_tokens
 from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, generate_ids, refuse_nan
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import token_scores
-from uld.report.table import aligned
+from uld.model.generate import generate_ids
+from uld.text.table import aligned
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -226,7 +227,7 @@ def read_book(path: str | Path) -> list[str]:
 
 
 def rouge_l(generated: str, truth: str) -> float:
-    """ROUGE-L F1 of words in any script (`uld.data.draw.words_of`); of ASCII text `uld.evaluation.metrics.rouge_l_f1`.
+    """ROUGE-L F1 of words in any script (`uld.data.text.words_of`); of ASCII text `uld.evaluation.metrics.rouge_l_f1`.
 
     Args:
         generated: What the model wrote.

@@ -8,18 +8,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from uld.artifact import rows_digest
 from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError
 from uld.evaluation.resume import describe
-from uld.evaluation.rows import SETTINGS, claim
 from uld.evaluation.tofu import TASKS, score_grid, task_rows
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
-from uld.json_text import dumps
-from uld.logits import Combination
-from uld.modeling import ULDForCausalLM
-from uld.writing import new_file, present, write_text
+from uld.model.combine import Combination
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.files import new_file, present, write_text
+from uld.runs.manifest import rows_digest
+from uld.runs.rows import SETTINGS, claim
+from uld.text.json_text import dumps
 
 SUMMARY = "grid.json"
 PLOT = "grid.png"
@@ -128,12 +128,10 @@ def table(rows: Sequence[GridRow]) -> str:
 
 def draw(rows: Sequence[GridRow], path: Path) -> None:
     """Forget quality, and forget and retain loss, against α; a line for each rule, τ and outside."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 4))
+    figure = Figure(figsize=(13, 4))
+    panels = figure.subplots(1, 3)
     for name in dict.fromkeys(_line(row.combination) for row in rows):
         line = sorted((row for row in rows if _line(row.combination) == name), key=lambda row: row.combination.weight)
         weights = [row.combination.weight for row in line]
@@ -150,11 +148,8 @@ def draw(rows: Sequence[GridRow], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[1].legend(fontsize=8)
     figure.tight_layout()
-    try:
-        with new_file(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=120)
-    finally:
-        pyplot.close(figure)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def _line(how: Combination) -> str:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,10 +24,10 @@ from uld.evaluation.harness_tasks import Tasks, first_words
 from uld.evaluation.lm_eval_model import ULDLM
 from uld.evaluation.paired import RESAMPLES
 from uld.evaluation.resume import describe
-from uld.evaluation.rows import claim
 from uld.evaluation.scoring import refuse_nan
-from uld.json_text import dumps
-from uld.writing import new_folder, write_text
+from uld.runs.files import new_folder, write_text
+from uld.runs.rows import claim
+from uld.text.json_text import dumps
 
 _MERGED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
@@ -114,7 +113,7 @@ def _run(
     run: Any = simple_evaluate  # its decorator hides its arguments
     start = time.perf_counter()
     try:
-        with _stdout_kept(progress), patch("lm_eval.evaluator.get_git_commit_hash", _git_hash):
+        with _stdout_kept(progress), _quiet_git():
             found = run(
                 lm,
                 tasks=[name],
@@ -169,6 +168,19 @@ def _stdout_kept(progress: bool) -> Iterator[None]:
             del os.environ["DISABLE_MULTIPROC"]
         else:
             os.environ["DISABLE_MULTIPROC"] = before
+
+
+@contextlib.contextmanager
+def _quiet_git() -> Iterator[None]:
+    """Have lm-eval ask for a commit without git's complaint where there is no repository."""
+    from lm_eval import evaluator
+
+    theirs = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = _git_hash
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = theirs
 
 
 def _git_hash() -> str | None:

@@ -10,7 +10,7 @@ from uld.evaluation.paired import (
     independent_difference_stderr,
     mean_difference_stderr,
 )
-from uld.report.table import aligned
+from uld.text.table import aligned
 
 _SLOW = ("bleu", "chrf", "chrf++", "ter")  # lm-eval, too, draws only 100 times for these
 _FEW = 100

@@ -20,9 +20,10 @@ from uld.data.record import Record
 from uld.evaluation.memorization import exact_memorization
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import token_scores
-from uld.report.table import aligned
+from uld.model.generate import generate_answers, length_batches
+from uld.text.table import aligned
 
 _BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.context import readable_tokens
 from uld.errors import ULDError
-from uld.loading import load
-from uld.modeling import ULDForCausalLM
-from uld.settings import DTYPES
+from uld.model.context import readable_tokens
+from uld.model.load import load
+from uld.model.unlearned import ULDForCausalLM
+from uld.training.settings import DTYPES
 
 try:
     from lm_eval.api.registry import model_registry

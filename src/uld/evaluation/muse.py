@@ -20,9 +20,11 @@ from uld.evaluation import membership
 from uld.evaluation.memorization import longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, context_length, generate_ids, length_batches, refuse_nan
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import token_scores
-from uld.report.table import aligned
+from uld.model.context import context_length
+from uld.model.generate import generate_ids, length_batches
+from uld.text.table import aligned
 
 METRICS = {"verbmem": "C1", "knowmem": "C2", "privleak": "C3", "utility": "C4"}
 NEEDED = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from uld.errors import ULDError
 from uld.evaluation.log_values import LogError, once
-from uld.report.table import aligned
+from uld.text.table import aligned
 
 MEMORISATION = ("extraction_strength", "exact_memorization", "forget_Q_A_PARA_Prob", "forget_truth_ratio")
 ATTACKS = ("mia_loss", "mia_zlib", "mia_min_k", "mia_min_k_plus_plus")

@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.context import readable_tokens
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation.scoring import Scorer, refuse_nan
+from uld.model.context import readable_tokens
 
 _OVERFLOW = 709.0  # above, exp is no float
 

@@ -8,11 +8,11 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from uld.artifact import fingerprint
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.evaluation.rows import RowFile, claim
-from uld.modeling import ULDForCausalLM
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.manifest import fingerprint
+from uld.runs.rows import RowFile, claim
 
 Work = Callable[[list[int]], list[dict[str, Any]]]
 

@@ -1,4 +1,4 @@
-"""Scoring: log-likelihoods of given answers, and greedy answers, in batches sorted by length.
+"""Scoring: log-likelihoods of given answers, in batches sorted by length.
 
 Works on any causal LM of transformers. Rows become trees of tokens, in which what several rows begin with (a prompt,
 and as much of the answers as they share) stands once and is computed once. Logits are made in pieces and only for the
@@ -15,31 +15,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.assistant import base_model, check_head, head_logits, text_decoder
-from uld.context import check_positions, context_length
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.evaluation.trees import NEVER, Tree, Trust, alike, batch_inputs, grow, tree_mask
-from uld.label_losses import label_losses
-from uld.logits import Combination, combine_all
-from uld.losses import cross_entropy
-from uld.modeling import ULDForCausalLM
-from uld.vocabulary import embedding_rows, refuse_foreign
+from uld.methods.losses import cross_entropy
+from uld.model.assistant import base_model, check_head, head_logits, text_decoder
+from uld.model.combine import Combination, combine_all
+from uld.model.context import check_positions, context_length
+from uld.model.generate import BATCH_TOKENS, LENGTH_MULTIPLE, length_batches
+from uld.model.label_losses import label_losses
+from uld.model.unlearned import ULDForCausalLM
+from uld.model.vocabulary import embedding_rows, refuse_foreign
 
-_LENGTH_MULTIPLE = 16
-_BATCH_TOKENS = 1024
 _TREE_TOKENS = 1024
 _HEAD_ROWS = 1024  # positions of one product with the head
 _CACHED_BYTES = 2 * 2**20  # logits worked on at a time: few enough to stay in the processor's cache
-
-PLAIN_DECODING: dict[str, Any] = {
-    **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
-    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
-    **{"min_length": 0, "min_new_tokens": None, "exponential_decay_length_penalty": None},
-    **{"penalty_alpha": None, "guidance_scale": None},
-}
-"""For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
-that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""
 
 Measure = Callable[[Sequence[Tensor], Tensor, Tensor], Tensor]
 
@@ -159,7 +149,7 @@ class Scorer:
         trees = grow(rows, self.trust.longest, self.trust.largest, _TREE_TOKENS)
         bare = [tree for tree in trees if len(tree.rows[0][1].ids) > self.trust.longest]
         for part in (bare, [tree for tree in trees if len(tree.rows[0][1].ids) <= self.trust.longest]):
-            for batch in length_batches([len(tree.ids) for tree in part], _BATCH_TOKENS if self.trust.pads else 1):
+            for batch in length_batches([len(tree.ids) for tree in part], BATCH_TOKENS if self.trust.pads else 1):
                 yield [part[i] for i in batch]
 
     def mean_loss(self, row: Encoded) -> Tensor:
@@ -212,7 +202,7 @@ class Scorer:
 
     def _inputs(self, trees: Sequence[Tree]) -> dict[str, Tensor]:
         most = min(context_length(part) for part in self.parts) if self.trust.pads else 0
-        return batch_inputs(trees, self.pad_token_id, self.parts[0].dtype, self.model.device, _LENGTH_MULTIPLE, most)
+        return batch_inputs(trees, self.pad_token_id, self.parts[0].dtype, self.model.device, LENGTH_MULTIPLE, most)
 
     def _alone(self, row: Encoded, masked: bool) -> list[Tensor]:
         """States of one row as it stands ``(tokens, width)``, of each model; perhaps with a mask that says no more."""
@@ -284,100 +274,6 @@ def _states_of(model: Any, inputs: dict[str, Any], plain_head: bool) -> list[Ten
     if plain_head:
         return [text_decoder(model)(use_cache=False, **inputs).last_hidden_state]
     return [model(use_cache=False, **inputs).logits]
-
-
-def length_batches(
-    lengths: Sequence[int], budget: int = _BATCH_TOKENS, multiple: int = _LENGTH_MULTIPLE
-) -> Iterator[list[int]]:
-    """Indices in batches of similar length, longest first (so that too little memory shows at once).
-
-    Args:
-        lengths: Tokens of each row.
-        budget: Padded tokens of a batch; a longer row makes a batch of its own.
-        multiple: Rows are padded to a multiple of this.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    start = 0
-    while start < len(order):
-        width = -(-lengths[order[start]] // multiple) * multiple
-        size = max(1, budget // width)
-        yield order[start : start + size]
-        start += size
-
-
-def generate_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    **options: Any,
-) -> list[str]:
-    """Answers to prompts of one batch: `generate_ids` as text.
-
-    Args:
-        model: Any causal LM.
-        tokenizer: Its tokenizer.
-        prompts: Token ids.
-        max_new_tokens: Most tokens of an answer.
-        options: See `generate_ids`.
-
-    Returns:
-        The answers' text without special tokens and surrounding blanks.
-    """
-    out = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
-    texts: Any = tokenizer.batch_decode(out, skip_special_tokens=True)
-    return [text.strip() for text in texts]
-
-
-@torch.inference_mode()
-def generate_ids(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    **options: Any,
-) -> Tensor:
-    """What a model writes behind prompts of one batch, padded on the left and stopped at end-of-sequence.
-
-    Args:
-        model: Any causal LM.
-        tokenizer: Its tokenizer.
-        prompts: Token ids.
-        max_new_tokens: Most tokens of an answer.
-        options: Handed to ``generate``; greedy and `PLAIN_DECODING` unless they say otherwise.
-
-    Returns:
-        ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
-
-    Raises:
-        ULDError: a prompt and its new tokens are more than the model has positions for, or its generation config asks
-            for a package that is missing.
-    """
-    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    refuse_foreign([pad, *map(max, prompts)], embedding_rows(model), str(model.name_or_path))
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for i, prompt in enumerate(prompts):
-        ids[i, width - len(prompt) :] = torch.tensor(prompt)
-        mask[i, width - len(prompt) :] = 1
-    if not isinstance(model, ULDForCausalLM):  # which looks after that itself
-        check_positions(
-            [model], width + max_new_tokens - 1, f"a prompt of {width} tokens with {max_new_tokens} new ones"
-        )
-    settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **PLAIN_DECODING, **options}
-    try:
-        out: Any = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            **settings,
-        )
-    except ImportError as error:  # a generation config may ask for a quantized cache, and that for a package
-        raise ULDError(f"{model.name_or_path} cannot generate here: {str(error).strip().splitlines()[0]}") from error
-    return out[:, width:]
 
 
 def refuse_nan(model: PreTrainedModel, losses: Iterable[float]) -> None:

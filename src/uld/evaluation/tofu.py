@@ -23,13 +23,14 @@ from uld.evaluation.memorization import exact_memorization, extraction_strength
 from uld.evaluation.metrics import rouge_recall
 from uld.evaluation.reading import dictionary, unknown_words
 from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.task_log import MIA, TaskLog, TofuLog
 from uld.evaluation.tofu_answers import judge, sample_answers
 from uld.evaluation.tofu_log import FILE_NAME, write_log
 from uld.evaluation.token_scores import TokenScores, attack_scores, scores_and_tokens, token_scores
-from uld.logits import Combination
-from uld.modeling import ULDForCausalLM
+from uld.model.combine import Combination
+from uld.model.generate import generate_answers, length_batches
+from uld.model.unlearned import ULDForCausalLM
 
 TASKS = ("forget", "retain", "real_authors", "world_facts")
 _BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time

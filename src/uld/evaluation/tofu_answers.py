@@ -13,14 +13,15 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.artifact import fingerprint
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError, explained
 from uld.evaluation.resume import complete
-from uld.evaluation.scoring import Scorer, generate_answers, length_batches, refuse_nan
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.task_log import TofuLog
 from uld.evaluation.tofu_log import FILE_NAME, write_log
+from uld.model.generate import generate_answers, length_batches
+from uld.runs.manifest import fingerprint
 
 _AT_ONCE = 64  # answers that are sampled, or classified, at a time
 SAMPLING: dict[str, Any] = {

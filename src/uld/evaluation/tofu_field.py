@@ -16,7 +16,7 @@ from uld.evaluation.open_unlearning import harmonic_mean, score_draws
 from uld.evaluation.reading import interval, resamples
 from uld.evaluation.task_log import MIA, TaskLog, TofuLog
 from uld.evaluation.tofu_reading import readings
-from uld.report.table import aligned
+from uld.text.table import aligned
 
 UTILITY_TASKS = ("retain", "real_authors", "world_facts")
 UTILITY_METRICS = ("prob", "rouge_l", "truth_ratio")

@@ -22,8 +22,8 @@ import numpy as np
 from uld.evaluation import metrics
 from uld.evaluation.log_values import LogError, once
 from uld.evaluation.task_log import AUTHORS_NAMES, MIA, REQUIRED, TaskLog, TofuLog
-from uld.json_text import dumps
-from uld.writing import write_text
+from uld.runs.files import write_text
+from uld.text.json_text import dumps
 
 FILE_NAME = "eval_log_aggregated.json"
 """What a log is called in a folder when its format is the one of TOFU's authors."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uld.evaluation import reading
 from uld.evaluation.reading import Reading
 from uld.evaluation.task_log import TaskLog, TofuLog
-from uld.report.table import aligned
+from uld.text.table import aligned
 
 LEAK_DRAWS = (1, 10, 100)
 """Answers of one question that an attacker draws, as far as so many were sampled."""

@@ -13,7 +13,7 @@ from uld.evaluation.log_values import LogError
 from uld.evaluation.task_log import TaskLog, TofuLog
 from uld.evaluation.tofu_field import UTILITY_METRICS, UTILITY_TASKS, FieldResult, field_result, row_values
 from uld.evaluation.tofu_reading import ReadingResult, read_log_answers
-from uld.report.table import aligned
+from uld.text.table import aligned
 
 
 @dataclass(frozen=True, kw_only=True)

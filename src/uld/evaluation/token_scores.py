@@ -14,7 +14,7 @@ from torch import Tensor
 from uld.data.prompt import Encoded
 from uld.evaluation import membership
 from uld.evaluation.scoring import Score, Scorer
-from uld.logits import Combination, combine_all
+from uld.model.combine import Combination, combine_all
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,23 +5,37 @@ left without gradient; no retain loss (Yang 2025, arXiv 2503.01224). The mean is
 left out included.
 """
 
-from typing import TYPE_CHECKING
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from uld import losses
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import ON_TARGET
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from uld.objective import Side
+def cross_entropy_unlearning(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy from the model itself without the label: ``CE(softmax(l with l[label] = −∞), softmax(l))``.
+
+    CE-U, arXiv 2503.01224. The distribution on the left has no gradient.
+
+    Args:
+        logits: ``(positions, vocab)``, of at least two tokens.
+        labels: ``(positions,)`` tokens to forget.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0.
+    """
+    x = logits.float()
+    wanted = x.detach().scatter(-1, labels[:, None], -torch.inf).softmax(-1)
+    return F.cross_entropy(x, wanted, reduction="none")
 
 
-def forget(side: "Side", *, skip: int = 1) -> "Tensor":
-    """`uld.losses.cross_entropy_unlearning` at every position but the first ``skip`` of each answer."""
+def forget(side: Side, *, skip: int = 1) -> Tensor:
+    """`cross_entropy_unlearning` at every position but the first ``skip`` of each answer."""
     counts = side.row.bincount(minlength=side.rows)
     place = counts.cumsum(0).sub(counts)[side.row].neg() + side.row.new_ones(side.row.shape).cumsum(0) - 1
-    return side.each(losses.cross_entropy_unlearning).masked_fill(place < skip, 0.0).sum()
+    return side.each(cross_entropy_unlearning).masked_fill(place < skip, 0.0).sum()
 
 
 register(

@@ -8,16 +8,14 @@ layers, or on a model of the user's of the same vocabulary. *Distilled* is the t
 ``KL`` from the steered target at each token of the forget answers, at a temperature T and times T².
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uld import losses
+from torch import Tensor
+
+from uld.methods.losses import kl
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import GD, ON_TARGET, positive, remember, taught
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uld.objective import Side
 
 PAPER = "https://arxiv.org/abs/2605.31293"
 FORGET = Loss("forget", remember)
@@ -32,11 +30,11 @@ def teach(
     return {"weight": alpha, **taught(rate=teacher_rate, epochs=teacher_epochs)}
 
 
-def distil(side: "Side", *, temperature: float = 1.5) -> "Tensor":
+def distil(side: Side, *, temperature: float = 1.5) -> Tensor:
     """``T² KL(softmax(t / T) ‖ softmax(l / T))`` at every position, t the steered target's logits."""
 
-    def loss(logits: "Tensor", labels: "Tensor", frozen: "Tensor") -> "Tensor":
-        return losses.kl(logits.float() / temperature, labels, frozen.float() / temperature)
+    def loss(logits: Tensor, labels: Tensor, frozen: Tensor) -> Tensor:
+        return kl(logits.float() / temperature, labels, frozen.float() / temperature)
 
     return temperature**2 * side.each_frozen(loss).sum()
 

@@ -5,21 +5,25 @@ Maini et al. 2024, arXiv 2401.06121). ``ga+kl`` is what TOFU calls KL minimisati
 gradient difference.
 """
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
-from uld import losses
+from uld.methods.losses import cross_entropy
 from uld.methods.registry import Loss
+from uld.methods.side import Side
 from uld.methods.terms import family
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from uld.objective import Side
+def gradient_ascent(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-likelihood of the label, so that minimising it unlearns: ``log softmax(logits)[label]`` (arXiv 1912.03817).
+
+    Not bounded from below. Shapes as `cross_entropy`; values ≤ 0.
+    """
+    return -cross_entropy(logits, labels)
 
 
-def forget(side: "Side") -> "Tensor":
+def forget(side: Side) -> Tensor:
     """``Σ log p(token)`` over the forget answers."""
-    return side.each(losses.gradient_ascent).sum()
+    return side.each(gradient_ascent).sum()
 
 
 FORGET = Loss("forget", forget)

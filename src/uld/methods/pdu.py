@@ -6,21 +6,30 @@ arXiv 2506.05314). The defaults are those that its authors use on TOFU; ε shoul
 loss on the retain rows.
 """
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
-from uld import losses
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import GD, ON_TARGET
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from uld.objective import Side
+def margin_flattening(logits: Tensor, labels: Tensor) -> Tensor:
+    """Squared distance of the largest logit from their mean: ``(max l − mean l)²`` (arXiv 2506.05314).
+
+    Args:
+        logits: ``(positions, vocab)``.
+        labels: ``(positions,)``, ignored.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0, in squared logits; 0 for equal logits.
+    """
+    x = logits.float()
+    return (x.amax(-1) - x.mean(-1)) ** 2
 
 
-def forget(side: "Side") -> "Tensor":
-    """`uld.losses.margin_flattening` at every position."""
-    return side.each(losses.margin_flattening).sum()
+def forget(side: Side) -> Tensor:
+    """`margin_flattening` at every position."""
+    return side.each(margin_flattening).sum()
 
 
 def reweigh(

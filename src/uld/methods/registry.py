@@ -25,7 +25,7 @@ class Loss:
 
     Attributes:
         name: What it is called in logs, where ``_loss`` is put behind it.
-        value: Takes a `uld.objective.Side` and gives the sum of the loss over the side, a scalar in nats; its
+        value: Takes a `uld.methods.side.Side` and gives the sum of the loss over the side, a scalar in nats; its
             keyword-only arguments are options that the user can set (``--option beta=0.5``).
         per: What the sum is divided by: the side's positions or its rows.
         frozen: Whether it asks the model before training in every step.
@@ -52,7 +52,7 @@ class Method:
         forget: Loss on the forget rows.
         retain: Loss on the retain rows, weighted by ``retain_weight`` (β); None for methods without one.
         alternatives: Whether forget rows bring alternative answers (``also``), or are replaced by them (``instead``).
-        defaults: Training settings that differ from `uld.config.TrainConfig`'s own defaults.
+        defaults: Training settings that differ from `uld.training.config.TrainConfig`'s own defaults.
         tap: For losses on hidden states: ``(number of layers, **options)`` to the layer after which they are taken.
         restrict: Chooses what is trained of a target: ``(model, **options)``, sets ``requires_grad``.
         reweigh: New retain weight after a step: ``(weight, mean retain loss of the step, epochs trained, **options)``.
@@ -172,7 +172,7 @@ def all_methods() -> dict[str, Method]:
     import uld.methods as package
 
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name != "registry":
+        if module.name not in ("registry", "side", "losses"):
             importlib.import_module(f"{package.__name__}.{module.name}")
     return dict(sorted(_METHODS.items()))
 

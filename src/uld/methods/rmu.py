@@ -6,37 +6,45 @@ arXiv 2403.03218). Trained are the last matrices of the MLPs of the tapped layer
 weight and the learning rate are the paper's for a 7 B model; the right c depends on how large the states are.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-from uld import losses
+import torch
+from torch import Tensor, nn
+
 from uld.errors import ULDError
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import ON_TARGET
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
 
-    from uld.objective import Side
+def mean_square(states: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference over the width, at each position (the distance of RMU, arXiv 2403.03218).
+
+    Args:
+        states: ``(positions, width)``.
+        wanted: The same, or broadcast to it.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0, in squared units of the states.
+    """
+    return ((states.float() - wanted.float()) ** 2).mean(-1)
 
 
-def direction(width: int, seed: int) -> "Tensor":
+def direction(width: int, seed: int) -> Tensor:
     """u: ``(width,)`` of length 1, its entries drawn from [0, 1) before."""
-    import torch
-
     drawn = torch.rand(width, generator=torch.Generator().manual_seed(seed))
     return drawn / drawn.norm()
 
 
-def forget(side: "Side", *, steering: float = 6.5, seed: int = 0) -> "Tensor":
-    """`uld.losses.mean_square` of the tapped states and ``steering`` times the random direction."""
+def forget(side: Side, *, steering: float = 6.5, seed: int = 0) -> Tensor:
+    """`mean_square` of the tapped states and ``steering`` times the random direction."""
     states = side.layer()
-    return losses.mean_square(states, steering * direction(states.shape[-1], seed).to(states.device)).sum()
+    return mean_square(states, steering * direction(states.shape[-1], seed).to(states.device)).sum()
 
 
-def retain(side: "Side") -> "Tensor":
-    """`uld.losses.mean_square` of the tapped states and the frozen model's."""
-    return losses.mean_square(side.layer(), side.frozen_layer()).sum()
+def retain(side: Side) -> Tensor:
+    """`mean_square` of the tapped states and the frozen model's."""
+    return mean_square(side.layer(), side.frozen_layer()).sum()
 
 
 def tap(total: int, *, layer: int = -1) -> int:
@@ -50,13 +58,13 @@ def tap(total: int, *, layer: int = -1) -> int:
     return round(7 / 32 * total) if layer == -1 else layer
 
 
-def restrict(model: "PreTrainedModel", *, layer: int = -1) -> None:
+def restrict(model: Any, *, layer: int = -1) -> None:
     """Train only the last matrices of the MLPs of the tapped layer and the two before it.
 
     Raises:
         ULDError: a layer has no MLP of plain matrices.
     """
-    from uld.assistant import decoder_layers
+    from uld.model.assistant import decoder_layers
 
     layers = decoder_layers(model)[1]
     last = tap(len(layers), layer=layer)
@@ -65,7 +73,7 @@ def restrict(model: "PreTrainedModel", *, layer: int = -1) -> None:
         _down_projection(one).weight.requires_grad_(True)  # type: ignore[union-attr]
 
 
-def _down_projection(layer: "nn.Module") -> "nn.Module":
+def _down_projection(layer: nn.Module) -> nn.Module:
     """The last matrix of a decoder layer: its attention comes first and its MLP last, in every family."""
     parts = [[one for one in part.modules() if _is_matrix(one)] for part in layer.children()]
     parts = [matrices for matrices in parts if matrices]
@@ -77,7 +85,7 @@ def _down_projection(layer: "nn.Module") -> "nn.Module":
     return parts[-1][-1]
 
 
-def _is_matrix(module: "nn.Module") -> bool:
+def _is_matrix(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     return weight is not None and weight.dim() == 2
 

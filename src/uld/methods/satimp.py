@@ -4,21 +4,17 @@
 rows with a tenth of the forget loss's weight (Yang et al. 2025, arXiv 2505.11953).
 """
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
-from uld import losses
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import GD, ON_TARGET
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uld.objective import Side
+from uld.methods.wga import weighted_ascent
 
 
-def forget(side: "Side", *, beta1: float = 5.0, beta2: float = 1.0) -> "Tensor":
-    """`uld.losses.weighted_ascent` at every position."""
-    return side.each(lambda logits, labels: losses.weighted_ascent(logits, labels, beta1, beta2)).sum()
+def forget(side: Side, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
+    """`weighted_ascent` at every position."""
+    return side.each(lambda logits, labels: weighted_ascent(logits, labels, beta1, beta2)).sum()
 
 
 register(

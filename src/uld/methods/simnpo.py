@@ -5,21 +5,34 @@ arXiv 2410.07163). open-unlearning puts its margin δ inside β: γ = −β δ. 
 retain loss with 1, which is a retain weight of 8.
 """
 
-from typing import TYPE_CHECKING
+import torch.nn.functional as F
+from torch import Tensor
 
-from uld import losses
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import GD, ON_TARGET, positive
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from uld.objective import Side
+def simnpo(log_likelihood: Tensor, lengths: Tensor, beta: float, gamma: float) -> Tensor:
+    """SimNPO: `npo` without a frozen model, per token: ``−(2/β) log σ(−(β/|y|) log π − γ)`` (arXiv 2410.07163).
+
+    It is `npo` of β/|y| and ``log π₀ = −γ |y| / β``, divided by ``|y|``.
+
+    Args:
+        log_likelihood: ``(rows,)`` summed log-likelihood of each answer, nats.
+        lengths: ``(rows,)`` tokens of each answer; a row without any counts as one of length 1.
+        beta: β > 0.
+        gamma: γ ≥ 0, the margin.
+
+    Returns:
+        ``(rows,)`` fp32 ≥ 0.
+    """
+    return -2 / beta * F.logsigmoid(-beta * log_likelihood / lengths.clamp_min(1) - gamma)
 
 
-def forget(side: "Side", *, beta: float = 4.5, gamma: float = 0.0) -> "Tensor":
-    """`uld.losses.simnpo` of every forget row."""
-    return losses.simnpo(side.log_likelihood(), side.lengths, positive(beta), gamma).sum()
+def forget(side: Side, *, beta: float = 4.5, gamma: float = 0.0) -> Tensor:
+    """`simnpo` of every forget row."""
+    return simnpo(side.log_likelihood(), side.lengths, positive(beta), gamma).sum()
 
 
 register(

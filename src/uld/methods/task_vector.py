@@ -4,16 +4,13 @@
 2023, arXiv 2212.04089). With LoRA the update itself is negated.
 """
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
 from uld.methods.registry import Loss, Method, register
 from uld.methods.terms import ON_TARGET, remember
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-def finish(trained: "Tensor", before: "Tensor", *, strength: float = 1.0) -> "Tensor":
+def finish(trained: Tensor, before: Tensor, *, strength: float = 1.0) -> Tensor:
     """``before − strength · (trained − before)``; exactly ``before`` for 0 and ``trained`` for −1."""
     return before.lerp(trained, -strength)
 

@@ -4,16 +4,14 @@ The paper pairs each forget loss with no retain loss, gradient descent (GD) or K
 each on the target itself and, as Offset, on a small model whose logits are added to a frozen target's.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uld import losses
+from torch import Tensor
+
 from uld.errors import ULDError
+from uld.methods.losses import cross_entropy, kl
 from uld.methods.registry import Loss, Method, register
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uld.objective import Side
+from uld.methods.side import Side
 
 OFFSET = "https://arxiv.org/abs/2404.11045"
 ON_TARGET: dict[str, Any] = {"learning_rate": 1e-5, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
@@ -42,14 +40,14 @@ def taught(**settings: float) -> dict[str, Any]:
     return {{"rate": "learning_rate"}.get(name, name): value for name, value in settings.items()}
 
 
-def remember(side: "Side") -> "Tensor":
+def remember(side: Side) -> Tensor:
     """Cross-entropy on the answers."""
-    return side.total(losses.cross_entropy)
+    return side.total(cross_entropy)
 
 
-def stay(side: "Side") -> "Tensor":
+def stay(side: Side) -> Tensor:
     """KL divergence from the model before training."""
-    return side.each_frozen(losses.kl).sum()
+    return side.each_frozen(kl).sum()
 
 
 GD = Loss("gd", remember)

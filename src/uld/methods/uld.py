@@ -4,21 +4,17 @@
 from below, so that training needs no early stopping.
 """
 
-from typing import TYPE_CHECKING
+from torch import Tensor
 
-from uld import losses
+from uld.methods.losses import uniform
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import remember
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from uld.objective import Side
-
-
-def be_uniform(side: "Side") -> "Tensor":
+def be_uniform(side: Side) -> Tensor:
     """Cross-entropy from the uniform distribution at every position."""
-    return side.each(losses.uniform).sum()
+    return side.each(uniform).sum()
 
 
 UNIFORM = Loss("uniform", be_uniform)

@@ -4,25 +4,40 @@
 ``di`` is the same loss under the name of the paper's first version, as in Table 8 of arXiv 2406.08607.
 """
 
-from typing import TYPE_CHECKING
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from uld import losses
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import GD, ON_TARGET
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-    from uld.objective import Side
+def self_distillation(logits: Tensor, labels: Tensor, frozen: Tensor, strength: float) -> Tensor:
+    """Cross-entropy from the frozen model with the label's logit lowered: ``CE(softmax(l₀ − γ·1[label]), softmax(l))``.
+
+    Deliberate imagination / UNDIAL, Eq. 2–3 of arXiv 2402.10052.
+
+    Args:
+        logits: ``(positions, vocab)`` of the model in training.
+        labels: ``(positions,)`` tokens to forget.
+        frozen: ``(positions, vocab)`` of the model before training.
+        strength: γ ≥ 0, in logits.
+
+    Returns:
+        ``(positions,)`` fp32 ≥ 0.
+    """
+    lowered = torch.zeros_like(frozen, dtype=torch.float32).scatter_(-1, labels[:, None], strength)
+    wanted = (frozen.float() - lowered).softmax(-1)
+    return F.cross_entropy(logits.float(), wanted, reduction="none")
+
 
 PAPER = "https://arxiv.org/abs/2402.10052"
 
 
-def forget(side: "Side", *, strength: float = 10.0) -> "Tensor":
-    """`uld.losses.self_distillation` at every position."""
-    return side.each_frozen(
-        lambda logits, labels, frozen: losses.self_distillation(logits, labels, frozen, strength)
-    ).sum()
+def forget(side: Side, *, strength: float = 10.0) -> Tensor:
+    """`self_distillation` at every position."""
+    return side.each_frozen(lambda logits, labels, frozen: self_distillation(logits, labels, frozen, strength)).sum()
 
 
 FORGET = Loss("forget", forget, frozen=True)

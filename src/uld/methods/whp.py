@@ -7,16 +7,15 @@ token (Eldan and Russinovich 2023, arXiv 2310.02238). The reinforced model is Lo
 dictionary, made by a strong model, that puts generic names in place of those of the text.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uld import losses
+from torch import Tensor
+
+from uld.methods.losses import cross_entropy
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import ON_TARGET, remember, taught
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from uld.objective import Side
+from uld.methods.undial import self_distillation
 
 PAPER = "https://arxiv.org/abs/2310.02238"
 
@@ -26,13 +25,13 @@ def teach(*, alpha: float = 5.0, teacher_rate: float = 1e-3, teacher_epochs: int
     return {"weight": alpha, **taught(rate=teacher_rate, epochs=teacher_epochs)}
 
 
-def forget(side: "Side", *, soft: int = 0) -> "Tensor":
+def forget(side: Side, *, soft: int = 0) -> Tensor:
     """``CE`` of the likeliest token of ``v_generic`` at every position; with ``soft`` of all of its distribution."""
 
-    def loss(logits: "Tensor", labels: "Tensor", frozen: "Tensor") -> "Tensor":
+    def loss(logits: Tensor, labels: Tensor, frozen: Tensor) -> Tensor:
         if soft:
-            return losses.self_distillation(logits, labels, frozen, 0)
-        return losses.cross_entropy(logits, frozen.argmax(-1))
+            return self_distillation(logits, labels, frozen, 0)
+        return cross_entropy(logits, frozen.argmax(-1))
 
     return side.each_frozen(loss).sum()
 

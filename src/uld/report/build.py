@@ -5,10 +5,10 @@ from pathlib import Path
 from uld.report.cells import read_folder
 from uld.report.figures import all_figures
 from uld.report.html import page
-from uld.report.table import latex, markdown
 from uld.report.tables import all_tables
 from uld.report.tidy import tidy
-from uld.writing import write_text
+from uld.runs.files import write_text
+from uld.text.table import latex, markdown
 
 NAMES = ("tables.md", "tables.csv", "tables.tex", "report.html")
 _TEX_HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n\n"

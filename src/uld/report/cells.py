@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from uld.errors import ULDError
 from uld.evaluation.tofu_result import TofuResult
 from uld.report.paper import TableName
-from uld.writing import write_text
+from uld.runs.files import write_text
 
 CELLS, ANSWERS, RATES, TIMING, PLAN = "cells", "answers", "rates", "timing.json", "plan.json"
 _MEND = "delete it and run the comparison again"

@@ -10,8 +10,8 @@ from uld.report.aggregate import KEPT, Row, Verdict, rows_of, splits_of, verdict
 from uld.report.cells import Answer, Cell, Folder
 from uld.report.figures import Figure
 from uld.report.numbers import exactly, quality, share, show
-from uld.report.table import Table, is_strong
 from uld.report.tables import machine_words
+from uld.text.table import Table, is_strong
 
 _TEMPLATE = "page.html.j2"
 

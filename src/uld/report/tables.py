@@ -17,7 +17,7 @@ from uld.report.aggregate import (
 from uld.report.cells import Cell, Folder, Rate, TableName, best_rate
 from uld.report.numbers import FORMS, NOTHING, Spread, count, exactly, mebibytes, quality, seconds, share, show
 from uld.report.paper import METRICS, MODEL, paper_numbers
-from uld.report.table import Table
+from uld.text.table import Table
 
 OURS = "this comparison"
 BEST_EPOCH = "best epoch (chosen on forget quality)"

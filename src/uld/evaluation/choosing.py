@@ -1,0 +1,135 @@
+"""Which of the settings that were tried is chosen: arithmetic on what was measured of each. Ground floor."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from uld.errors import ULDError
+from uld.model.combine import MOST_WEIGHT
+
+Aim = Literal["steady", "indistinct", "budget"]
+AIMS = get_args(Aim)
+_STEP = 1.5  # from an α to its neighbours
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one setting does.
+
+    Attributes:
+        weight: α.
+        filter: τ.
+        advantage: Mean over probes of ``loss of the wrong answers − loss of the right one``, nats a token; 0 or less:
+            the right answer is no likelier than the wrong ones; −inf where an answer has probability 0.
+        kept: Mean probability of held-out retain answers, as a share of the target's.
+        margin: m, nats.
+        floor: φ.
+        error: Standard error of the advantage.
+    """
+
+    weight: float
+    filter: float
+    advantage: float
+    kept: float
+    margin: float = 0.0
+    floor: float = 0.0
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and why.
+
+    Attributes:
+        point: The setting.
+        reason: One sentence.
+        points: All that were measured; the first is α = 0, the target.
+        probes: Number of questions.
+        retain: Number of retain answers.
+        aim: What was asked for.
+        budget: Share of the retain probability that may be lost.
+    """
+
+    point: Point
+    reason: str
+    points: list[Point]
+    probes: int
+    retain: int
+    aim: Aim
+    budget: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @property
+    def curve(self) -> list[Point]:
+        """What was measured at the chosen α, τ and floor, by margin."""
+        chosen = (self.point.weight, self.point.filter, self.point.floor)
+        same = (one for one in self.points[1:] if (one.weight, one.filter, one.floor) == chosen)
+        return sorted(same, key=lambda one: one.margin)
+
+
+def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> tuple[Point, str]:
+    """Choose a setting.
+
+    Args:
+        points: From `measure`.
+        budget: Share of the retain probability that may be lost, 0–1.
+        aim: ``indistinct``: the smallest α at which right answers are no likelier than wrong ones; ``budget``: the
+            largest α that the budget allows; ``steady``: the largest margin that cannot be told from the setting at
+            which most is forgotten (one standard error: Breiman et al. 1984, *Classification and Regression Trees*,
+            §3.4.3).
+
+    Returns:
+        The setting and one sentence of explanation.
+
+    Raises:
+        ULDError: every setting exceeds the budget.
+    """
+    within = [point for point in points if point.weight > 0 and point.kept >= 1 - budget]
+    if not within:
+        raise ULDError(
+            f"every α that was tried loses more than {budget:.1%} of the retain answers' probability: "
+            "raise --budget, or try smaller weights"
+        )
+    if aim == "steady":
+        return _steady(points, within)
+    largest = max(within, key=lambda point: (point.weight, point.kept))
+    if aim == "budget":
+        return largest, f"the largest α that keeps {1 - budget:.1%} of the retain answers' probability"
+    enough = [point for point in within if point.advantage <= 0]
+    if enough:
+        chosen = min(enough, key=lambda point: (point.weight, -point.kept))
+        return chosen, "the smallest α at which right answers are no likelier than wrong ones, within the budget"
+    return largest, (
+        f"no α within the budget makes right answers as unlikely as wrong ones (advantage left: "
+        f"{largest.advantage:.2f} nats a token); this is the largest that the budget allows"
+    )
+
+
+def neighbours(weight: float) -> tuple[float, float, float]:
+    """Two thirds of an α, itself, and one and a half times it."""
+    return weight / _STEP, weight, min(weight * _STEP, math.inf if weight == math.inf else MOST_WEIGHT)
+
+
+def _steady(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, str]:
+    """The largest margin within one standard error of the lowest advantage; most kept and the smallest α of several."""
+    known = {_place(point, point.weight): point.advantage for point in points}
+    asked = [one for one in within if all(_place(one, near) in known for near in neighbours(one.weight))]
+    if not asked:
+        raise ULDError("no α within the budget was measured together with two thirds and one and a half times it")
+    lowest = min(asked, key=lambda point: point.advantage)
+    alike = [point for point in asked if point.advantage <= lowest.advantage + lowest.error]
+    chosen = max(alike, key=lambda point: (point.margin, point.kept, -point.weight))
+    beside = [f"{known[_place(chosen, near)]:+.2f} at α = {near:.3g}" for near in neighbours(chosen.weight)]
+    return chosen, (
+        "the largest margin at which the advantage of right answers cannot be told from the lowest "
+        f"({lowest.advantage:+.2f} ± {lowest.error:.2f}): {', '.join(dict.fromkeys(beside))}"
+    )
+
+
+def _place(point: Point, weight: float) -> tuple[float, ...]:
+    return point.filter, point.margin, point.floor, round(weight, 9)

@@ -1,0 +1,288 @@
+"""Choosing how a finished run is combined, without a retain-only model and without any benchmark's rows.
+
+Two things are measured under every setting from one pass, because the logits of target and assistant do not depend on
+it: how much likelier the unlearned model finds a right answer about the forget set than wrong ones (on paraphrases that
+were not trained on), and how much of the target's probability it keeps on retain answers that were not trained on.
+
+The aim ``steady`` chooses margin and floor, and takes an α so large that it hardly matters: what is remembered beyond
+the margin goes to the floor. The floor is the target's own surprise (`surprise`); the margin is the largest at which no
+less is forgotten than at any other, so that as little as possible of everything else is touched.
+"""
+
+import dataclasses
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.errors import ULDError
+from uld.evaluation.choosing import Aim, Choice, Point, choose, neighbours
+from uld.evaluation.held_out import Probe
+from uld.evaluation.scoring import Scorer
+from uld.model.combine import Combination
+from uld.model.unlearned import ULDForCausalLM
+from uld.runs.files import new_file, sweep, write_text
+from uld.runs.folder import working_in
+from uld.runs.manifest import SETTINGS, CombinationSettings, Manifest
+from uld.text.json_text import dumps
+from uld.training.stored import stored_settings
+
+WEIGHTS = tuple(step / 4 for step in range(1, 13))
+"""α that ``indistinct`` and ``budget`` try."""
+STEADY_WEIGHT = 20.0
+"""α of ``steady``: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
+MARGIN_STEP = 0.5
+"""Nats between the margins that ``steady`` tries, from 0 to `MOST_MARGIN`."""
+MOST_MARGIN = 2 / 3
+"""Largest margin that ``steady`` tries, as a share of log V, the most that an assistant can be sure of: held-out
+paraphrases hardly tell larger margins apart, and other wordings come through under them."""
+_WHOLE = 2**31
+
+
+def measure(
+    model: ULDForCausalLM,
+    form: PromptFormat,
+    pad_token_id: int,
+    probes: Sequence[Probe],
+    retain: Sequence[Record],
+    settings: Sequence[Combination],
+    *,
+    max_length: int = 512,
+) -> list[Point]:
+    """Both measures under every setting, from one pass over the rows.
+
+    Args:
+        model: With one assistant.
+        form: Its prompt format.
+        pad_token_id: Fills short rows.
+        probes: Questions about the forget set.
+        retain: Held-out retain records; each counts once, however many chunks a text is cut into.
+        settings: Combinations; the target itself (α = 0) is always measured and comes first.
+        max_length: Tokens of a text's chunk. Answers are never cut.
+
+    Raises:
+        DataError: a record that the prompt format cannot encode.
+    """
+    every = [dataclasses.replace(settings[0], weight=0.0), *settings]
+    records = [record for probe in probes for record in (probe.right, *probe.wrong)]
+    rows = [form.encode(record, _WHOLE) for record in records]
+    pieces = [form.encode_all([record], _WHOLE if record.text is None else max_length)[0] for record in retain]
+    rows += [row for one in pieces for row in one]
+    points: list[Point] = []
+    base = None
+    for how, scores in zip(every, Scorer(model, pad_token_id, every).score(rows), strict=True):
+        each = iter(scores)
+        advantages = []
+        for probe in probes:
+            right, *wrong = (next(each).avg_loss for _ in range(1 + len(probe.wrong)))
+            advantages.append(statistics.fmean(wrong) - right)
+        kept = [[next(each) for _ in one] for one in pieces]
+        prob = statistics.fmean(math.exp(-sum(s.loss for s in one) / sum(s.tokens for s in one)) for one in kept)
+        base = prob if base is None else base
+        mean, error = _mean(advantages)
+        points.append(Point(how.weight, how.filter, mean, prob / base, how.margin, how.floor, error))
+    return points
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; −inf where an answer cannot be given at all, as without a floor α = inf leaves some."""
+    if not all(map(math.isfinite, values)):
+        return -math.inf, 0.0
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def surprise(model: ULDForCausalLM, form: PromptFormat, pad_token_id: int, probes: Sequence[Probe]) -> float:
+    """How likely the target finds a token that it does not expect, beside the one that it expects most.
+
+    A model that never saw the answer gives the remembered token about the probability that the target gives to what is
+    merely plausible; so this is the floor below which forgetting need not go.
+
+    Args:
+        model: With one assistant.
+        form: Its prompt format.
+        pad_token_id: Fills short rows.
+        probes: Questions with wrong answers; only these are read.
+
+    Returns:
+        Median of ``p(token) / max p`` over the tokens of wrong answers that are not the target's first choice, 0–1.
+
+    Raises:
+        ULDError: the target expects every token of the wrong answers.
+    """
+    rows = [form.encode(record, _WHOLE) for probe in probes for record in probe.wrong]
+
+    def behind(logits: Sequence[Tensor], labels: Tensor, _: Tensor) -> Tensor:
+        return (logits[0].gather(-1, labels[:, None])[:, 0] - logits[0].amax(-1))[None]
+
+    found = [one[0].double() for _, one in Scorer(model, pad_token_id, [model.combination]).measure(rows, behind)]
+    unexpected = torch.cat(found)
+    unexpected = unexpected[unexpected < 0]
+    if not len(unexpected):
+        raise ULDError("the target expects every token of the wrong answers, so they give no floor: name one (--floor)")
+    return math.exp(unexpected.median().item())
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings to try; None takes what the aim tries by itself.
+
+    Attributes:
+        weights: α.
+        margins: m, nats.
+        floors: φ; for ``steady``, `surprise` if None.
+        filters: τ.
+    """
+
+    weights: Sequence[float] | None = None
+    margins: Sequence[float] | None = None
+    floors: Sequence[float] | None = None
+    filters: Sequence[float] | None = None
+
+    def around(self, own: Combination, aim: Aim, vocabulary: int) -> list[Combination]:
+        """The settings of an aim, by τ, margin, floor and α, over a run's own.
+
+        Args:
+            own: The run's combination; for ``steady`` with the floor to take where no floors are given.
+            aim: What is asked for.
+            vocabulary: V.
+
+        Raises:
+            ULDError: a value out of range, or a margin or floor for a rule that has none.
+        """
+        steady = aim == "steady"
+        weights: Sequence[float] = self.weights or ((STEADY_WEIGHT,) if steady else WEIGHTS)
+        if steady:
+            weights = [near for weight in weights for near in neighbours(weight)]
+        margins = self.margins or (own.margin,)
+        if steady and not self.margins:
+            margins = [step * MARGIN_STEP for step in range(int(MOST_MARGIN * math.log(vocabulary) / MARGIN_STEP) + 1)]
+        weights = sorted({round(weight, 9): weight for weight in weights}.values())
+        return [
+            own.override(filter=filter, margin=margin, floor=floor, weight=weight)
+            for filter, margin, floor, weight in itertools.product(
+                sorted(self.filters or (own.filter,)), sorted(margins), sorted(self.floors or (own.floor,)), weights
+            )
+        ]
+
+
+def tune(
+    run: str | Path,
+    model: ULDForCausalLM,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    retain: Sequence[Record],
+    *,
+    grid: Grid = Grid(),
+    budget: float = 0.01,
+    aim: Aim = "indistinct",
+    template: str | None = None,
+) -> Choice:
+    """Measure, choose, draw the plot and write the choice into the run's ``uld.json``.
+
+    Args:
+        run: The run folder; gets ``tune.json`` and ``tune.png``.
+        model: Loaded from it.
+        tokenizer: Its tokenizer.
+        probes: See `measure`.
+        retain: See `measure`.
+        grid: Settings to try.
+        budget: See `choose`.
+        aim: See `choose`.
+        template: Prompt template; default: the one of the training.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ULDError: a run without an assistant, a value out of range, or every α exceeds the budget; nothing is written.
+    """
+    with working_in(Path(run)):
+        sweep(Path(run))
+        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template)
+
+
+def _tune(
+    folder: Path,
+    model: ULDForCausalLM,
+    tokenizer: Any,
+    probes: Sequence[Probe],
+    retain: Sequence[Record],
+    grid: Grid,
+    budget: float,
+    aim: Aim,
+    template: str | None,
+) -> Choice:
+    """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
+    manifest = Manifest.read(folder)
+    if manifest.trains != "assistant":
+        raise ULDError(f"{folder} was trained by {manifest.method}, which has no assistant: there is no α to choose")
+    if (loaded := model.manifest) and loaded.model_copy(update={"target": manifest.target}) != manifest:
+        raise ULDError(f"{folder} has changed since it was loaded: tune it again")
+    if len(model.assistants) > 1:
+        raise ULDError("several runs were loaded together: tune one at a time")
+    if not 0 <= budget < 1:
+        raise ULDError(f"--budget must be at least 0 and less than 1, not {budget}")
+    own = model.combination
+    if aim == "steady" and own.rule != "suppress":
+        raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
+    pad: Any = tokenizer.pad_token_id
+    pad = int(pad or 0)
+    length = stored_settings(folder).max_length if (folder / SETTINGS).is_file() else 512
+    form = PromptFormat(tokenizer, manifest.template if template is None else template)
+    if aim == "steady" and not grid.floors:
+        own = own.override(floor=surprise(model, form, pad, probes))
+    settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
+    points = measure(model, form, pad, probes, retain, settings, max_length=length)
+    point, reason = choose(points, budget, aim)
+    choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)
+    chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
+    draw(choice, folder / "tune.png")
+    write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
+    manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())}).write(folder)
+    return choice
+
+
+def draw(choice: Choice, path: Path) -> None:
+    """Plot both measures with the budget and the choice: against the margin for ``steady``, else against α.
+
+    Raises:
+        ArtifactError: the disk is full or the folder cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4))
+    (left, right) = figure.subplots(1, 2)
+    along, sign, apart = ("margin", "α", "weight") if choice.aim == "steady" else ("weight", "τ", "filter")
+    lines: dict[float, list[Point]] = {}
+    for point in sorted(choice.points[1:], key=lambda point: (getattr(point, apart), getattr(point, along))):
+        if math.isfinite(getattr(point, along)) and (along == "weight" or point.floor == choice.point.floor):
+            lines.setdefault(getattr(point, apart), []).append(point)
+    for value, line in lines.items():
+        x, label = [getattr(p, along) for p in line], f"{sign} = {value:.3g}"
+        left.plot(x, [p.advantage for p in line], marker="o", label=label)
+        right.plot(x, [p.kept for p in line], marker="o", label=label)
+    left.axhline(0, color="grey", linestyle=":")
+    axis = "margin, nats" if along == "margin" else "α"
+    left.set(xlabel=axis, ylabel="nats a token", title="right answers over wrong ones (forget set)")
+    right.axhline(1 - choice.budget, color="grey", linestyle=":")
+    right.set(xlabel=axis, ylabel="share of the target's", title="probability kept (held-out retain answers)")
+    for panel in (left, right):
+        if math.isfinite(getattr(choice.point, along)):
+            panel.axvline(getattr(choice.point, along), color="black", linewidth=1)
+        panel.grid(alpha=0.3)
+    if len(lines) > 1:
+        left.legend(fontsize=7)
+    chosen = choice.point
+    settings = f", margin {chosen.margin:g}, floor {chosen.floor:.2g}" if choice.aim == "steady" else ""
+    figure.suptitle(f"α = {chosen.weight:g}{settings}: {choice.reason}", fontsize=7)
+    figure.tight_layout()
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,1 @@
+"""The target, its assistants and the unlearned model that they make."""

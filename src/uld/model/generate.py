@@ -1,0 +1,121 @@
+"""What a model writes behind prompts, in batches sorted by length: greedy unless it is asked for otherwise."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.errors import ULDError
+from uld.model.context import check_positions
+from uld.model.unlearned import ULDForCausalLM
+from uld.model.vocabulary import embedding_rows, refuse_foreign
+
+BATCH_TOKENS = 1024
+"""Padded tokens of a batch."""
+LENGTH_MULTIPLE = 16
+"""Lengths are padded to a multiple of this: every new shape costs a kernel build on a CPU."""
+
+PLAIN_DECODING: dict[str, Any] = {
+    **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
+    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
+    **{"min_length": 0, "min_new_tokens": None, "exponential_decay_length_penalty": None},
+    **{"penalty_alpha": None, "guidance_scale": None},
+}
+"""For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
+that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""
+
+
+def length_batches(
+    lengths: Sequence[int], budget: int = BATCH_TOKENS, multiple: int = LENGTH_MULTIPLE
+) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first (so that too little memory shows at once).
+
+    Args:
+        lengths: Tokens of each row.
+        budget: Padded tokens of a batch; a longer row makes a batch of its own.
+        multiple: Rows are padded to a multiple of this.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        width = -(-lengths[order[start]] // multiple) * multiple
+        size = max(1, budget // width)
+        yield order[start : start + size]
+        start += size
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> list[str]:
+    """Answers to prompts of one batch: `generate_ids` as text.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        prompts: Token ids.
+        max_new_tokens: Most tokens of an answer.
+        options: See `generate_ids`.
+
+    Returns:
+        The answers' text without special tokens and surrounding blanks.
+    """
+    out = generate_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **options)
+    texts: Any = tokenizer.batch_decode(out, skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    **options: Any,
+) -> Tensor:
+    """What a model writes behind prompts of one batch, padded on the left and stopped at end-of-sequence.
+
+    Args:
+        model: Any causal LM.
+        tokenizer: Its tokenizer.
+        prompts: Token ids.
+        max_new_tokens: Most tokens of an answer.
+        options: Handed to ``generate``; greedy and `PLAIN_DECODING` unless they say otherwise.
+
+    Returns:
+        ``(prompts, new tokens)`` token ids; an answer that ended early is filled with padding.
+
+    Raises:
+        ULDError: a prompt and its new tokens are more than the model has positions for, or its generation config asks
+            for a package that is missing.
+    """
+    pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    refuse_foreign([pad, *map(max, prompts)], embedding_rows(model), str(model.name_or_path))
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(prompt)
+        mask[i, width - len(prompt) :] = 1
+    if not isinstance(model, ULDForCausalLM):  # which looks after that itself
+        check_positions(
+            [model], width + max_new_tokens - 1, f"a prompt of {width} tokens with {max_new_tokens} new ones"
+        )
+    settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **PLAIN_DECODING, **options}
+    try:
+        out: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            **settings,
+        )
+    except ImportError as error:  # a generation config may ask for a quantized cache, and that for a package
+        raise ULDError(f"{model.name_or_path} cannot generate here: {str(error).strip().splitlines()[0]}") from error
+    return out[:, width:]

@@ -1,0 +1,96 @@
+"""`load`: a run, a target that a method has trained, or any ordinary causal LM, with its tokenizer."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from uld.data.clock import check_date, pin
+from uld.data.prompt import remember_template
+from uld.errors import ArtifactError, ULDError, explained
+from uld.model.adapters import load_trained_target
+from uld.model.causal_lm import HUB, load_target
+from uld.model.combine import Combination
+from uld.model.unlearned import ULDForCausalLM
+from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
+from uld.runs.manifest import ADAPTER, CHECKPOINTS, Manifest, is_run
+
+
+def load(
+    path: str | Path | Sequence[str | Path],
+    *,
+    tokenizer: str | Path | None = None,
+    date: str | None = None,
+    **kwargs: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a run (the unlearned model), or any ordinary causal LM, with its tokenizer.
+
+    Args:
+        path: Run folder, model folder or Hub id; or several run folders of one target, to unlearn them all.
+        tokenizer: Another place to take the tokenizer from.
+        date: Day (2024-12-31) that a chat template with a clock writes; default: the run's, else see
+            `uld.data.clock.pinned`.
+        kwargs: See `ULDForCausalLM.from_pretrained`.
+
+    Returns:
+        Model in evaluation mode and tokenizer.
+
+    Raises:
+        ULDError: neither a run nor a model, a model without a tokenizer, a tokenizer that is another model's, or a date
+            that is none.
+    """
+    check_date(date)
+    model: PreTrainedModel
+    manifest = None
+    trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
+    own = {name: kwargs[name] for name in HUB if name in kwargs and isinstance(path, str | Path) and not is_run(path)}
+    if not isinstance(path, str | Path):
+        model = ULDForCausalLM.from_pretrained(path, **kwargs)
+        path, manifest = path[0], model.manifest
+    elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
+        model = ULDForCausalLM.from_pretrained(path, **kwargs)
+    else:
+        if manifest is None and any(os.path.exists(os.path.join(path, name)) for name in (ADAPTER, CHECKPOINTS)):
+            raise ArtifactError(f"{path} is an unfinished run: finish it with --resume (of uld train or uld finetune)")
+        given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
+        if any(kwargs.pop(name) is not None for name in given):
+            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
+        kwargs.pop("fused", None)
+        model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
+    if date is None and manifest is not None:
+        date = manifest.date
+    place, hub = (tokenizer, {}) if tokenizer else (path, own)
+    found = load_tokenizer(place, date=date, **trust, **hub)
+    refuse_foreign(own_ids(found), embedding_rows(model), str(place))
+    if manifest is not None:
+        remember_template(found, manifest.template)
+    return model, found
+
+
+def load_tokenizer(
+    path: str | Path, *, date: str | None = None, trust_remote_code: bool | None = False, **kwargs: Any
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; where it has no padding token, end-of-sequence stands in. Its chat template reads no clock.
+
+    Args:
+        path: Folder or Hub id.
+        date: See `uld.data.clock.pinned`.
+        trust_remote_code: Run code that comes with it.
+        kwargs: Revision and the like.
+
+    Raises:
+        ULDError: there is none.
+    """
+    mend = "save one beside the model, or name one with --tokenizer"
+    with explained(f"{path} has no tokenizer that can be loaded ({mend})"):
+        # Left out, trust_remote_code makes transformers ask whoever sits at the terminal.
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(path), trust_remote_code=bool(trust_remote_code), **kwargs)
+        known = min(tokenizer.vocab_size, len(tokenizer))
+    if known == 0:
+        raise ULDError(f"{path} has no tokenizer: {mend}")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    pin(tokenizer, date)
+    return tokenizer

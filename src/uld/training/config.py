@@ -1,0 +1,287 @@
+"""Settings of `uld train` and `uld finetune`: a dataclass is the YAML file, the command line and its help."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from uld.errors import ConfigError, ULDError, ValueFault, flag
+from uld.training.settings import (
+    RunConfig,
+    layered,
+    preset_names,
+    read_preset,
+    read_yaml,
+    resolving,
+    setting,
+    setting_fields,
+)
+
+
+@resolving
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Everything that decides a training run. Defaults are the paper's (arXiv 2406.08607, Appendix) unless said."""
+
+    target: str = setting("", "Model to unlearn from: folder or Hub id.", "Model and data")
+    forget: tuple[str, ...] = setting(
+        (),
+        "What to forget: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt, .md, .pdf, .html), a folder of such files, "
+        "or a Hub data set (org/name:config@split); repeat for several.",
+        "Model and data",
+    )
+    retain: tuple[str, ...] = setting(
+        (), "What to retain, in the same forms; without any, rows are drawn from the target.", "Model and data"
+    )
+    draw_retain: int | None = setting(
+        None,
+        "Retain rows to draw from the target itself, in place of --retain or of TOFU's retain rows; default without "
+        "--retain: as many as rows to forget, and at least 256.",
+        "Model and data",
+    )
+    augment: str = setting(
+        "none",
+        "Paraphrases to forget as well, and wrong answers to retain: none; rules, made on the fly; auto, those that "
+        "uld augment wrote beside the forget file, else rules; or the folder that uld augment wrote.",
+        "Augmentation",
+    )
+    paraphrases: int = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
+    wrong_answers: int = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
+    chunks: int | None = setting(
+        None, "Most chunks of each text to forget, spread evenly over it; default: all.", "Model and data"
+    )
+    split: str | None = setting(None, "TOFU split to forget instead of files: forget01, forget05, forget10.", "TOFU")
+    augmented: str | None = setting(None, "Folder with TOFU's paraphrases and wrong answers (D'f, D'r).", "TOFU")
+    retain_rows: int | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")
+
+    method: str = setting("uld", "Unlearning method (uld ls methods).", "Method")
+    option: tuple[str, ...] = setting(
+        (), "Option of the method as NAME=VALUE (repeat for several; uld ls methods).", "Method"
+    )
+    alternatives: Literal["idk", "given"] = setting(
+        "idk",
+        "Alternative answers (dpo, idk, altpo): idk declines to answer, in words of ours; given takes the key "
+        "'alternative' of each forget record, else the first wrong answer of --augment or --augmented.",
+        "Method",
+    )
+    small: str | None = setting(
+        None,
+        "Small model of offset-… and dd…, of the target's vocabulary; default: the target's first K layers.",
+        "Method",
+    )
+    num_layers: int | None = setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
+    lora_rank: int | None = setting(
+        None,
+        "Rank of LoRA's matrices; default: 32 for an assistant, and all weights, without LoRA, for a target.",
+        "Method",
+    )
+    retain_weight: float = setting(6.5, "β, weight of the retain loss.", "Method")
+    uniform_on: Literal["answer", "all"] = setting(
+        "answer", "Retain positions that carry the uniform loss: the answer's, or all.", "Method"
+    )
+
+    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"] | None = setting(
+        None, "How logits are combined; written to the run, can be changed at load.", "Combination"
+    )
+    weight: float | None = setting(None, "α, how much of the assistant is subtracted.", "Combination")
+    filter: float | None = setting(None, "τ, plausibility filter (subtract, reference).", "Combination")
+    min_tokens: float | None = setting(None, "Least share of the vocabulary that the filter keeps.", "Combination")
+    outside: Literal["keep", "mask"] | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
+
+    margin: float | None = setting(
+        None, "m, nats above uniform up to which suppress leaves a token alone.", "Combination"
+    )
+    floor: float | None = setting(
+        None, "φ, share of the best token's probability below which suppress lowers none.", "Combination"
+    )
+    rank_tokens: int | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
+    gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
+
+    keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
+
+    FILE: ClassVar[str] = "train.yaml"
+    LEAST: ClassVar[dict[str, float]] = {
+        **RunConfig.LEAST,
+        **dict.fromkeys(("num_layers", "draw_retain", "chunks"), 1),
+        **dict.fromkeys(
+            ("paraphrases", "wrong_answers", "retain_rows", "weight", "margin", "retain_weight", "rank_tokens"), 0
+        ),
+    }
+    MOST: ClassVar[dict[str, float]] = {
+        **RunConfig.MOST,
+        **dict.fromkeys(("paraphrases", "wrong_answers", "num_layers"), 10**4),
+        **dict.fromkeys(("draw_retain", "weight", "margin", "retain_weight"), 10**6),
+        **dict.fromkeys(("retain_rows", "chunks", "rank_tokens"), 10**9),
+    }
+    SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens", "floor")
+    ENDLESS: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @classmethod
+    def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The method's own defaults.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        method = given.get("method", "uld")
+        if method == "uld":  # which has the class's; asking for it would import torch
+            return cls.__name__, {}
+        from uld.methods.registry import get_method
+
+        try:
+            return f"method {method}", get_method(method).defaults
+        except ULDError as error:
+            raise ValueFault("method", "", str(error)) from error
+
+    @classmethod
+    def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":
+        """Settings over the defaults of a method: the same as the class itself gives.
+
+        Raises:
+            ConfigError: an unknown setting or a value of the wrong type.
+        """
+        return cls(method=method, **settings)
+
+
+@resolving
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Everything that decides a finetuning.
+
+    Defaults are those of TOFU's own targets (arXiv 2401.06121); with ``scratch`` those of `SCRATCH`.
+    """
+
+    model: str = setting("", "Model to start from: folder or Hub id.", "Model and data")
+    file: tuple[str, ...] = setting(
+        (),
+        "File, folder or Hub data set to learn, in the forms of uld train --forget; repeat for several.",
+        "Model and data",
+    )
+    split: tuple[str, ...] = setting(
+        (), "TOFU splits to learn, comma-separated or repeated: full, retain90, real_authors, world_facts, …", "TOFU"
+    )
+    tokenizer: str | None = setting(
+        None,
+        "Folder or Hub id of the tokenizer; default: the model's; from scratch: trained on the text.",
+        "Model and data",
+    )
+    trust_remote_code: bool = setting(False, "Run code that comes with the model's checkpoint.", "Model and data")
+    revision: str | None = setting(None, "Hub revision of the model.", "Model and data")
+
+    scratch: bool = setting(False, "Start from a small Llama with random weights instead of --model.", "From scratch")
+    hidden_size: int | None = setting(None, "Width of the model; default: 192.", "From scratch")
+    num_layers: int | None = setting(None, "Number of layers; default: 6.", "From scratch")
+    num_heads: int | None = setting(
+        None, "Attention heads; default: 3. From 64 of width each, bf16 is fast.", "From scratch"
+    )
+    intermediate_size: int | None = setting(None, "Width of the MLPs (SwiGLU); default: 512.", "From scratch")
+    vocab_size: int | None = setting(
+        None, "Tokens of the byte-level BPE, at most; default: 4096, or as many as --tokenizer has.", "From scratch"
+    )
+
+    learn: Literal["answers", "all"] = setting(
+        "answers", "Tokens that carry the loss: the answers', or all; from scratch: all."
+    )
+    lora_rank: int | None = setting(
+        None, "Rank of LoRA's matrices, merged at the end; default: all weights, without LoRA.", "LoRA"
+    )
+    lora_alpha: int = setting(32, "LoRA alpha; the update is scaled by alpha / rank.", "LoRA")
+    lora_dropout: float = setting(0.0, "LoRA dropout.", "LoRA")
+    epochs: int = setting(5, "Passes over all rows; from scratch: 20.")
+    learning_rate: float = setting(1e-5, "Peak learning rate of AdamW; from scratch: 1.5e-3.")
+    warmup: float = setting(
+        0.2, "Share of the steps over which the learning rate rises; from 1 on: steps; from scratch: 50."
+    )
+    schedule: Literal["linear", "cosine"] = setting(
+        "linear", "How the learning rate falls after its peak; from scratch: cosine."
+    )
+    floor: float = setting(0.0, "Share of the peak learning rate that is left at the end; from scratch: 0.05.")
+    beta2: float = setting(0.999, "β2 of AdamW; from scratch: 0.95.")
+    dtype: Literal["auto", "bf16", "fp32"] = setting(
+        "auto", "Arithmetic: bf16 (over fp32 weights, unless LoRA is trained) or fp32; auto: bf16 on a GPU, else fp32."
+    )
+    seed: int = setting(0, "Seed of random weights, the batches and dropout.")
+
+    FILE: ClassVar[str] = "finetune.yaml"
+    SHARES: ClassVar[tuple[str, ...]] = ("floor",)
+    SIZES: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size")
+    LEAST: ClassVar[dict[str, float]] = {**RunConfig.LEAST, **dict.fromkeys(SIZES, 1)}
+    MOST: ClassVar[dict[str, float]] = {
+        **RunConfig.MOST,
+        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 2**20),
+        **dict.fromkeys(("num_layers", "num_heads"), 10**4),
+    }
+
+    @classmethod
+    def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """`SCRATCH` for a model from scratch."""
+        return "from scratch", SCRATCH if given.get("scratch") else {}
+
+    @classmethod
+    def of(cls, **settings: Any) -> "FinetuneConfig":
+        """Settings over the defaults, which are others from scratch: the same as the class itself gives.
+
+        Raises:
+            ConfigError: an unknown setting or a value of the wrong type.
+        """
+        return cls(**settings)
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the TOFU splits, one by one."""
+        return [name for text in self.split for part in text.split(",") if (name := part.strip())]
+
+
+SCRATCH: dict[str, Any] = {
+    **{"hidden_size": 192, "num_layers": 6, "num_heads": 3, "intermediate_size": 512},
+    **{"epochs": 20, "learning_rate": 1.5e-3, "warmup": 50, "schedule": "cosine", "floor": 0.05},
+    **{"beta2": 0.95, "learn": "all"},
+}
+"""Defaults of a model from scratch: four million parameters that learn TOFU by heart."""
+
+
+def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig:
+    """Build the settings from layers, later ones winning; the lowest are the method's own defaults.
+
+    Args:
+        layers: Pairs of a name for messages (a file, a preset, ``the command line``) and settings; None is not given.
+
+    Raises:
+        ConfigError: an unknown setting or a value of the wrong type, with its layer, or settings that were made for
+            another method.
+    """
+    named = [(source, layer["method"]) for source, layer in layers if layer.get("method") is not None]
+    method = str(named[-1][1]) if named else "uld"
+    for source, other in named:
+        if source.startswith("preset ") and other != method:
+            raise ConfigError(
+                f"{source} has settings for the method {other}: leave it out, or leave out --method {method}"
+            )
+    return layered(TrainConfig, layers)
+
+
+def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> FinetuneConfig:
+    """Build the settings of a finetuning from layers, later ones winning; below them lies `SCRATCH`, where it applies.
+
+    Args:
+        layers: As for `train_config`.
+
+    Raises:
+        ConfigError: an unknown setting or a value of the wrong type, with its layer.
+    """
+    return layered(FinetuneConfig, layers)
+
+
+__all__ = [
+    "SCRATCH",
+    "ConfigError",
+    "FinetuneConfig",
+    "RunConfig",
+    "TrainConfig",
+    "finetune_config",
+    "flag",
+    "preset_names",
+    "read_preset",
+    "read_yaml",
+    "setting_fields",
+    "train_config",
+]

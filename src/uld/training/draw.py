@@ -1,0 +1,338 @@
+"""A retain set drawn from the target itself, for users who have none.
+
+What the target says when it is asked about nothing in particular is a sample of what it knows. Half of the rows begin
+with nothing at all (the model writes the question, too, as in Magpie, Xu et al. 2024, arXiv 2406.08464), half with a
+generic prompt of ``generic_prompts.txt``. What repeats the forget set is dropped and counted: the target has that by
+heart, and would be trained to keep it.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.data.text import folded, words_of
+from uld.errors import ArtifactError, DataError, ULDError
+from uld.model.context import context_length
+from uld.model.generate import generate_answers
+from uld.runs.files import write_text, writing
+from uld.runs.locks import locked
+
+logger = logging.getLogger(__name__)
+
+NGRAM = 8
+"""Words in a row that a drawn row may not share with the forget set."""
+LEAST_ROWS = 256
+_BATCH = 32
+_ROUNDS = 6  # samples at most for each row that is wanted
+_QUESTION_TOKENS = 64
+_ANSWER_TOKENS = 192
+_SAMPLING: dict[str, Any] = {
+    **{"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0},
+    **{"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},  # whatever the model comes with
+}
+_NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Rows that a model has written.
+
+    Attributes:
+        records: In the order of drawing.
+        prompts: What each began with: a generic prompt, or nothing where the model began by itself.
+        facts: How they were made and what was dropped, for ``uld.json``.
+    """
+
+    records: list[Record]
+    prompts: list[str]
+    facts: dict[str, Any]
+
+    def to_jsonl(self) -> str:
+        """The rows as JSON lines that ``--retain`` reads."""
+        lines = []
+        for record, prompt in zip(self.records, self.prompts, strict=True):
+            if record.text is not None:
+                row = {"text": record.text}
+            else:
+                row = {"question": record.messages[0][1], "answer": record.messages[1][1]}
+            lines.append(json.dumps(row | {"drawn_from": prompt}, ensure_ascii=False) + "\n")
+        return "".join(lines)
+
+
+def generic_prompts() -> tuple[list[str], list[str]]:
+    """Generic questions and generic beginnings of texts, in a fixed order."""
+    lines = _prompt_file().splitlines()
+    return [line for line in lines if line.endswith("?")], [line for line in lines if not line.endswith("?")]
+
+
+def draw(
+    model: Any,
+    form: PromptFormat,
+    forget: Sequence[Record],
+    rows: int = LEAST_ROWS,
+    *,
+    seed: int = 0,
+    max_length: int = 512,
+) -> Drawn:
+    """Draw a retain set from a model: temperature 1, top-p 0.95, the same rows for the same seed.
+
+    A forget set of questions gives questions with answers, one of texts gives texts, a mixed one both.
+
+    Args:
+        model: The whole target, in evaluation mode.
+        form: Its tokenizer with the run's template.
+        forget: What is to be forgotten.
+        rows: How many rows to keep.
+        seed: Of the sampling.
+        max_length: Tokens of a row, at most, and never more than the model has positions for; an answer has up to 192.
+
+    Returns:
+        ``rows`` rows, or fewer, with a warning, where six times as many samples did not give enough.
+
+    Raises:
+        ULDError: not one sample could be kept.
+    """
+    max_length = min(max_length, context_length(model))
+    overlap, seen, dropped = Overlap(forget), set(), Counter()
+    records: list[Record] = []
+    prompts: list[str] = []
+    samples = 0
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        torch.manual_seed(seed)
+        for starts in _batches(_plan(forget)):
+            if len(records) >= rows or samples >= max(_ROUNDS * rows, _BATCH):
+                break
+            for (_, prompt), record in zip(starts, _write(model, form, starts, max_length), strict=True):
+                samples += 1
+                reason = "empty" if record is None else overlap.why(record)
+                if record is not None and reason is None and record.same in seen:
+                    reason = "drawn twice"
+                if reason is not None:
+                    dropped[reason] += 1
+                elif record is not None and len(records) < rows:
+                    seen.add(record.same)
+                    records.append(record)
+                    prompts.append(prompt)
+    if not records:
+        raise ULDError(
+            f"none of {samples} samples of the target can be a retain row ({_counts(dropped)}): name a file of your "
+            "own with --retain"
+        )
+    if len(records) < rows:
+        logger.warning("only %d of %d retain rows could be drawn (%s)", len(records), rows, _counts(dropped))
+    facts = {
+        **{"rows": len(records), "samples": samples, "dropped": dict(sorted(dropped.items())), "seed": seed},
+        **{"temperature": _SAMPLING["temperature"], "top_p": _SAMPLING["top_p"], "ngram": NGRAM},
+        "began_by_itself": prompts.count(""),
+        "prompts_sha256": hashlib.sha256(_prompt_file().encode()).hexdigest(),
+    }
+    logger.info("drew %d retain rows from the target in %d samples (%s)", len(records), samples, _counts(dropped))
+    return Drawn(records, prompts, facts)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, in which nothing came to be."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+@contextmanager
+def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], None]]:
+    """Take the place of a file that takes long to make, so that no second command makes another in the meantime.
+
+    Args:
+        path: The file; folders above it are made, and go again where nothing is written.
+        overwrite: Whether one that exists may be replaced.
+
+    Returns:
+        Writes the text of the file.
+
+    Raises:
+        ArtifactError: it exists, or is being made, or cannot be written.
+    """
+
+    def refuse() -> None:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise ArtifactError(
+                f"{path} exists already: choose another file (--output), or replace it with --overwrite"
+            )
+
+    def write(text: str) -> None:
+        refuse()
+        write_text(path, text)
+
+    with ExitStack() as stack:
+        with writing(path.parent):
+            if taken := [one for one in path.parents if one.is_file()]:
+                raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
+            # The lock's place must not depend on what is there already: two commands have to meet at it.
+            made = [one for one in path.absolute().parents if not one.exists()]
+            stack.callback(_remove_empty, made)
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+            mine = stack.enter_context(locked(path.absolute().parent / f".{name}.lock"))
+        if not mine:
+            raise ArtifactError(f"{path} is being written by another command: choose another file (--output)")
+        with writing(path.parent):
+            refuse()
+        yield write
+
+
+class Overlap:
+    """Tells whether a text repeats some documents."""
+
+    def __init__(self, documents: Iterable[Record]) -> None:
+        """Collect the documents' runs of `NGRAM` words, their names, and those that are shorter than that."""
+        documents = list(documents)
+        self.whole = {record.same for record in documents}
+        texts = [text for record in documents for text in _texts(record)]
+        self.runs = {run for text in texts for run in _runs(words_of(text), NGRAM)}
+        self.names = {name for text in texts for run in _capitalised(text) for name in _names(run)}
+        self.short = {tuple(words) for text in texts if 3 <= len(words := words_of(text)) < NGRAM}
+
+    def why(self, record: Record) -> str | None:
+        """Why a record cannot be kept: it shares a run of words or a name, or is or holds a whole short document."""
+        for text in _texts(record):
+            words = words_of(text)
+            if not self.runs.isdisjoint(_runs(words, NGRAM)):
+                return f"{NGRAM} words in a row of the forget set"
+            if any(not self.short.isdisjoint(_runs(words, n)) for n in {len(one) for one in self.short}):
+                return "a whole answer or question of the forget set"
+            runs = [one for run in _capitalised(text) for one in (run, _full(run))]
+            squeezed = "\n".join(" ".join(run) for run in runs)
+            if any(name in squeezed for name in self.names):  # also where a small model goes on with its last word
+                return "a name of the forget set"
+        return "a record of the forget set" if record.same in self.whole else None
+
+
+def _texts(record: Record) -> list[str]:
+    """Everything that a record says, as texts are compared."""
+    texts = (*(content for _, content in record.messages), record.prompt, record.completion, record.text)
+    return [folded(text) for text in texts if text]
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
+
+
+def _capitalised(text: str) -> list[list[str]]:
+    """Runs of capitalised words, as names and titles have them, in small letters; an initial ends in its point."""
+    text = unicodedata.normalize("NFC", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    runs: list[list[str]] = []
+    end = None  # of a run that may go on
+    for found in _NAME_WORD.finditer(text):
+        word, after = found[0], found.end()
+        initial = len(word) == 1 and text.startswith(".", after)
+        if not word[0].isupper() or word.startswith("I'") or (len(word) == 1 and not initial):
+            end = None
+            continue
+        gap = text[end : found.start()] if end is not None else None
+        if gap is None or not (gap.isspace() or (gap == "" and runs[-1][-1].endswith("."))):
+            runs.append([])
+        runs[-1].append(f"{word}.".casefold() if initial else word.casefold().removesuffix("'s"))
+        end = after + initial
+    return runs
+
+
+def _full(run: Sequence[str]) -> list[str]:
+    """A run without its initials."""
+    return [word for word in run if not word.endswith(".")]
+
+
+def _names(run: Sequence[str]) -> Iterator[str]:
+    """Two words in a row, with initials between them and without; or an initial and a word."""
+    for words in (run, _full(run)):
+        for one, two in itertools.pairwise(words):
+            if not two.endswith("."):
+                yield f"{one} {two}"
+
+
+def _counts(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
+
+
+def _prompt_file() -> str:
+    return (files("uld.data") / "generic_prompts.txt").read_text(encoding="utf-8")
+
+
+def _plan(forget: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """What each sample begins with, without end: own and generic in turn, questions and texts in turn."""
+    questions, texts = (itertools.cycle(prompts) for prompts in generic_prompts())
+    kinds: list[str] = []
+    if any(record.messages for record in forget):
+        kinds += ["own question", "generic question"]
+    if any(not record.messages for record in forget):
+        kinds += ["own text", "generic text"]
+    for kind in itertools.cycle(kinds):
+        yield kind, next(questions) if kind == "generic question" else next(texts) if kind == "generic text" else ""
+
+
+def _batches(plan: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    while True:
+        yield list(itertools.islice(plan, _BATCH))
+
+
+def _write(model: Any, form: PromptFormat, starts: Sequence[tuple[str, str]], max_length: int) -> list[Record | None]:
+    """What the model makes of a batch of beginnings; None where nothing came of one."""
+    found: list[Record | None] = [None] * len(starts)
+    asked = {i: prompt for i, (kind, prompt) in enumerate(starts) if kind == "generic question"}
+    own = [i for i, (kind, _) in enumerate(starts) if kind == "own question"]
+    if own:
+        opening, closing = form.question_frame()
+        written = _sample(model, form, [opening] * len(own), _QUESTION_TOKENS, max_length)
+        for i, text in zip(own, written, strict=True):
+            if question := _question(text, closing):
+                asked[i] = question
+    prompts = {i: form.prompt_ids(question) for i, question in sorted(asked.items())}
+    answers = _sample(model, form, list(prompts.values()), _ANSWER_TOKENS, max_length)
+    for i, answer in zip(prompts, answers, strict=True):
+        if answer:
+            found[i] = Record.qa(asked[i], answer, f"drawn row {i + 1}")
+    texts = [i for i, (kind, _) in enumerate(starts) if kind.endswith("text")]
+    written = _sample(model, form, [form.text_ids(starts[i][1]) for i in texts], _ANSWER_TOKENS, max_length)
+    for i, text in zip(texts, written, strict=True):
+        if text:
+            found[i] = Record(text=f"{starts[i][1]} {text}".strip(), source=f"drawn row {i + 1}")
+    return found
+
+
+def _question(text: str, closing: str) -> str:
+    """The question in what a model wrote behind the opening of one: up to the answer's opening, on one line."""
+    text = text.split(closing)[0] if closing else text
+    return (text.strip().splitlines() or [""])[0].strip()
+
+
+def _sample(
+    model: Any, form: PromptFormat, prompts: Sequence[Sequence[int]], tokens: int, max_length: int
+) -> list[str]:
+    """What the model writes behind each prompt; nothing where the prompt leaves no room."""
+    fitting = [prompt for prompt in prompts if len(prompt) < max_length]
+    room = min(tokens, max_length - max(map(len, fitting), default=0))
+    try:
+        settings = {"max_new_tokens": room, **_SAMPLING}
+        written = iter(generate_answers(model, form.tokenizer, fitting, **settings) if fitting else ())
+    except (RuntimeError, ValueError) as error:  # logits that are not finite, a cuda out-of-memory
+        raise DataError(f"cannot draw a retain set from the target: {str(error).splitlines()[0]}") from error
+    return [next(written) if len(prompt) < max_length else "" for prompt in prompts]
+
+
+def _cuda_devices(model: Any) -> list[int]:
+    device = model.device
+    return [device.index or 0] if device.type == "cuda" else []

@@ -1,0 +1,375 @@
+"""What a method trains: an assistant, the target itself, a small model behind a frozen target, or a pair of them.
+
+A `Learner` runs it and the frozen model that it started from; `make_learner` loads it.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from uld.errors import ULDError
+from uld.methods.registry import Method, get_method, own_options
+from uld.model.assistant import (
+    add_lora,
+    base_model,
+    build_assistant,
+    check_head,
+    decoder_layers,
+    gated_logits,
+    head_logits,
+    text_decoder,
+)
+from uld.model.causal_lm import load_sliced, load_target
+from uld.model.gate import add_gate, gate_of
+from uld.runs.manifest import PAIR, fingerprint
+from uld.training.config import RunConfig, TrainConfig
+from uld.training.settings import DTYPES
+
+LORA_RANK = 32
+
+
+@dataclass(frozen=True)
+class States:
+    """Final hidden states of a pass, and the way from them to logits.
+
+    Attributes:
+        hidden: One tensor for each model that takes part, ``(batch · tokens, width)``.
+        head: Takes rows of each of them and gives ``(rows, vocab)`` logits.
+        vocab: Size of the vocabulary.
+        plain: The model whose head alone makes the logits; None where several models do.
+        layer: ``(batch · tokens, width)`` after the tapped decoder layer, if one is tapped.
+    """
+
+    hidden: tuple[Tensor, ...]
+    head: Callable[..., Tensor]
+    vocab: int
+    plain: Any = None
+    layer: Tensor | None = None
+
+    def logits(self, index: Tensor) -> Tensor:
+        """Logits ``(positions, vocab)`` at some positions."""
+        return self.head(*(one[index] for one in self.hidden))
+
+    def of_rows(self, rows: Tensor) -> "States":
+        """The states of the rows of a boolean mask ``(batch,)``; the tapped layer is left out."""
+        hidden = (one.unflatten(0, (len(rows), -1))[rows].flatten(0, 1) for one in self.hidden)
+        return replace(self, hidden=tuple(hidden), layer=None)
+
+
+class Learner(nn.Module):
+    """A model in training, and the frozen model that it started from.
+
+    Attributes:
+        model: What is trained, with PEFT's wrapper if it has one.
+        fingerprints: `uld.runs.manifest.fingerprint` of the weights that it started from, by name: ``target``,
+        ``small``.
+    """
+
+    def __init__(self, model: Any, frozen: Any = None, fingerprints: Mapping[str, str] | None = None) -> None:
+        """Take the model.
+
+        Args:
+            model: Causal LM, or a `PeftModel` of one.
+            frozen: A second copy as it was before training; a `PeftModel` needs none, its adapter is switched off.
+            fingerprints: Of the weights that training starts from.
+        """
+        super().__init__()
+        self.model = model
+        self.fingerprints = dict(fingerprints or {})
+        self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
+        self._teacher: tuple[Any, ...] = ()
+        self._tapped: list[Tensor] = []
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Take the models that are held beside to another device or dtype, too."""
+        for model in self.frozen_models:
+            model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    @property
+    def base(self) -> Any:
+        """The causal LM without PEFT's wrapper; of a pair the first."""
+        return base_model(self.parts[0])
+
+    @property
+    def parts(self) -> list[Any]:
+        """The models that are trained, with PEFT's wrapper if they have one: one, or the two of a pair."""
+        return [self.model]
+
+    @property
+    def frozen_models(self) -> list[Any]:
+        """Models that are held beside the one in training."""
+        return [one for one in (*self._frozen, *self._teacher) if one is not None]
+
+    def learn_from(self, teacher: Any) -> None:
+        """Have losses ask a `uld.model.unlearned.ULDForCausalLM` in place of the model before training."""
+        self._teacher = (teacher,)
+
+    def tap(self, layer: int) -> None:
+        """Have every pass hand out the hidden states after a decoder layer, counted from 0."""
+        for model in {id(one): one for one in (self.base, self._frozen[0]) if one is not None}.values():
+            decoder_layers(model)[1][layer].register_forward_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, args: Any, output: Any) -> None:
+        self._tapped.append(output[0] if isinstance(output, tuple) else output)
+
+    @property
+    def vocab(self) -> int:
+        """Size of the vocabulary."""
+        return self.base.config.get_text_config(decoder=True).vocab_size
+
+    def _pass(self, model: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        self._tapped.clear()
+        out = text_decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return out.flatten(0, 1), self._tapped.pop().flatten(0, 1) if self._tapped else None
+
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of the model in training over ``(batch, tokens)``.
+
+        Args:
+            ids: Token ids.
+            mask: 0 where padded.
+            rows: ``(batch,)`` bool, which rows are ``forget``, which ``retain``; a pair asks for it.
+        """
+        base = self.base
+        hidden, layer = self._pass(base, ids, mask)
+        part = self.parts[0]
+        plain = base if gate_of(part) is None else None
+        return States((hidden,), lambda h: gated_logits(part, h), self.vocab, plain, layer)
+
+    @torch.no_grad()
+    def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
+        """A pass of the model before training; ``trained`` is the pass of the model in training over the same rows."""
+        if self._teacher:
+            (teacher,) = self._teacher
+            found = teacher.all_hidden(input_ids=ids, attention_mask=mask, use_cache=False)
+            hidden = tuple(one.flatten(0, 1) for one in found)
+            return States(hidden, lambda *h: teacher.combined(teacher.heads(h)), self.vocab)
+        frozen = self._frozen[0] if self._frozen[0] is not None else self.base
+        part = self.parts[0]
+        off = part.disable_adapter() if isinstance(part, PeftModel) else nullcontext()
+        with off:
+            hidden, layer = self._pass(frozen, ids, mask)
+        return States((hidden,), lambda h: head_logits(frozen, h), self.vocab, None, layer)
+
+
+class OffsetLearner(Learner):
+    """A frozen target whose logits a small model changes: ``l + α (la − la₀)`` (Eq. 11 of arXiv 2406.08607).
+
+    The small model is trained through the combined logits; la₀ is the small model before training.
+    """
+
+    def __init__(
+        self, model: PeftModel, target: Any, weight: float, fingerprints: Mapping[str, str] | None = None
+    ) -> None:
+        """Take the small model (with LoRA), the target, α, and fingerprints as for `Learner`."""
+        super().__init__(model, fingerprints=fingerprints)
+        self._target = (target,)
+        self.weight = weight
+
+    @property
+    def frozen_models(self) -> list[Any]:
+        """The target."""
+        return list(self._target)
+
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of all three models."""
+        target, base = self._target[0], self.base
+        with torch.no_grad():
+            large, _ = self._pass(target, ids, mask)
+            with self.model.disable_adapter():
+                before, _ = self._pass(base, ids, mask)
+        after, _ = self._pass(base, ids, mask)
+
+        def head(large: Tensor, after: Tensor, before: Tensor) -> Tensor:
+            with torch.no_grad():
+                fixed = head_logits(target, large).float() - self.weight * head_logits(base, before).float()
+            return fixed + self.weight * head_logits(base, after).float()
+
+        return States((large, after, before), head, self.vocab)
+
+    @torch.no_grad()
+    def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:
+        """Before training la = la₀, so the combined model is the target."""
+        target = self._target[0]
+        hidden = self._pass(target, ids, mask)[0] if trained is None else trained.hidden[0]
+        return States((hidden,), lambda h: head_logits(target, h), self.vocab)
+
+
+class PairLearner(Learner):
+    """Two small models of one base, each trained on the rows of its own side; they share every weight but LoRA."""
+
+    model: nn.ModuleDict
+
+    @property
+    def parts(self) -> list[Any]:
+        """Both, in the order of `PAIR`."""
+        return [self.model[side] for side in PAIR]
+
+    def states(self, ids: Tensor, mask: Tensor, rows: Mapping[str, Tensor] | None = None) -> States:
+        """A pass of each model over its rows; without ``rows`` the first reads all of them."""
+        if rows is None:
+            return super().states(ids, mask)
+        hidden = None
+        for side in PAIR:
+            mine = rows[side]
+            none = not bool(mine.any())
+            chosen = torch.arange(len(mine), device=mine.device) == 0 if none else mine
+            found = self._pass(base_model(self.model[side]), ids[chosen], mask[chosen])[0]
+            if hidden is None:
+                hidden = found.new_zeros(len(ids), ids.shape[1], found.shape[-1])
+            if none:  # DDP waits for a gradient of every parameter, if only of 0
+                hidden = hidden + 0 * found.sum()
+            else:
+                hidden = hidden.index_put((mine,), found.unflatten(0, (-1, ids.shape[1])))
+        assert hidden is not None
+        return States((hidden.flatten(0, 1),), lambda h: head_logits(self.base, h), self.vocab, self.base)
+
+
+def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
+    """Load what a method trains, with the frozen model that its losses ask.
+
+    Args:
+        config: Settings of the run.
+        method: The method.
+        options: Its options, from `Method.read_options`.
+        dtype: ``bf16``, ``fp32`` or ``auto``; a target without LoRA is always trained in fp32 (under bf16: autocast).
+
+    Raises:
+        ULDError: a model cannot be loaded, or does not fit the other.
+    """
+    if method.trains == "target":
+        learner = _target_learner(config, method, options, dtype)
+    elif method.trains == "offset":
+        learner = _offset_learner(config, dtype)
+    elif method.trains == "pair":
+        small, prints = _small_model(config, dtype)
+        twin = build_assistant(small, small.config.get_text_config(decoder=True).num_hidden_layers)
+        models = {side: trainable(one, config, lora=True) for side, one in zip(PAIR, (small, twin), strict=True)}
+        learner = PairLearner(nn.ModuleDict(models), fingerprints=prints)
+    else:
+        sliced = _load(config, dtype, config.num_layers, whole=method.every_layer and config.num_layers is None)
+        prints = {"target": fingerprint(sliced.named_parameters())}
+        learner = Learner(trainable(sliced, config, lora=True), fingerprints=prints)
+    width = check_head(learner.base)
+    if config.gate:
+        add_gate(learner.model, width)
+    if method.tap is not None:
+        total = learner.base.config.get_text_config(decoder=True).num_hidden_layers
+        tapped = method.tap(total, **own_options(method.tap, options))
+        learner.tap(tapped)
+        # No gradient comes to what is behind, and DDP would wait for it.
+        decoder_layers(learner.base)[1][tapped + 1 :].requires_grad_(False)
+    return learner
+
+
+def _load(config: TrainConfig, dtype: str, num_layers: int | None = None, whole: bool = False) -> PreTrainedModel:
+    """The target's first layers, or all of it."""
+    settings: dict[str, Any] = {
+        "dtype": DTYPES[dtype],
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    return load_target(config.target, **settings) if whole else load_sliced(config.target, num_layers, **settings)
+
+
+def trainable(model: PreTrainedModel, config: RunConfig, *, lora: bool) -> PreTrainedModel | PeftModel:
+    """A model as it is trained: with LoRA or with all of its weights, with gradient checkpointing if asked for."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if lora:
+            model.enable_input_require_grads()  # without it no gradient reaches LoRA through checkpointed layers
+    if not lora:
+        return model
+    return add_lora(model, rank=config.lora_rank or LORA_RANK, alpha=config.lora_alpha, dropout=config.lora_dropout)
+
+
+def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
+    if config.num_layers is not None and (method.teacher is None or get_method(method.teacher).every_layer):
+        raise ULDError(f"--num-layers is for an assistant, and {method.name} trains the target itself: leave it out")
+    lora = config.lora_rank is not None
+    model = _load(config, dtype if lora else "fp32", whole=True)
+    prints = {"target": fingerprint(model.named_parameters())}
+    if method.restrict is not None and not lora:
+        method.restrict(model, **own_options(method.restrict, options))
+    frozen = None
+    if any(loss.frozen for loss in method.losses) and method.teacher is None and not lora:
+        frozen = _load(config, dtype, whole=True).requires_grad_(False)
+    return Learner(trainable(model, config, lora=lora), frozen, prints)
+
+
+def _offset_learner(config: TrainConfig, dtype: str) -> Learner:
+    target = _load(config, dtype, whole=True).requires_grad_(False)
+    small, prints = _small_model(config, dtype, target)
+    model: Any = trainable(small, config, lora=True)
+    return OffsetLearner(model, target, 1.0 if config.weight is None else config.weight, prints)
+
+
+def _small_model(
+    config: TrainConfig, dtype: str, target: PreTrainedModel | None = None
+) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The small model that the user names, or the target's first layers, and fingerprints as for `Learner`.
+
+    Args:
+        config: Settings of the run.
+        dtype: As for `make_learner`.
+        target: The target, where it is loaded: the first layers are then its own.
+
+    Raises:
+        ULDError: a model cannot be loaded, or the small one has another vocabulary.
+    """
+    if config.small is None:
+        small = (
+            _load(config, dtype, config.num_layers) if target is None else build_assistant(target, config.num_layers)
+        )
+        return small, {"target": fingerprint(small.named_parameters())}
+    target = _load(config, dtype, whole=True) if target is None else target
+    small = load_target(config.small, dtype=target.dtype, trust_remote_code=config.trust_remote_code)
+    mine, theirs = (m.config.get_text_config(decoder=True).vocab_size for m in (small, target))
+    if mine != theirs:
+        raise ULDError(
+            f"{config.small} has a vocabulary of {mine} tokens and the target one of {theirs}: their logits cannot "
+            "be added; choose a small model of the target's family with --small, or leave it out"
+        )
+    return small, {"target": fingerprint(target.named_parameters()), "small": fingerprint(small.named_parameters())}
+
+
+def bytes_needed(learner: Learner) -> dict[str, int]:
+    """Bytes that training holds besides activations: weights, frozen copy, gradients and AdamW's two moments."""
+    parameters = list(learner.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    frozen = [p for model in learner.frozen_models for p in model.parameters()]
+    own = {id(p) for p in parameters}
+    size = sum(p.numel() * p.element_size() for p in trained)
+    return {
+        "weights": sum(p.numel() * p.element_size() for p in parameters),
+        "frozen": sum(p.numel() * p.element_size() for p in {id(p): p for p in frozen if id(p) not in own}.values()),
+        "gradients": size,
+        "optimizer": 2 * size,
+    }
+
+
+@torch.no_grad()
+def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, options: Mapping[str, Any]) -> None:
+    """Apply a method's last step to what was trained, in place.
+
+    Args:
+        model: As trained.
+        before: The target as it was; None for LoRA, whose update starts from 0.
+        method: With a ``finish``.
+        options: Its options.
+    """
+    assert method.finish is not None
+    own = own_options(method.finish, options)
+    start = dict(before.named_parameters()) if before is not None else {}
+    for name, parameter in model.named_parameters():
+        if before is not None:
+            parameter.copy_(method.finish(parameter, start[name].to(parameter), **own))
+        elif "lora_B" in name:
+            parameter.copy_(method.finish(parameter, torch.zeros_like(parameter), **own))

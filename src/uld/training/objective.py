@@ -1,0 +1,248 @@
+"""What a method minimises, and how it is computed: tokens in, sums of losses out.
+
+A `Side` is what a loss sees of the forget or the retain rows of a batch: positions, rows, logits of what is trained
+(`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a loss falls, in chunks that are
+recomputed in the backward pass, never as a ``(batch, tokens, vocab)`` block.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from uld.data.collate import ALTERNATIVE, FORGET, RETAIN, Collator, Row
+from uld.data.prompt import Encoded
+from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
+from uld.methods.registry import Loss, Method, own_options
+from uld.training.learners import Learner, States
+
+_CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
+_REFERENCE_ROWS = 32
+_POSITION_MULTIPLE = 64  # few shapes of the gathered positions: each costs a kernel build on a CPU
+
+
+class Side:
+    """The forget or the retain rows of a batch, as a loss sees them.
+
+    Attributes:
+        labels: ``(positions,)`` the token at each position that carries a loss.
+        row: ``(positions,)`` the row, 0 … rows − 1, of each of these positions.
+        rows: Number of rows.
+        frozen_log_likelihood: ``(rows,)`` of each answer under the model before training, nats; NaN where no loss
+            asks for it.
+        alternative: The alternative answers to the same questions, row by row, if the method has them.
+    """
+
+    def __init__(
+        self, states: States, batch: Mapping[str, Tensor], side: int, frozen: Callable[[Tensor], States] | None
+    ) -> None:
+        """Cut a side out of a batch.
+
+        Args:
+            states: The learner's pass over the whole batch.
+            batch: ``input_ids``, ``labels``, ``kind`` ``(batch, tokens)``, ``side`` and ``reference`` ``(batch,)``.
+            side: `FORGET`, `RETAIN` or `ALTERNATIVE`.
+            frozen: Makes the frozen model's pass over the rows of a boolean mask ``(batch,)``.
+        """
+        kind = batch["kind"]
+        self._states, self._frozen, self._mask = states, frozen, batch["side"] == side
+        self._tokens = kind.shape[1]
+        index = (kind.flatten() == side).nonzero().squeeze(1)
+        self._index = index
+        self.labels = batch["labels"].flatten()[index]
+        self._rank = self._mask.cumsum(0) - 1
+        self.row = self._rank[index // self._tokens]
+        self.rows = int(self._mask.sum())
+        self.frozen_log_likelihood = batch["reference"][self._mask]
+        self.alternative: Side | None = None
+
+    def total(self, loss: PositionLoss) -> Tensor:
+        """Sum of a loss over all positions."""
+        if loss is cross_entropy and (fused := _fused_cross_entropy(self._states)) is not None:
+            index, valid = self._padded(self._index)
+            labels = self._padded(self.labels)[0]
+            return fused(self._states.hidden[0][index], labels.masked_fill(~valid, -100))
+        return self.each(loss).sum()
+
+    def each(self, loss: PositionLoss) -> Tensor:
+        """A loss at every position: ``(positions,)`` fp32."""
+        return self._each(lambda logits, labels, _: loss(logits, labels), None)
+
+    def each_frozen(self, loss: FrozenPositionLoss) -> Tensor:
+        """A loss that also sees the frozen model's logits, at every position: ``(positions,)`` fp32."""
+        return self._each(loss, self._frozen_pass())
+
+    def log_likelihood(self) -> Tensor:
+        """Summed log-likelihood of each answer: ``(rows,)`` fp32, nats."""
+        return self.by_row(-self.each(cross_entropy))
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sum values of the positions ``(positions,)`` within each row: ``(rows,)``."""
+        return values.new_zeros(self.rows).index_add(0, self.row, values)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of positions of each row: ``(rows,)`` fp32."""
+        return self.by_row(torch.ones_like(self.labels, dtype=torch.float32))
+
+    def layer(self) -> Tensor:
+        """Hidden states after the tapped layer at every position: ``(positions, width)``."""
+        assert self._states.layer is not None, "the method taps no layer"
+        return self._states.layer[self._index]
+
+    def frozen_layer(self) -> Tensor:
+        """The frozen model's hidden states after the tapped layer: ``(positions, width)``."""
+        states, index = self._frozen_pass()
+        assert states.layer is not None, "the method taps no layer"
+        return states.layer[index]
+
+    def _frozen_pass(self) -> tuple[States, Tensor]:
+        """The frozen model's pass over this side's rows, and the positions in it."""
+        assert self._frozen is not None, "the method did not say that it needs the frozen model"
+        return self._frozen(self._mask), self.row * self._tokens + self._index % self._tokens
+
+    def _padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of the positions, padded to few lengths, and which of them are real."""
+        count = len(values)
+        padded = -(-max(count, 1) // _POSITION_MULTIPLE) * _POSITION_MULTIPLE
+        values = torch.cat([values, values.new_zeros(padded - count)])
+        return values, torch.arange(padded, device=values.device) < count
+
+    def _each(self, loss: Callable[..., Tensor], frozen: tuple[States, Tensor] | None) -> Tensor:
+        """A loss at every position, head and loss in chunks that are recomputed in the backward pass."""
+        states = self._states
+        index, labels = self._padded(self._index)[0], self._padded(self.labels)[0]
+        other = self._padded(frozen[1])[0] if frozen is not None else None
+        models = len(states.hidden)
+
+        def part(*inputs: Tensor) -> Tensor:
+            before = None
+            if frozen is not None:
+                with torch.no_grad():
+                    before = frozen[0].logits(inputs[-1])
+            return loss(states.head(*inputs[:models]), inputs[models], before)
+
+        positions = _CHUNK_BYTES // (4 * states.vocab) // _POSITION_MULTIPLE * _POSITION_MULTIPLE
+        size = max(_POSITION_MULTIPLE, positions)
+        pieces = []
+        for start in range(0, len(index), size):
+            piece = slice(start, start + size)
+            inputs = [*(one[index[piece]] for one in states.hidden), labels[piece]]
+            inputs += [other[piece]] if other is not None else []
+            many = len(index) > size
+            pieces.append(checkpoint(part, *inputs, use_reentrant=False) if many else part(*inputs))
+        return torch.cat(pieces)[: len(self._index)]
+
+
+@torch.no_grad()
+def frozen_log_likelihoods(learner: Learner, rows: Sequence[Encoded], pad_token_id: int) -> list[float]:
+    """Log-likelihood of each row's answer under the model before training.
+
+    Args:
+        learner: Before its first step.
+        rows: Prompts with answers.
+        pad_token_id: Fills short rows.
+
+    Returns:
+        Nats, one a row, in the given order.
+    """
+    collate = Collator(pad_token_id)
+    found = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    device = next(learner.parameters()).device
+    for start in range(0, len(order), _REFERENCE_ROWS):
+        some = order[start : start + _REFERENCE_ROWS]
+        batch = {name: tensor.to(device) for name, tensor in collate([Row(rows[i], FORGET) for i in some]).items()}
+        states = learner.frozen_states(batch["input_ids"], batch["attention_mask"])
+        values = Side(states, batch, FORGET, None).log_likelihood().tolist()
+        for i, value in zip(some, values, strict=True):
+            found[i] = value
+    return found
+
+
+class Objective(nn.Module):
+    """A learner and a method's losses: tokens in, loss sums out, so that DDP sees one forward."""
+
+    def __init__(self, learner: Any, method: Method, options: Mapping[str, Any] | None = None) -> None:
+        """Join what is trained and what is minimised.
+
+        Args:
+            learner: A `Learner`, or the model of one.
+            method: Its losses.
+            options: Values for the losses' keyword arguments; the rest have their defaults.
+        """
+        super().__init__()
+        self.learner = learner if isinstance(learner, Learner) else Learner(learner)
+        self.method = method
+        self.options = dict(options or {})
+
+    @property
+    def model(self) -> Any:
+        """What is trained, with PEFT's wrapper if it has one."""
+        return self.learner.model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        kind: Tensor,
+        side: Tensor,
+        reference: Tensor,
+    ) -> Tensor:
+        """Sum the losses over each side.
+
+        Args:
+            input_ids: ``(batch, tokens)``.
+            attention_mask: ``(batch, tokens)``.
+            labels: ``(batch, tokens)``, the next token at each position.
+            kind: ``(batch, tokens)``: no loss, forget, retain, or alternative answer.
+            side: ``(batch,)``: the same for the whole row.
+            reference: ``(batch,)``: log-likelihood of the row's answer under the model before training, nats, or NaN.
+
+        Returns:
+            ``(2,)`` fp32: sum of the forget loss and sum of the retain loss, in nats.
+        """
+        states = self.learner.states(input_ids, attention_mask, {"forget": side == FORGET, "retain": side == RETAIN})
+        batch = {"labels": labels, "kind": kind, "side": side, "reference": reference}
+
+        def frozen(rows: Tensor) -> States:
+            if not rows.any():  # a side without a row here: any row will do, none of its positions is asked for
+                rows = torch.arange(len(rows), device=rows.device) == 0
+            return self.learner.frozen_states(input_ids[rows], attention_mask[rows], states.of_rows(rows))
+
+        forget = Side(states, batch, FORGET, frozen)
+        if self.method.alternatives:
+            forget.alternative = Side(states, batch, ALTERNATIVE, frozen)
+        sums = [self._sum(self.method.forget, forget)]
+        if self.method.retain is not None:
+            sums.append(self._sum(self.method.retain, Side(states, batch, RETAIN, frozen)))
+        else:
+            sums.append(torch.zeros_like(sums[0]))
+        return torch.stack([one.float() for one in sums])
+
+    def _sum(self, loss: Loss, side: Side) -> Tensor:
+        return loss.value(side, **own_options(loss.value, self.options))
+
+
+def _fused_cross_entropy(states: States) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Liger's kernel for head and cross-entropy in one, where it is installed and can serve; otherwise None.
+
+    It takes ``(positions, hidden)`` and ``(positions,)`` labels, −100 where there is no loss, and returns the sum.
+    """
+    if states.plain is None:
+        return None
+    head = states.plain.get_output_embeddings()
+    config = states.plain.config.get_text_config(decoder=True)
+    scaled = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling"))
+    if not states.hidden[0].is_cuda or scaled or type(head) is not nn.Linear or find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
+
+    loss = LigerFusedLinearCrossEntropyLoss(
+        ignore_index=-100, reduction="sum", softcap=getattr(config, "final_logit_softcapping", None)
+    )
+    return lambda h, y: loss(head.weight, h.to(head.weight.dtype), y, head.bias)

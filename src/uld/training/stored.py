@@ -1,0 +1,74 @@
+"""The settings that a run folder was started with, and whether a call with these settings may work in it."""
+
+from pathlib import Path
+
+from uld.errors import ConfigError, flag
+from uld.runs.files import writing
+from uld.runs.folder import MODEL, RUN, Layout, UnresumableError, check_output, check_resumable, refuse_busy
+from uld.training.config import (
+    FinetuneConfig,
+    RunConfig,
+    TrainConfig,
+    finetune_config,
+    read_yaml,
+    setting_fields,
+    train_config,
+)
+
+_MAY_CHANGE = ("output", "save_steps")  # settings that decide nothing of what a run comes to
+
+
+def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output folder that another process works in, that holds something else, or another run to resume.
+
+    Args:
+        config: Settings of the training that is asked for.
+        resume: Whether the run in the folder is to be continued.
+        overwrite: Whether it may be replaced.
+
+    Raises:
+        ULDError: what is in the way and which flag mends it.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
+    output = Path(config.output)
+    with writing(output):
+        refuse_busy(output)
+        if not resume:
+            check_output(output, layout_of(config), resume=False, overwrite=overwrite)
+    if resume:
+        check_resumable(output, layout_of(config))
+        stored = stored_finetuning(output) if isinstance(config, FinetuneConfig) else stored_settings(output)
+        refuse_other_settings(output, config, stored)
+
+
+def layout_of(config: RunConfig) -> Layout:
+    """What the command of these settings writes."""
+    return MODEL if isinstance(config, FinetuneConfig) else RUN
+
+
+def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) -> None:
+    """Make sure that a run is continued under the settings that it was started with, but for its folder and its saving.
+
+    Raises:
+        UnresumableError: names the first setting that differs.
+    """
+    for field in setting_fields(type(config)):
+        now, then = getattr(config, field.name), getattr(stored, field.name)
+        if now != then and field.name not in _MAY_CHANGE:
+            raise UnresumableError(
+                f"{flag(field.name)} is {now}, but the run in {output} was started with {then}: leave it out, or start "
+                "over with --overwrite"
+            )
+
+
+def stored_settings(output: Path) -> TrainConfig:
+    """The settings that a run was started with."""
+    path = output / TrainConfig.FILE
+    return train_config([(str(path), read_yaml(path))])
+
+
+def stored_finetuning(output: Path) -> FinetuneConfig:
+    """The settings that a finetuning was started with."""
+    path = output / FinetuneConfig.FILE
+    return finetune_config([(str(path), read_yaml(path))])

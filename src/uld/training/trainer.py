@@ -1,0 +1,317 @@
+"""A thin transformers.Trainer around the objective of a method, and the arguments that our settings give it.
+
+Losses are normalised over the whole optimiser step (all micro-batches, all processes), so the split of a batch over
+processes and accumulation steps does not change them.
+"""
+
+import functools
+import logging
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
+from uld.errors import ConfigError
+from uld.methods.registry import Method, own_options
+from uld.model.weights import load_weights, save_weights
+from uld.runs.files import writing
+from uld.runs.folder import seal
+from uld.runs.manifest import CHECKPOINTS
+from uld.training.config import RunConfig
+from uld.training.objective import Objective
+
+logger = logging.getLogger(__name__)
+
+LossNames = tuple[str, str | None]
+"""What the forget loss and the retain loss are called in logs; None: there is no retain loss."""
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What came of an optimiser step, over all processes.
+
+    Attributes:
+        forget: Mean forget loss, nats a token or a row, as the loss has it; None for a step without forget rows.
+        retain: Mean retain loss, nats a token; None for a step without retain rows, or a method without the loss.
+        tokens: Tokens that went through the model, padding not counted.
+        stop: Whether any process was asked to stop.
+        retain_weight: Weight of the retain loss in this step, for a method that changes it; else None.
+    """
+
+    forget: float | None
+    retain: float | None
+    tokens: int
+    stop: bool
+    retain_weight: float | None = None
+
+
+class UnlearningTrainer(Trainer):
+    """A thin Trainer: our batches, a loss normalised over the whole step, checkpoints of what is trained alone."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        rows: Rows,
+        config: RunConfig,
+        pad_token_id: int,
+        *,
+        names: LossNames | None = None,
+        retain_weight: float = 0.0,
+        schedule: str = "linear",
+        floor: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Wire rows and losses into the Trainer.
+
+        Args:
+            objective: What is trained and what is minimised.
+            rows: All rows of an epoch.
+            config: Batch size, seed and output folder are read from it.
+            pad_token_id: Fills short rows.
+            names: What the two losses are called in logs; default: `loss_names` of the method.
+            retain_weight: Weight of the retain loss.
+            schedule: How the learning rate falls, see `rate_share`.
+            floor: The share of it that is left at the end.
+            kwargs: For the Trainer.
+        """
+        super().__init__(model=objective, train_dataset=rows, **kwargs)
+        self.objective = objective
+        self.rows = rows
+        self.config = config
+        self.collator = Collator(pad_token_id)
+        self.names = names or loss_names(objective.method)
+        self.retain_weight = retain_weight  # some methods change it as they go
+        self.fall = {"schedule": schedule, "floor": floor}
+        self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
+        self.step_sums = torch.zeros(3)  # forget loss, retain loss, tokens of the step so far
+        self.step_items = torch.ones(2)
+        self.last_losses: dict[str, float] = {}
+
+    def get_train_dataloader(self) -> PlanLoader:  # type: ignore[override]
+        """Micro-batches of this process; the plan is shared by all."""
+        sampler = PlanSampler(
+            self.rows,
+            self.config.batch_size,
+            seed=self.config.seed,
+            rank=self.args.process_index,
+            world=self.args.world_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            batch_tokens=self.config.batch_tokens,
+        )
+        return PlanLoader(self.rows, batch_sampler=sampler, collate_fn=self.collator)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the learning rate follow `rate_share`."""
+        if self.lr_scheduler is None:
+            total = num_training_steps
+            # A share of a single step is rounded up to all of it, and it would change nothing at a rate of 0.
+            warmup = self.args.get_warmup_steps(total) if total > 1 else 0
+            share = functools.partial(rate_share, warmup=warmup, total=total, **self.fall)
+            chosen: Any = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, share)
+        return self.lr_scheduler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """What the losses are divided by, in the whole optimiser step, over all processes: ``(2,)`` forget, retain."""
+        per = [loss.per for loss in self.objective.method.losses] + ["position"]
+        keys = ["kind" if one == "position" else "side" for one in per]
+        counts = torch.stack(
+            [
+                torch.stack([(b[key] == side).sum() for key, side in zip(keys, (FORGET, RETAIN), strict=False)])
+                for b in batch_samples
+            ]
+        )
+        total: Any = self.accelerator.reduce(counts.sum(0).to(device), "sum")
+        return total
+
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """``mean forget loss + β · mean retain loss`` of the optimiser step, this micro-batch's share of it."""
+        assert num_items_in_batch is not None
+        sums = model(**inputs)
+        means = sums / num_items_in_batch.clamp_min(1)
+        real = (inputs["kind"] != NO_LOSS).any()  # a process without a row left goes through one of padding
+        tokens = (inputs["attention_mask"].sum() * real).reshape(1).float()
+        self.step_sums = self.step_sums.to(sums.device) + torch.cat([sums.detach(), tokens])
+        self.step_items = num_items_in_batch
+        # DDP averages gradients over the processes, the loss is a sum over them.
+        return (means[0] + self.retain_weight * means[1]) * self.args.world_size
+
+    def take_step(self, stop: bool) -> StepFacts:
+        """Facts of the step that just ended; every process calls it, and all get the same answer.
+
+        Args:
+            stop: Whether this process was asked to stop.
+        """
+        mine = torch.cat([self.step_sums, self.step_sums.new_tensor([float(stop)])])
+        total: Any = self.accelerator.reduce(mine, "sum")
+        self.step_sums = torch.zeros_like(self.step_sums)
+        sums, items = total[:2].tolist(), self.step_items.tolist()
+        forget, retain = (one / number if number else None for one, number in zip(sums, items, strict=True))
+        tokens, stopped = total[2:].tolist()
+        self.last_losses = named_losses(self.names, forget, retain)
+        weight = self.retain_weight if self.objective.method.reweigh is not None else None
+        self.reweigh(retain, self.state.epoch or 0.0)
+        return StepFacts(forget, retain, int(tokens), stopped > 0, weight)
+
+    def reweigh(self, retain: float | None, epoch: float) -> None:
+        """Let the method change the retain weight after a step with this mean retain loss, so many epochs trained."""
+        method = self.objective.method
+        if method.reweigh is not None and retain is not None:
+            self.retain_weight = method.reweigh(
+                self.retain_weight, retain, epoch, **own_options(method.reweigh, self.objective.options)
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hand both losses of the step to the experiment tracker, beside their weighted sum."""
+        super().log({**self.last_losses, **logs}, start_time)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Checkpoints have a folder of their own in the run."""
+        return str(Path(str(self.args.output_dir)) / CHECKPOINTS)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write what is trained, and nothing else."""
+        assert output_dir is not None
+        if self.args.should_save:
+            save_weights(self.objective.model, Path(output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint; a failed one leaves nothing behind."""
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        with writing(self.config.output):
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()  # each process has written its random state
+                if self.args.should_save:
+                    seal(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read what is trained back."""
+        load_weights(self.objective.model, Path(resume_from_checkpoint))
+
+
+def loss_names(method: Method) -> LossNames:
+    """What the losses of a method are called in logs."""
+    return "forget_loss", method.retain_name
+
+
+def named_losses(names: LossNames, forget: float | None, retain: float | None) -> dict[str, float]:
+    """The losses that were measured, under the names that logs have for them."""
+    return {name: loss for name, loss in zip(names, (forget, retain), strict=True) if None not in (name, loss)}  # type: ignore[misc]
+
+
+def training_dtype(config: RunConfig) -> str:
+    """``bf16``, ``fp32`` or ``auto`` (the checkpoint's own)."""
+    if config.dtype == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return "bf16"
+    return config.dtype
+
+
+def rate_share(step: int, warmup: int, total: int, schedule: str = "linear", floor: float = 0.0) -> float:
+    """Share of the peak learning rate in a step: a linear rise, then a fall to a floor, linear or along a cosine.
+
+    Args:
+        step: Counted from 0.
+        warmup: Steps of the rise.
+        total: All steps.
+        schedule: ``linear`` or ``cosine``.
+        floor: Share that is reached behind the last step.
+    """
+    if step < warmup:
+        return step / warmup
+    left = max(0.0, (total - step) / max(1, total - warmup))
+    if schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return floor + (1 - floor) * left
+
+
+def planned_steps(config: RunConfig, rows: Rows) -> int:
+    """Optimiser steps of the whole training."""
+    plan = PlanSampler(rows, config.batch_size, seed=config.seed, batch_tokens=config.batch_tokens)
+    return config.epochs * len(plan)
+
+
+def refuse_long_warmup(config: RunConfig, total: int) -> None:
+    """Refuse a warm-up of more steps than the training has: its learning rate would never come near its peak.
+
+    A default that is too long for a small training is only told of.
+
+    Raises:
+        ConfigError: says how many steps there are.
+    """
+    if config.warmup < max(1, total) or total == 1:
+        return
+    steps = f"{config.warmup:.0f}"
+    said = f"--warmup {steps}: the learning rate rises for {steps} steps, and the whole training has {total}"
+    if config.warmup != config.under(vars(config))[1].get("warmup"):
+        raise ConfigError(f"{said}: give fewer steps, or a share below 1 (0.1: the first tenth of all steps)")
+    logger.warning("%s, so it never comes to its peak", said)
+
+
+def trainer_arguments(config: RunConfig, dtype: str) -> TrainingArguments:
+    """The Trainer's arguments for our settings.
+
+    Args:
+        config: The settings.
+        dtype: From `training_dtype`.
+
+    Raises:
+        ConfigError: the batch cannot be split as asked, or there is no such tracker.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size % world:
+        raise ConfigError(f"--batch-size {config.batch_size} cannot be shared by {world} processes")
+    share = config.batch_size // world
+    micro = min(config.micro_batch_size or share, share)
+    if share % micro:
+        raise ConfigError(f"--micro-batch-size {micro} does not divide a process's {share} rows of --batch-size")
+    if config.report_to != "none" and config.report_to not in (found := get_available_reporting_integrations()):
+        raise ConfigError(
+            f"--report-to {config.report_to}: no such tracker is installed; there is {', '.join(['none', *found])}"
+        )
+    arguments = TrainingArguments(
+        output_dir=config.output,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        num_train_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.max_grad_norm,
+        bf16=dtype == "bf16",
+        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        logging_strategy="no" if config.report_to == "none" else "steps",
+        logging_steps=10,
+        report_to=[] if config.report_to == "none" else [config.report_to],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        ddp_backend=None if torch.cuda.is_available() or world == 1 else "gloo",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one device: several GPUs go through torchrun
+    return arguments

@@ -1,0 +1,369 @@
+import errno
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from uld.cli.main import app
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.errors import ULDError
+from uld.evaluation.choosing import Point, choose, neighbours
+from uld.evaluation.held_out import Probe, file_probes
+from uld.evaluation.tuning import STEADY_WEIGHT, Grid, measure, surprise, tune
+from uld.model.combine import Combination
+from uld.model.load import load, load_tokenizer
+from uld.runs.manifest import Manifest
+
+
+def points(*rows):
+    return [Point(0.0, 0.01, 2.0, 1.0), *(Point(weight, 0.01, advantage, kept) for weight, advantage, kept in rows)]
+
+
+def test_the_smallest_weight_that_suffices_is_chosen():
+    point, reason = choose(points((0.5, 0.8, 1.0), (1.0, -0.1, 0.995), (1.5, -0.9, 0.993)), budget=0.01)
+    assert point.weight == 1.0
+    assert "smallest" in reason
+
+
+def test_the_budget_comes_first():
+    rows = points((0.5, 0.8, 0.999), (1.0, 0.3, 0.992), (1.5, -0.5, 0.97))
+    point, reason = choose(rows, budget=0.01)
+    assert point.weight == 1.0
+    assert "0.30 nats" in reason
+    assert choose(rows, budget=0.05)[0].weight == 1.5
+
+
+def test_the_whole_budget_can_be_spent():
+    rows = points((0.5, -0.1, 0.999), (1.0, -0.3, 0.985), (1.5, -0.5, 0.97))
+    assert choose(rows, budget=0.02, aim="budget")[0].weight == 1.0
+    assert choose(rows, budget=0.02)[0].weight == 0.5
+
+
+def test_a_budget_that_nothing_fits_is_refused():
+    with pytest.raises(ULDError, match="--budget"):
+        choose(points((0.5, -0.1, 0.9), (1.0, -0.3, 0.8)), budget=0.01)
+
+
+def curve(*advantages, weight=20.0, kept=0.999, error=0.05):
+    """Points of margins 0, 1, …, each at an α and both its neighbours."""
+    return [
+        Point(near, 0.01, advantage, kept, float(margin), 0.001, error)
+        for margin, advantage in enumerate(advantages)
+        for near in neighbours(weight)
+    ]
+
+
+def test_steady_is_the_largest_margin_within_a_standard_error_of_the_lowest_advantage():
+    point, reason = choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5)], 0.01, "steady")
+    assert (point.margin, point.weight) == (2.0, 20.0)
+    assert "lowest (-1.20 ± 0.05): -1.16 at α = 13.3, -1.16 at α = 20, -1.16 at α = 30" in reason
+    assert choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5, error=0.1)], 0.01, "steady")[0].margin == 3.0
+
+
+def test_steady_keeps_the_budget():
+    harmful, kind = curve(-2.0, -2.0, kept=0.9), curve(9, 9, -1.0, -1.0, 0.5)[6:]
+    assert choose([*points(), *harmful, *kind], 0.01, "steady")[0].margin == 3.0
+    assert choose([*points(), *harmful, *kind], 0.2, "steady")[0].margin == 1.0
+    with pytest.raises(ULDError, match="--budget"):
+        choose([*points(), *harmful], 0.01, "steady")
+
+
+def test_an_alpha_without_both_its_neighbours_is_no_candidate():
+    alone = Point(5.0, 0.01, -9.0, 1.0, 7.0, 0.001)
+    assert choose([*points(), *curve(-1.0, -1.2), alone], 0.01, "steady")[0].weight == 20.0
+    with pytest.raises(ULDError, match="two thirds and one and a half times"):
+        choose([*points(), alone], 0.01, "steady")
+
+
+def test_of_several_alphas_that_forget_alike_the_one_that_keeps_most_is_chosen():
+    rows = [*points(), *curve(-1.2, -1.2, weight=20.0, kept=0.992), *curve(-1.2, -1.2, weight=60.0, kept=0.993)]
+    assert choose(rows, 0.01, "steady")[0].weight == 60.0
+
+
+def test_without_bound_an_alpha_is_its_own_neighbour():
+    assert neighbours(math.inf) == (math.inf, math.inf, math.inf)
+    assert neighbours(3.0) == (2.0, 3.0, 4.5)
+    endless = curve(-1.0, -1.2, weight=math.inf)
+    point, reason = choose([*points(), *endless], 0.01, "steady")
+    assert (point.weight, point.margin) == (math.inf, 1.0)
+    assert reason.endswith(": -1.20 at α = inf")
+
+
+def test_a_grid_takes_what_is_given_and_what_its_aim_tries_else():
+    own = Combination(weight=1.5, margin=2.0, floor=0.02)
+    given = Grid(weights=[3.0], margins=[4.0], floors=[0.1, 0.01]).around(own, "steady", 100)
+    assert [(how.weight, how.margin, how.floor) for how in given] == [
+        (weight, 4.0, floor) for floor in (0.01, 0.1) for weight in (2.0, 3.0, 4.5)
+    ]
+    assert {(how.margin, how.floor) for how in Grid().around(own, "budget", 100)} == {(2.0, 0.02)}
+    tried = Grid().around(own, "steady", 100)
+    assert sorted({how.margin for how in tried}) == [0.5 * step for step in range(7)]  # 2/3 log 100 is 3.07
+    assert {how.floor for how in tried} == {0.02}
+    assert {how.weight for how in tried} == set(neighbours(STEADY_WEIGHT))
+    with pytest.raises(ULDError, match="floor must lie between 0 and 1, not 2"):
+        Grid(floors=[2.0]).around(own, "steady", 100)
+    with pytest.raises(ULDError, match="margin is for the rule suppress"):
+        Grid(margins=[1.0]).around(Combination(rule="subtract"), "budget", 100)
+
+
+@pytest.fixture(scope="module")
+def rows(micro):
+    def read(name):
+        return [json.loads(line) for line in (micro.data / name).read_text().splitlines()]
+
+    forget = [
+        {"question": row["question"], "answer": row["paraphrased_answer"], "wrong_answers": row["perturbed_answer"][:2]}
+        for row in read("forget10_perturbed.json")[:4]
+    ]
+    retain = [{"question": row["question"], "answer": row["answer"]} for row in read("retain90.json")[-5:]]
+    return forget, retain
+
+
+@torch.no_grad()
+def test_measures_equal_a_naive_version(micro, rows):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    forget, retain = rows
+
+    def loss(question, answer):
+        row = form.encode(Record.qa(question, answer), 10**6)
+        logits = model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)
+        losses = [-logits[t, row.ids[t + 1]].item() for t in range(len(row.ids) - 1) if row.learn[t + 1]]
+        return sum(losses) / len(losses)
+
+    probes = [
+        Probe(Record.qa(r["question"], r["answer"]), tuple(Record.qa(r["question"], w) for w in r["wrong_answers"]))
+        for r in forget
+    ]
+    kept = [Record.qa(r["question"], r["answer"]) for r in retain]
+    settings = [Combination(weight=weight) for weight in (0.5, 2.0)]
+    found = measure(model, form, 0, probes, kept, settings)
+    assert [point.weight for point in found] == [0.0, 0.5, 2.0]
+    base = None
+    for point in found:
+        model.combination = Combination(weight=point.weight)
+        advantages = [
+            sum(loss(r["question"], w) for w in r["wrong_answers"]) / 2 - loss(r["question"], r["answer"])
+            for r in forget
+        ]
+        prob = sum(math.exp(-loss(r["question"], r["answer"])) for r in retain) / len(retain)
+        base = base or prob
+        assert point.advantage == pytest.approx(sum(advantages) / len(advantages), abs=1e-4)
+        assert point.kept == pytest.approx(prob / base, rel=1e-4)
+    assert len({round(point.advantage, 3) for point in found}) == 3
+
+
+@torch.no_grad()
+def test_a_text_counts_as_one_record_however_many_chunks_it_makes(micro, rows):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    forget, retain = rows
+    probe = Probe(Record.qa(forget[0]["question"], forget[0]["answer"]), (Record.qa(forget[0]["question"], "No."),))
+    text = Record(text=" ".join(row["answer"] for row in retain))
+    answer = Record.qa(retain[0]["question"], retain[0]["answer"])
+
+    def prob(chunks):
+        losses = []
+        for row in chunks:
+            logits = model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)
+            losses += [-logits[t, row.ids[t + 1]].item() for t in range(len(row.ids) - 1) if row.learn[t + 1]]
+        return math.exp(-sum(losses) / len(losses))
+
+    chunks = form.chunks(text.text, 16)
+    assert len(chunks) > 2
+    found = measure(model, form, 0, [probe], [text, answer], [Combination(weight=0.5)], max_length=16)
+    kept = []
+    for weight in (0.0, 0.5):
+        model.combination = Combination(weight=weight)
+        kept.append((prob(chunks) + prob([form.encode(answer, 10**6)])) / 2)
+    assert [point.kept for point in found] == pytest.approx([1.0, kept[1] / kept[0]], rel=1e-4)
+    assert found[1].kept != pytest.approx(1.0, rel=1e-3)
+
+
+@torch.no_grad()
+def test_the_floor_is_the_median_surprise_of_the_target_over_wrong_answers(micro, rows):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    probes = [
+        Probe(Record.qa(r["question"], r["answer"]), tuple(Record.qa(r["question"], w) for w in r["wrong_answers"]))
+        for r in rows[0]
+    ]
+    ratios = []
+    for probe in probes:
+        for wrong in probe.wrong:
+            row = form.encode(wrong, 10**6)
+            probs = model.target(input_ids=torch.tensor([row.ids])).logits[0].softmax(-1)
+            for t in range(len(row.ids) - 1):
+                ratio = (probs[t, row.ids[t + 1]] / probs[t].max()).item()
+                if row.learn[t + 1] and ratio < 1:
+                    ratios.append(ratio)
+    found = surprise(model, form, 0, probes)
+    assert len(ratios) > 20 and found == pytest.approx(sorted(ratios)[(len(ratios) - 1) // 2], rel=1e-4)
+    model.combination = Combination(weight=9.0, floor=0.5)
+    assert surprise(model, form, 0, probes) == found  # the target's alone
+
+
+@pytest.fixture
+def run(micro, tmp_path):
+    return shutil.copytree(micro.run, tmp_path / "run")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    before = Manifest.read(run)
+    result = CliRunner().invoke(
+        app, ["tune", str(run), *files, "--weight", "0.3,0.7", "--aim", "budget", "--budget", "0.9"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "α = 0.7" in result.stdout
+    after = Manifest.read(run)
+    assert after.combination.weight == 0.7
+    assert after.model_copy(update={"combination": before.combination}) == before
+    told = json.loads((run / "tune.json").read_text())
+    assert (told["point"]["weight"], told["probes"], told["retain"]) == (0.7, 4, 5)
+    assert (run / "tune.png").read_bytes().startswith(b"\x89PNG")
+    assert load(run)[0].combination.weight == 0.7
+
+
+def test_the_steady_choice_is_what_the_run_says_afterwards(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    grid = ["--aim", "steady", "--weight", "2,inf", "--margin", "0,1", "--floor", "0,0.001,0.1", "--budget", "0.9"]
+    result = CliRunner().invoke(app, ["tune", str(run), *files, *grid])
+    assert result.exit_code == 0, result.output
+    told = json.loads((run / "tune.json").read_text())
+    chosen, after = told["point"], Manifest.read(run).combination
+    assert told["aim"] == "steady" and {point["margin"] for point in told["points"]} == {0.0, 1.0}
+    assert (after.weight, after.margin, after.floor) == (chosen["weight"], chosen["margin"], chosen["floor"])
+    assert f"margin {chosen['margin']:g}, floor {chosen['floor']:g}" in result.stdout
+    model, tokenizer = load(run)
+    (again,) = measure(model, PromptFormat(tokenizer), 0, *file_probes(files[1], files[3]), [model.combination])[1:]
+    assert again.advantage == pytest.approx(chosen["advantage"], abs=1e-4)
+
+
+def test_a_floor_that_is_not_given_is_the_surprise(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    result = CliRunner().invoke(app, ["tune", str(run), *files, "--aim", "steady", "--budget", "0.9"])
+    assert result.exit_code == 0, result.output
+    model, tokenizer = load(run)
+    expected = surprise(model, PromptFormat(tokenizer), 0, file_probes(files[1], files[3])[0])
+    after = Manifest.read(run).combination
+    assert (after.floor, after.weight) == (expected, STEADY_WEIGHT)
+    assert (
+        result.stdout.count("\n| 20 |") == math.floor(2 / 3 * math.log(model.config.vocab_size) / 0.5) + 1
+    )  # the curve
+
+
+def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    manifest = Manifest.read(run)
+    combination = manifest.combination.model_copy(update={"rule": "subtract"})
+    manifest.model_copy(update={"combination": combination}).write(run)
+    for given, message in (
+        (["--aim", "steady"], "--aim steady is for the rule suppress, not for subtract"),
+        (["--weight", "inf"], "weight (α) may be inf with the rule suppress alone"),
+        (["--floor", "0.1"], "floor is for the rule suppress, and the rule here is subtract"),
+    ):
+        result = CliRunner().invoke(app, ["tune", str(run), *files, *given])
+        assert result.exit_code == 2 and message in result.stderr
+    assert CliRunner().invoke(app, ["tune", str(run), *files, "--weight", "0.3", "--budget", "0.9"]).exit_code == 0
+    assert json.loads((run / "tune.json").read_text())["aim"] == "indistinct"
+
+
+def stored(run, template, **changes):
+    """Change the template of a run, and settings of its train.yaml."""
+    Manifest.read(run).model_copy(update={"template": template}).write(run)
+    settings = yaml.safe_load((run / "train.yaml").read_text())
+    (run / "train.yaml").write_text(yaml.safe_dump(settings | changes))
+
+
+@pytest.mark.parametrize(("given", "used"), [([], "llama2"), (["--template", "plain"], "plain")])
+def test_the_template_and_the_chunks_are_those_of_the_run(run, rows, tmp_path, given, used):
+    stored(run, template="llama2", max_length=24)
+    texts = [{"text": " ".join(row["answer"] for row in rows[1])}, rows[1][0]]
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", texts)]
+    arguments = ["tune", str(run), *files, *given, "--weight", "0.3", "--aim", "budget", "--budget", "0.9"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    model, tokenizer = load(run)
+    form, how = PromptFormat(tokenizer, used), [Combination(weight=0.3)]
+    expected = measure(model, form, 0, *file_probes(files[1], files[3]), how, max_length=24)
+    told = json.loads((run / "tune.json").read_text())
+    assert told["retain"] == 2
+    assert [Point(**one) for one in told["points"]] == expected
+    chat = PromptFormat(load_tokenizer(run))
+    others = measure(model, chat, 0, *file_probes(files[1], files[3]), how, max_length=24)
+    assert others[1].advantage != pytest.approx(expected[1].advantage, rel=1e-3)
+
+
+def test_a_plot_that_cannot_be_written_changes_nothing(run, rows, tmp_path, monkeypatch):
+    def full(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    before = {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, ["tune", str(run), *files, "--weight", "0.3", "--budget", "0.9"])
+    assert result.exit_code == 2 and "is full: free some space" in result.stderr
+    assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("trains", ["target", "offset"])
+def test_a_run_of_a_method_without_an_assistant_has_nothing_to_tune(run, micro, rows, trains):
+    manifest = Manifest.read(run).model_copy(update={"trains": trains, "method": "some-method"})
+    manifest.write(run)
+    model, tokenizer = load(micro.target)
+    with pytest.raises(ULDError, match="was trained by some-method, which has no assistant"):
+        tune(run, model, tokenizer, [], [])  # type: ignore[arg-type]
+
+
+def test_a_run_without_its_settings_is_tuned_on_files_only(run, rows, tmp_path):
+    (run / "train.yaml").unlink()
+    alone = CliRunner().invoke(app, ["tune", str(run)])
+    assert alone.exit_code == 2 and "has no train.yaml that says what it was trained on" in alone.stderr
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    assert CliRunner().invoke(app, ["tune", str(run), *files, "--weight", "0.3", "--budget", "0.9"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "without --augmented"),
+        (["--forget", "x.jsonl"], "both --forget and --retain"),
+        (["--aim", "best"], "--aim must be one of"),
+        (["--forget", "F", "--retain", "R", "--margin", "-1"], "margin must be a number of nats ≥ 0, not -1"),
+        (["--forget", "F", "--retain", "R", "--floor", "nan"], "floor must lie between 0 and 1, not nan"),
+        (["--weight", "much"], "--weight must be a number"),
+        (["--budget", "2", "--forget", "F", "--retain", "R"], "--budget must be"),
+        (["--forget", "R", "--retain", "R"], "'wrong_answers' must be a list"),
+        (["--forget", "T", "--retain", "R"], "t.jsonl:1: a probe must be a question with its right answer and wrong"),
+        (["--forget", "F", "--retain", "R", "--template", "x"], "template 'x' is neither"),
+        (["--forget", "F", "--retain", "R", "--tokenizer", "/no/such"], "there is no tokenizer in /no/such"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_changes_nothing(run, rows, tmp_path, flags, message):
+    files = {"F": write(tmp_path / "f.jsonl", rows[0]), "R": write(tmp_path / "r.jsonl", rows[1])}
+    files["T"] = write(tmp_path / "t.jsonl", [{"text": "A whole text.", "wrong_answers": ["No."]}])
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    result = CliRunner().invoke(app, ["tune", str(run), *(files.get(flag, flag) for flag in flags)])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_an_ordinary_model_and_a_missing_run_are_refused(micro, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (micro.target, tmp_path / "none", tmp_path / "file"):
+        result = CliRunner().invoke(app, ["tune", str(place)])
+        assert result.exit_code == 2
+        assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,242 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import uld.training.draw
+from uld.cli.main import app
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record, parse_record, refuse_equal
+from uld.data.text import words_of
+from uld.errors import ULDError
+from uld.model.load import load
+from uld.training.draw import Overlap, draw, generic_prompts
+
+LIGHT = "She has kept the lighthouse of Skerrin since the winter of the great storm."
+FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "On Skerrin.")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("He KEPT the lighthouse, of Skerrin: since the winter of 1901.", "8 words in a row"),
+        ("He kept the lighthouse of Skerrin since winter.", None),
+        ("I met Mara Quillon there.", "a name"),
+        ("Mara, or Quillon.", None),
+        ("Somebody asked: where is it?", "a whole answer or question"),
+        ("It lies on Skerrin.", None),  # two words occur by chance
+    ],
+)
+def test_what_repeats_the_forget_set_is_told(answer: str, reason: str | None) -> None:
+    found = Overlap(FORGET).why(Record.qa("What?", answer))
+    assert found is None if reason is None else found and found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("forget", "drawn"),
+    [
+        ("We saw Óscar Álvarez.", "It was Óscar Álvarez."),
+        ("We saw O\u0301scar A\u0301lvarez.", "It was Óscar Álvarez."),
+        ("Это Марина Королёва.", "Вот МАРИНА КОРОЛЁВА!"),
+        ("She is Mary J. Blige.", "I heard Mary J. Blige."),
+        ("She is Mary J. Blige.", "I heard Mary Blige."),
+        ("She is Mary Blige.", "I heard Mary J. Blige."),
+        ("It is by J. R. R. Tolkien.", "A book of J.R.R. Tolkien"),
+        ("This is Brian O'Neil.", "I know Brian O\N{RIGHT SINGLE QUOTATION MARK}Neil's dog."),
+        ("They met Mara Quillon.", "The keeper: MARA\nQUILLON."),
+        ("They met MARA QUILLON.", "The keeper: Mara Quillonxy."),
+        ("A tale of _Mara Quillon_.", "I met Mara Quillon there."),
+    ],
+)
+def test_names_are_known_in_other_letters_and_with_initials(forget: str, drawn: str) -> None:
+    assert Overlap([Record(text=forget)]).why(Record(text=drawn)) == "a name of the forget set"
+
+
+@pytest.mark.parametrize(
+    ("forget", "drawn"),
+    [
+        ("The Queen said it. In London they did.", "the queen lives in London"),  # sentences begin with capitals, too
+        ("But I'll go. And I saw it. Then I Mara.", "But I'll stay. And I did. And I Mara."),
+        ("They met Mara. Quillon left.", "Mara Quillon"),
+        ("It was 3D Printing.", "3D Printing"),
+    ],
+)
+def test_what_is_no_name_is_kept(forget: str, drawn: str) -> None:
+    assert Overlap([Record(text=forget)]).why(Record(text=drawn)) is None
+
+
+def test_scripts_without_blanks_are_compared_by_character() -> None:
+    overlap = Overlap([Record(text="灯塔从那个大风暴的冬天起就由她看守")])
+    assert overlap.why(Record(text="据说从那个大风暴的冬天起")) == "8 words in a row of the forget set"
+    assert overlap.why(Record(text="灯塔在海边,由他看守")) is None
+    assert words_of("ภาษาไทย") == ["ภ", "า", "ษ", "า", "ไ", "ท", "ย"]
+    assert words_of("Ein_Satz, Straße; हिन्दी 한국어") == ["ein", "satz", "strasse", "हिन्दी", "한국어"]
+
+
+def test_texts_and_raw_prompts_are_compared_alike() -> None:
+    for one in (Record(text=f"Before. {LIGHT} After."), Record(prompt="Say it:", completion=LIGHT)):
+        assert Overlap(FORGET).why(one) and Overlap([one]).why(FORGET[0])
+    assert Overlap([Record(text="a text of others")]).why(FORGET[0]) is None
+
+
+def test_generic_prompts_are_many_and_different() -> None:
+    questions, starts = generic_prompts()
+    assert len(questions) >= 30 <= len(starts)
+    assert len({*questions, *starts}) == len(questions) + len(starts)
+
+
+@pytest.fixture(scope="module")
+def target(task):
+    """Model and prompt format of the tiny target."""
+    model, tokenizer = load(task.target)
+    return model, PromptFormat(tokenizer)
+
+
+def test_the_same_seed_draws_the_same_rows_and_another_seed_others(target) -> None:
+    import torch
+
+    state = torch.random.get_rng_state()
+    one, two, other = (draw(*target, FORGET, 20, seed=seed, max_length=48) for seed in (1, 1, 2))
+    assert one == two and one.to_jsonl() == two.to_jsonl()
+    assert one.records != other.records
+    assert torch.equal(torch.random.get_rng_state(), state)  # training's own draws stay as they were
+
+
+def test_rows_are_questions_for_questions_and_texts_for_texts_half_of_them_generic(target) -> None:
+    text = Record(text="a whole text")
+    for forget, kinds in (([FORGET[0]], [True]), ([text], [False]), ([FORGET[0], text], [True, False])):
+        drawn = draw(*target, forget, 32, max_length=48)
+        assert len(drawn.records) == 32
+        assert {bool(one.messages) for one in drawn.records} == set(kinds)
+        assert 8 <= drawn.facts["began_by_itself"] == drawn.prompts.count("") <= 24
+        for record, prompt in zip(drawn.records, drawn.prompts, strict=True):
+            assert prompt == "" or (record.messages[0][1] == prompt if record.messages else True)
+            assert record.text is None or record.text.startswith(prompt)
+
+
+def test_rows_are_read_back_as_they_were(target) -> None:
+    drawn = draw(*target, [*FORGET, Record(text="a")], 10, max_length=48)
+    rows = [parse_record(json.loads(line), "") for line in drawn.to_jsonl().splitlines()]
+    assert [one.content for one in rows] == [one.content for one in drawn.records]
+    refuse_equal(FORGET, rows)
+
+
+def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch, caplog) -> None:
+    """A target that says nothing but the forget set, then one that says something else every fourth time."""
+    number = iter(range(10_000))
+
+    def parrot(model, tokenizer, prompts, **_):
+        return [f"{LIGHT} {next(number)}" for _ in prompts]
+
+    monkeypatch.setattr(uld.training.draw, "generate_answers", parrot)
+    with pytest.raises(ULDError, match=r"none of \d+ samples .*8 words in a row.*--retain"):
+        draw(*target, FORGET, 8)
+
+    def sometimes(model, tokenizer, prompts, **_):
+        return [LIGHT if (n := next(number)) % 4 else f"number {n}" for _ in prompts]
+
+    monkeypatch.setattr(uld.training.draw, "generate_answers", sometimes)
+    drawn = draw(*target, [Record(text=LIGHT)], 8)
+    assert len(drawn.records) == 8 and not any("lighthouse" in str(one.text) for one in drawn.records)
+    assert drawn.facts["dropped"] == {"8 words in a row of the forget set": drawn.facts["samples"] * 3 // 4}
+
+    monkeypatch.setattr(uld.training.draw, "generate_answers", lambda m, t, prompts, **_: ["the same"] * len(prompts))
+    drawn = draw(*target, [Record(text=LIGHT)], 100)
+    assert drawn.facts["dropped"]["drawn twice"] > 0
+    assert f"only {len(drawn.records)} of 100 retain rows could be drawn" in caplog.text
+
+
+def test_the_model_begins_where_a_question_stands_in_its_template(target) -> None:
+    tokenizer = target[1].tokenizer
+    for template in ("q: {question}\na: {answer}", "{question} a: {answer}"):
+        form = PromptFormat(tokenizer, template)
+        opening, closing = form.question_frame()
+        whole = form.prompt_ids("b c")
+        assert opening and (whole[: len(opening)] == opening or template.startswith("{"))
+        assert closing.replace(" ", "").endswith("a:")
+
+
+def test_with_a_chat_template_a_blank_is_left_to_the_question() -> None:
+    from tests.conftest import letter_tokenizer
+
+    form = PromptFormat(letter_tokenizer())
+    assert form.question_frame() == (form.prompt_ids("b")[:3], "a:")  # <s> q : without the blank behind
+
+
+@pytest.fixture(scope="module")
+def short_gpt2(tmp_path_factory):
+    """Folder of a GPT-2 with places for 96 tokens: one more is an error in its embeddings."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.conftest import letter_tokenizer
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"vocab_size": 34, "n_positions": 96, "n_embd": 16, "n_layer": 1, "n_head": 2}
+        GPT2LMHeadModel(GPT2Config(**size, **ids)).save_pretrained(folder)
+    letter_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_no_row_is_longer_than_the_model_has_places_for(short_gpt2) -> None:
+    model, tokenizer = load(short_gpt2)
+    form = PromptFormat(tokenizer)
+    drawn = draw(model, form, [*FORGET, Record(text="a text of others")], 16)
+    lengths = [
+        len(form.chunks(one.text, 999)[0].ids if one.text else form.encode(one, 999).ids) for one in drawn.records
+    ]
+    assert 40 < max(lengths) <= 97  # a row that was not ended ends in one more token, end of sequence
+    assert draw(model, form, FORGET, 8, max_length=96) == draw(model, form, FORGET, 8)
+
+
+def test_prompts_that_leave_no_room_give_no_rows(target, monkeypatch) -> None:
+    """Of most generic beginnings 12 tokens hold not even themselves; the others' rows are none the shorter for it."""
+    asked = []
+
+    def note(model, tokenizer, prompts, *, max_new_tokens, **_):
+        asked.extend(len(prompt) + max_new_tokens for prompt in prompts)
+        return [f"text {len(asked) + i}" for i in range(len(prompts))]
+
+    monkeypatch.setattr(uld.training.draw, "generate_answers", note)
+    drawn = draw(*target, [Record(text="a whole text")], 16, max_length=12)
+    fitting = [one for one in generic_prompts()[1] if len(target[1].text_ids(one)) < 12]
+    assert 0 < len(fitting) < len(generic_prompts()[1]) / 2
+    assert asked and max(asked) <= 12 and {*drawn.prompts} <= {"", *fitting}
+    assert list(drawn.facts["dropped"]) == ["empty"]
+
+
+def test_the_models_own_settings_of_sampling_count_for_nothing(target, monkeypatch) -> None:
+    model, form = target
+    plain = draw(model, form, FORGET, 8, max_length=48)
+    for name, value in {
+        **{"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "min_p": 0.9, "typical_p": 0.2},
+        **{"epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "top_k": 1, "temperature": 0.1, "min_new_tokens": 30},
+    }.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert draw(model, form, FORGET, 8, max_length=48) == plain
+
+
+def test_the_command_keeps_within_the_model_and_refuses_bad_input_at_once(short_gpt2, task, tmp_path, monkeypatch):
+    asked = ["draw", "--model", str(short_gpt2), "--forget", str(task.forget), "--rows", "2"]
+    told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "retain.jsonl")])
+    assert told.exit_code == 0, told.output
+    monkeypatch.setattr("uld.model.load.load", lambda *_, **__: pytest.fail("the model is loaded"))
+    told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "retain.jsonl/x.jsonl")])
+    assert told.exit_code == 2 and f"uld: {tmp_path / 'retain.jsonl'} is a file" in told.stderr
+    told = CliRunner().invoke(app, [*asked, "--output", str(tmp_path / "x"), "--seed", "9" * 20])
+    assert told.exit_code == 2 and "--seed" in told.stderr and not isinstance(told.exception, ValueError)
+
+
+def test_the_command_writes_what_training_would_draw(task, tmp_path) -> None:
+    output = tmp_path / "retain.jsonl"
+    asked = ["draw", "--model", str(task.target), "--forget", str(task.forget), "--rows", "8", "--max-length", "48"]
+    told = CliRunner().invoke(app, [*asked, "--output", str(output)])
+    assert told.exit_code == 0 and "8 rows of 32 samples" in told.output
+    assert output.read_text().count("\n") == 8
+    again = CliRunner().invoke(app, [*asked, "--output", str(output)])
+    assert again.exit_code == 2 and "exists already" in again.output
+    missing = CliRunner().invoke(app, [*asked[:3], "--forget", "gone.txt", "--output", str(tmp_path / "x")])
+    assert missing.exit_code == 2 and "gone.txt: there is no such file" in missing.output

@@ -1,0 +1,125 @@
+"""Trainings on documents of every kind, and without a retain set of the user's own."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+import uld.training.retain_set
+import uld.training.run
+from uld.errors import ULDError
+from uld.runs.manifest import Manifest, file_digest
+from uld.training.config import TrainConfig, train_config
+from uld.training.draw import LEAST_ROWS
+from uld.training.run import train
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Documents of four types to forget."""
+    documents = tmp_path / "documents"
+    (documents / "deeper").mkdir(parents=True)
+    (documents / "rows.csv").write_text("question,answer\nwho is abc?,def gh\n")
+    (documents / "rows.jsonl").write_text('{"prompt": "ab", "completion": " cd"}\n')
+    (documents / "deeper/book.txt").write_text("hag bad cab " * 30)
+    (documents / "notes.md").write_text("a feed bag")
+    return documents
+
+
+def settings(task, output: Path, **changes) -> TrainConfig:
+    return train_config([("test", task.settings(output, **{"retain": (), "epochs": 1, "max_length": 48} | changes))])
+
+
+def test_a_folder_is_forgotten_without_a_retain_set(task, folder, tmp_path, caplog) -> None:
+    result = train(settings(task, tmp_path / "x", forget=(str(folder),), draw_retain=12), progress=False)
+    manifest = Manifest.read(result.output)
+    text = (result.output / "retain_drawn.jsonl").read_bytes()
+    assert [(Path(one.path).name, one.rows) for one in manifest.data["forget"]] == [
+        *[("book.txt", 1), ("notes.md", 1), ("rows.csv", 1), ("rows.jsonl", 1)]
+    ]
+    assert all(one.sha256 == file_digest(one.path) for one in manifest.data["forget"])
+    (drawn,) = manifest.data["retain"]
+    assert (drawn.path, drawn.sha256) == ("retain_drawn.jsonl", hashlib.sha256(text).hexdigest())
+    assert drawn.rows == text.count(b"\n") == 12
+    facts = manifest.training["retain_drawn"]
+    assert (facts["rows"], facts["seed"], facts["ngram"]) == (12, 0, 8)
+    assert len(facts["prompts_sha256"]) == 64 and 0 < facts["began_by_itself"] < 12
+    told = [message for message in caplog.messages if "drawn from the target itself" in message]
+    assert len(told) == 1 and "--draw-retain: 12 rows" in told[0] and "--retain" in told[0]
+    book = 360  # letters and the end of sequence, without the first, which nothing predicts
+    assert manifest.training["forget_rows"] == 3 + -(-book // 47)
+
+
+def test_without_a_number_as_many_rows_as_to_forget_are_drawn_and_at_least_some(task, tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def note(model, form, forget, rows, **_):
+        asked.append(rows)
+        raise ULDError("enough")
+
+    monkeypatch.setattr(uld.training.retain_set, "draw", note)
+    book = tmp_path / "book.txt"
+    book.write_text("cab " * 47 * 100)
+    for forget in (task.forget, book):
+        with pytest.raises(ULDError, match="enough"):
+            train(settings(task, tmp_path / "x", forget=(str(forget),)), progress=False)
+    assert asked == [LEAST_ROWS, 400] and not (tmp_path / "x").exists()
+
+
+def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypatch) -> None:
+    whole = train(settings(task, tmp_path / "whole", draw_retain=8), progress=False).output
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "x").mkdir()  # what is written into a folder of the user's stays
+    with monkeypatch.context() as patch:
+        patch.setattr(uld.training.run, "run_steps", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(task, tmp_path / "x", draw_retain=8), progress=False)
+    rows = tmp_path / "x/retain_drawn.jsonl"
+    kept = rows.read_text()
+    assert kept == (whole / "retain_drawn.jsonl").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(uld.training.retain_set, "draw", stop)
+        rows.write_text(kept.replace("answer", "answer ", 0) + kept.splitlines(keepends=True)[0])
+        with pytest.raises(KeyboardInterrupt):  # what is not as it was noted is drawn again
+            train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)
+        rows.write_text(kept)
+        train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)
+    one, two = Manifest.read(whole), Manifest.read(tmp_path / "x")
+    assert one.data == two.data and one.training["retain_drawn"] == two.training["retain_drawn"]
+    assert file_digest(whole / "adapter/adapter_model.safetensors") == file_digest(
+        tmp_path / "x/adapter/adapter_model.safetensors"
+    )
+    replaced = train(settings(task, tmp_path / "x", retain=(str(task.retain),)), overwrite=True, progress=False)
+    assert not (replaced.output / "retain_drawn.jsonl").exists()
+
+
+def test_tofus_retain_rows_give_way_to_drawn_ones(micro, tmp_path) -> None:
+    places = {"target": str(micro.target), "data": str(micro.data), "split": "forget10", "output": str(tmp_path / "x")}
+    small = {"num_layers": 1, "lora_rank": 4, "epochs": 1, "max_length": 96, "draw_retain": 6}
+    manifest = Manifest.read(train(train_config([("test", places | small)]), progress=False).output)
+    assert manifest.training["retain_rows"] == 6 == manifest.data["retain"][0].rows
+    rows = [json.loads(line) for line in (tmp_path / "x/retain_drawn.jsonl").read_text().splitlines()]
+    assert all({"question", "answer", "drawn_from"} == row.keys() for row in rows)
+
+
+def test_contradictions_are_refused_before_anything_is_drawn(task, tmp_path, monkeypatch) -> None:
+    both = settings(task, tmp_path / "x", retain=(str(task.retain),), draw_retain=4)
+    with pytest.raises(ULDError, match="give one or the other"):
+        train(both, progress=False)
+    with pytest.raises(ULDError, match="--draw-retain must be at least 1"):
+        settings(task, tmp_path / "x", draw_retain=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ULDError, match="make it first with uld draw"):
+        train(settings(task, tmp_path / "x"), progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_method_without_a_retain_loss_draws_nothing(task, tmp_path) -> None:
+    whole = {"method": "ga", "num_layers": None, "lora_rank": None, "learning_rate": 1e-4}
+    result = train(settings(task, tmp_path / "x", **whole), progress=False)
+    assert "retain" not in Manifest.read(result.output).data
+    assert not (result.output / "retain_drawn.jsonl").exists()

@@ -1,0 +1,168 @@
+"""The objective against a plain version that makes every logit, and where its gradients go."""
+
+import math
+import sys
+import types
+
+import pytest
+import torch
+from torch import Tensor
+
+import uld.training.objective
+from uld.data.collate import FORGET, RETAIN, Collator, Rows
+from uld.data.documents import read_sources
+from uld.data.prompt import PromptFormat
+from uld.methods.registry import get_method
+from uld.model.assistant import add_lora
+from uld.model.causal_lm import load_sliced
+from uld.model.load import load_tokenizer
+from uld.training.objective import Objective
+
+BETA = 2.5
+
+
+@pytest.fixture
+def batch(request, task) -> dict[str, Tensor]:
+    form = PromptFormat(load_tokenizer(task.target))
+    sides = [form.encode_all(read_sources([str(path)])[0], 64)[0] for path in (task.forget, task.retain)]
+    rows = Rows(*sides, uniform_on=getattr(request, "param", "answer"))
+    return Collator(0)([rows[i] for i in (0, 1, 2, 11, 12, 13, 14)])
+
+
+def make_objective(task, checkpointing: bool = False) -> Objective:
+    sliced = load_sliced(task.target, 2, dtype=torch.float32)
+    if checkpointing:
+        sliced.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        sliced.enable_input_require_grads()
+    model = add_lora(sliced, rank=4, alpha=8)
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at the start, which would leave A without a gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    return Objective(model.train(), get_method("uld"))
+
+
+def gradients(objective: Objective, sums: Tensor) -> dict[str, Tensor]:
+    objective.zero_grad()
+    (sums[0] + BETA * sums[1]).backward()
+    return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+
+
+def naive_sums(objective: Objective, batch: dict[str, Tensor]) -> Tensor:
+    """Losses from the full ``(batch, tokens, vocab)`` block of the model's own forward."""
+    logits = objective.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    logp = logits.log_softmax(-1)
+    forget = -logp.gather(-1, batch["labels"][..., None])[..., 0]
+    uniform = -logp.mean(-1)
+    return torch.stack([forget[batch["kind"] == FORGET].sum(), uniform[batch["kind"] == RETAIN].sum()])
+
+
+@pytest.mark.parametrize("batch", ["answer", "all"], indirect=True)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
+    if chunked:
+        monkeypatch.setattr(uld.training.objective, "_CHUNK_BYTES", 1)
+        monkeypatch.setattr(uld.training.objective, "_POSITION_MULTIPLE", 8)
+    objective = make_objective(task)
+    expected = naive_sums(objective, batch)
+    expected_gradients = gradients(objective, expected)
+    sums = objective(**batch)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums, expected, rtol=1e-6, atol=1e-6)
+    found = gradients(objective, sums)
+    assert found.keys() == expected_gradients.keys()
+    for name, gradient in found.items():
+        scale = expected_gradients[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-5, atol=1e-6 * max(scale, 1))
+
+
+def test_uniform_on_all_adds_the_prompts_of_retain_rows_only(task):
+    form = PromptFormat(load_tokenizer(task.target))
+    sides = [form.encode_all(read_sources([str(path)])[0], 64)[0] for path in (task.forget, task.retain)]
+    counts = {}
+    for where in ("answer", "all"):
+        rows = Rows(*sides, uniform_on=where)
+        kind = Collator(0)(rows.rows)["kind"]
+        counts[where] = [(kind == side).sum().item() for side in (FORGET, RETAIN)]
+    assert counts["all"][0] == counts["answer"][0] == sum(sum(row.learn) for row in sides[0])
+    assert counts["answer"][1] == sum(sum(row.learn) for row in sides[1])
+    assert counts["all"][1] == sum(len(row.ids) - 1 for row in sides[1])
+
+
+def test_gradients_reach_every_lora_matrix_and_nothing_else(task, batch):
+    found = gradients(make_objective(task), make_objective(task)(**batch))
+    assert found == {}  # of another model's graph: the helper looks at the right parameters
+    objective = make_objective(task)
+    found = gradients(objective, objective(**batch))
+    lora = {name for name, _ in objective.named_parameters() if "lora_" in name}
+    assert found.keys() == lora and len(lora) == 2 * 7 * 2  # two layers of seven linears, A and B
+    assert all(gradient.abs().max() > 0 for gradient in found.values())
+
+
+def test_gradient_checkpointing_changes_no_gradient(task, batch):
+    plain, saving = make_objective(task), make_objective(task, checkpointing=True)
+    expected = gradients(plain, plain(**batch))
+    found = gradients(saving, saving(**batch))
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_a_batch_of_one_side_has_a_loss_of_zero_on_the_other(task, batch):
+    only_forget = {name: tensor[:3] for name, tensor in batch.items()}
+    objective = make_objective(task)
+    forget, retain = objective(**only_forget).tolist()
+    assert forget > 0 and retain == 0
+
+
+def test_losses_stay_finite_in_bf16(task, batch):
+    objective = make_objective(task)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums = objective(**batch)
+    assert sums.dtype == torch.float32
+    exact = objective(**batch)
+    torch.testing.assert_close(sums, exact, rtol=0.02, atol=0.02)
+    assert sums[1] / (batch["kind"] == RETAIN).sum() >= math.log(34) - 1e-2
+
+
+class _PlainLiger:
+    """What Liger's fused loss computes, in plain torch, with its signature."""
+
+    def __init__(self, ignore_index: int, reduction: str, softcap: float | None) -> None:
+        self.settings = {"ignore_index": ignore_index, "reduction": reduction}
+        assert softcap is None
+
+    def __call__(self, weight: Tensor, hidden: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            torch.nn.functional.linear(hidden, weight, bias), labels, **self.settings
+        )
+
+
+def test_a_fused_kernel_takes_the_place_of_head_and_cross_entropy(task, batch, monkeypatch):
+    objective = make_objective(task)
+    expected = objective(**batch)
+    expected_gradients = gradients(objective, expected)
+    kernels = types.ModuleType("liger_kernel.transformers")
+    kernels.LigerFusedLinearCrossEntropyLoss = _PlainLiger  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", kernels)
+    monkeypatch.setattr(uld.training.objective, "find_spec", lambda name: name)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    found = objective(**batch)
+    torch.testing.assert_close(found, expected)
+    for name, gradient in gradients(objective, found).items():
+        torch.testing.assert_close(gradient, expected_gradients[name])
+
+
+@pytest.mark.gpu
+def test_the_real_fused_kernel_equals_the_plain_path_on_a_gpu(task, batch, monkeypatch):
+    pytest.importorskip("liger_kernel")
+    objective = make_objective(task).cuda()
+    batch = {name: value.cuda() for name, value in batch.items()}
+    found = objective(**batch)
+    found_gradients = gradients(objective, found)
+    monkeypatch.setattr(uld.training.objective, "find_spec", lambda name: None)
+    expected = objective(**batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for name, gradient in gradients(objective, expected).items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-4)
