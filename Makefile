@@ -21,7 +21,7 @@ demo: env
 lint: env
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/lint-imports --quiet
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/pyright
 
 test: lint
