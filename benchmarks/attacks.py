@@ -13,7 +13,9 @@ OUT = ROOT / "docs" / "results" / "attacks"
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="a ULD run on forget10 with the preset tofu-4m")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="a ULD run on forget10 with the preset tofu-4m, tuned with --aim steady"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "attacks", help="kept between calls")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -23,20 +25,25 @@ def main() -> None:
         pairs = [{"question": row["question"], "answer": answer} for row, answer in zip(rows, answers, strict=True)]
         (options.work / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     retain_only = options.models / "tofu-4m-retain90"
-    models = {"target": options.models / "tofu-4m-full", "retain-only model": retain_only, "ULD": options.run}
+    models = {
+        "target": (options.models / "tofu-4m-full",),
+        "retain-only model": (retain_only,),
+        "ULD": (options.run,),
+        "ULD, α 1.5 without margin and floor": (options.run, "--weight", "1.5", "--margin", "0", "--floor", "0"),
+    }
     found = {}
-    for name, model in models.items():
+    for name, (model, *rule) in models.items():
         folder = options.work / name.replace(" ", "-")
         files = ["--members", str(options.work / "members.jsonl"), "--non-members", str(options.work / "others.jsonl")]
         places = ["--retain-model", str(retain_only), "--output", str(folder), "--quiet"]
-        uld("eval", "attacks", "--model", str(model), *files, *places)
+        uld("eval", "attacks", "--model", str(model), *rule, *files, *places)
         found[name] = json.loads((folder / "result.json").read_text())
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "results.json").write_text(json.dumps({"models": found, "machine": machine()}, indent=1) + "\n")
     attacks = list(found["target"]["attacks"])
     lines = ["# Membership attacks on tofu-4m", "", "Written by `python benchmarks/attacks.py --run RUN`, RUN as in"]
     lines += [
-        "`uld train --preset tofu-4m --split forget10`: forget10's answers (members) against wrong answers to the same"
+        "`uld train --preset tofu-4m --split forget10` and `uld tune RUN --aim steady`: forget10's answers (members) against wrong answers to the same"
     ]
     lines += ["questions. AUC, and PrivLeak (%) against the retain-only model in brackets.", ""]
     lines += ["| | " + " | ".join(attacks) + " |", "|---" + "|---:" * len(attacks) + "|"]
