@@ -16,7 +16,7 @@ EPILOG = (
 
 @with_model("model", "rule", "min_tokens", "rank_tokens", "outside")
 def tune(
-    run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets the chosen α.")],
+    run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets what is chosen.")],
     weight: Annotated[
         str | None,
         typer.Option(help="α to try, separated by commas; default: 20 (steady), else 0.25, 0.5, … 3."),
@@ -31,13 +31,14 @@ def tune(
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[float, typer.Option(help="Share of the retain answers' probability that may be lost.")] = 0.01,
     aim: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="indistinct: smallest α at which right answers are no likelier than wrong ones; budget: largest α "
-            "within the budget; steady: the largest margin at which no less is forgotten than at any other, over a "
-            "floor taken from how the target finds wrong answers, at a large α that hardly matters."
+            help="steady (default for the rule suppress): the largest margin at which no less is forgotten than at "
+            "any other, over a floor taken from how the target finds wrong answers, at a large α that hardly matters; "
+            "indistinct: smallest α at which right answers are no likelier than wrong ones; budget: largest α within "
+            "the budget."
         ),
-    ] = "indistinct",
+    ] = None,
     forget: Annotated[
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
@@ -60,7 +61,7 @@ def tune(
         raise ULDError(f"{run} is not a finished run: name the folder of one")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
-    if aim not in AIMS:
+    if aim is not None and aim not in AIMS:
         raise ULDError(f"--aim must be one of {', '.join(AIMS)}, not {aim!r}")
     given = {"weights": weight, "margins": margin, "floors": floor, "filters": filter}
     grid = Grid(**{name: numbers(text, f"--{name[:-1]}") or None for name, text in given.items()})

@@ -182,7 +182,7 @@ def tune(
     *,
     grid: Grid = Grid(),
     budget: float = 0.01,
-    aim: Aim = "indistinct",
+    aim: Aim | None = None,
     template: str | None = None,
 ) -> Choice:
     """Measure, choose, draw the plot and write the choice into the run's ``uld.json``.
@@ -195,7 +195,7 @@ def tune(
         retain: See `measure`.
         grid: Settings to try.
         budget: See `choose`.
-        aim: See `choose`.
+        aim: See `choose`; default: ``steady`` for the rule suppress, ``indistinct`` for others.
         template: Prompt template; default: the one of the training.
 
     Returns:
@@ -217,7 +217,7 @@ def _tune(
     retain: Sequence[Record],
     grid: Grid,
     budget: float,
-    aim: Aim,
+    aim: Aim | None,
     template: str | None,
 ) -> Choice:
     """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
@@ -231,6 +231,7 @@ def _tune(
     if not 0 <= budget < 1:
         raise ULDError(f"--budget must be at least 0 and less than 1, not {budget}")
     own = model.combination
+    aim = aim or ("steady" if own.rule == "suppress" else "indistinct")
     if aim == "steady" and own.rule != "suppress":
         raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
     pad: Any = tokenizer.pad_token_id
