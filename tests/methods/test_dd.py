@@ -11,13 +11,17 @@ import uld
 from uld.data.collate import FORGET, RETAIN
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
+from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation.grid import grid_name
+from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
+from uld.evaluation.tuning import tune
 from uld.methods.registry import get_method
 from uld.model.assistant import base_model
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination
+from uld.model.load import load
 from uld.runs.manifest import PAIR, Manifest
 from uld.training.learners import make_learner
 from uld.training.objective import Objective
@@ -241,3 +245,19 @@ def test_a_rule_for_one_assistant_is_refused(run, task, tmp_path):
         uld.train(settings(task, tmp_path / "x", rule="suppress"), progress=False)
     with pytest.raises(ULDError, match="the rule subtract does not go with it"):
         uld.load(run, rule="subtract")
+
+
+def test_alpha_of_a_pair_is_tuned_and_rank_has_none(run, task, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    question, wrong = Record.qa("Who keeps the light?", "Mara does."), Record.qa("Who keeps the light?", "Nobody does.")
+    model, tokenizer = load(folder)
+    choice = tune(folder, model, tokenizer, [Probe(question, (wrong,))], [wrong], aim="budget", budget=0.99)
+    told = Manifest.read(folder).combination
+    assert (told.rule, told.weight) == ("offset", choice.point.weight)
+    assert len({point.advantage for point in choice.points}) == len(choice.points)  # α reaches both models
+    model, tokenizer = load(folder, rule="rank", weight=1.0)
+    with pytest.raises(ULDError, match="the rule rank has no α to choose"):
+        tune(folder, model, tokenizer, [Probe(question, (wrong,))], [wrong])
+    both, _ = load([folder, run])
+    with pytest.raises(ULDError, match="several runs were loaded together"):
+        tune(folder, both, tokenizer, [Probe(question, (wrong,))], [wrong])

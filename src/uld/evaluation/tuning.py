@@ -222,15 +222,17 @@ def _tune(
 ) -> Choice:
     """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
     manifest = Manifest.read(folder)
-    if manifest.trains != "assistant":
+    if manifest.trains not in ("assistant", "pair"):
         raise ULDError(f"{folder} was trained by {manifest.method}, which has no assistant: there is no α to choose")
     if (loaded := model.manifest) and loaded.model_copy(update={"target": manifest.target}) != manifest:
         raise ULDError(f"{folder} has changed since it was loaded: tune it again")
-    if len(model.assistants) > 1:
+    own = model.combination
+    if len(model.assistants) > len(own.parts):
         raise ULDError("several runs were loaded together: tune one at a time")
     if not 0 <= budget < 1:
         raise ULDError(f"--budget must be at least 0 and less than 1, not {budget}")
-    own = model.combination
+    if own.rule == "rank":
+        raise ULDError("the rule rank has no α to choose: its k is --rank-tokens; --rule offset has one")
     aim = aim or ("steady" if own.rule == "suppress" else "indistinct")
     if aim == "steady" and own.rule != "suppress":
         raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
