@@ -26,6 +26,7 @@ from common import ROOT, arguments, uld
 
 OUT = ROOT / "docs" / "results" / "tofu-4m-forget10"
 SEEDS = (0, 1, 2)
+RULE_THEN = {"weight": 1.5, "margin": 0.0, "floor": 0.0}  # the preset's, before there were margins and floors
 METHODS = {"ULD": ["tofu-4m"], "ULD, reference arithmetic": ["tofu-4m", "reference"]}
 RULES = {"suppress": "ULD", "subtract": "ULD", "reference": "ULD, reference arithmetic"}  # and whose runs show it
 WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -62,6 +63,8 @@ def train_flags(
     options: argparse.Namespace, method: str, seed: int, output: Path, split: str = "forget10"
 ) -> list[str]:
     presets = [word for name in METHODS[method] for word in ("--preset", name)]
+    if "reference" not in METHODS[method]:
+        presets += [f"--{name}={value}" for name, value in RULE_THEN.items()]
     where = ["--target", f"{options.models}/tofu-4m-full", "--data", f"{options.data}/tofu"]
     where += ["--augmented", f"{options.data}/tofu_augmented", "--output", str(output)]
     return ["train", *presets, "--split", split, "--seed", str(seed), *where, "--quiet"]
@@ -115,19 +118,13 @@ def tuned_weight(options: argparse.Namespace, name: str) -> float:
     return json.loads(path.read_text())["point"]["weight"]
 
 
-def preset_weight() -> float:
-    from uld.training.config import read_preset
-
-    return read_preset("tofu-4m")["weight"]
-
-
 def confirm(options: argparse.Namespace, split: str, seed: int) -> None:
     """One run that nobody had looked at: the preset as it stands, and with the α that tuning chooses."""
     name = run_name("ULD", seed, split)
     train(options, "ULD", seed, split)
     evaluate(options, options.work / name, name, split)
     weight = tuned_weight(options, name)
-    if weight != preset_weight():
+    if weight != RULE_THEN["weight"]:
         evaluate(options, options.work / name, f"{name}-tuned", split, ("--weight", str(weight)))
 
 
@@ -211,7 +208,7 @@ def confirmed(options: argparse.Namespace) -> list[dict[str, Any]]:
     for split, seed in CONFIRM:
         name = run_name("ULD", seed, split)
         weight = tuned_weight(options, name)
-        tuned = name if weight == preset_weight() else f"{name}-tuned"
+        tuned = name if weight == RULE_THEN["weight"] else f"{name}-tuned"
         target = "target" if split == "forget10" else f"target-{split}"
         row: dict[str, Any] = {"split": split, "seed": seed, "tuned_weight": weight}
         row |= {

@@ -70,7 +70,7 @@ def test_grids_that_ship_are_whole(name):
     assert all(method in grid.labels for method in methods)
     if name == "tofu-4m":
         settings = config(next(spec for spec in found if spec.name == "uld-forget10-seed0"), grid, "")
-        assert (settings.num_layers, settings.epochs, settings.weight) == (3, 14, 1.5)
+        assert (settings.num_layers, settings.epochs, settings.weight, settings.margin) == (3, 14, 20.0, 5.5)
         seeds = {m: sum(s.method == m and s.split == "forget10" and not s.variant for s in found) for m in methods}
         assert all(seeds[m] == 3 for m in ("uld", "ga+kl", "npo+gd", "npo+kl", "offset-npo+kl")) and seeds["ga"] == 1
 
