@@ -4,8 +4,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 PYTHON ?= python3
 WORKERS ?= 2
+DOCS := build/docs-env
+PAGES := build/pages
 
-.PHONY: env demo test test-slow bench lint format clean
+.PHONY: env demo test test-slow bench lint format docs clean
 
 env: $(STAMP)
 
@@ -37,6 +39,17 @@ bench: env
 format: env
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: $(DOCS)/.installed # a link to nowhere, a missing heading or a name that uld does not have ends it
+	rm -rf $(PAGES) && mkdir -p $(PAGES)
+	cp -r *.md LICENSE CITATION.cff docs examples $(PAGES)
+	$(DOCS)/bin/zensical build --strict --clean
+	@echo "build/site/index.html"
+
+$(DOCS)/.installed: docs/requirements.lock
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install -q -r docs/requirements.lock
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,12 +1,17 @@
-"""What the documentation says is there: links, commands with their flags and values, code, records, settings."""
+"""What the documentation says is there: links, pages, names, commands with their flags, code, records, settings."""
 
 import ast
+import importlib
+import inspect
 import itertools
 import json
 import re
 import runpy
 import shlex
+import tomllib
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -30,8 +35,14 @@ PAGES = [
     *sorted((ROOT / "docs/guides").glob("*.md")),
     EXAMPLES / "README.md",
 ]
+RESULTS = sorted((ROOT / "docs/results").rglob("*.md"))
 BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^]]+\]: (\S+)|<(?:a|img)\b[^>]*?(?:href|src)=\"([^\"]+)\"", re.MULTILINE)
+CODE = re.compile(r"`[^`\n]+`")
+PLACE = re.compile(
+    r"(?<![\w/.-])(?:docs|examples|benchmarks|src|tests)/[\w./-]*\w\.(?:md|py|jsonl|json|yaml|txt|csv)\b"
+)
+DOCUMENTED = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 LAUNCHERS = re.compile(r"^(?:torchrun .*--no-python |accelerate launch .*-m )?(uld .*)$")
 
 
@@ -52,19 +63,98 @@ def commands() -> list[str]:
 
 
 def heading_ids(page: Path) -> set[str]:
-    """The anchors that a page's headings have."""
-    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """The anchors of a page that a forge and the site make alike; those of headings that stand twice they do not."""
+    text = BLOCK.sub("", page.read_text())
+    headings = [
+        re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", one).strip() for one in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    ]
+    ids = Counter(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return {name for name, times in ids.items() if times == 1} | set(DOCUMENTED.findall(text))
+
+
+def links(page: Path) -> list[str]:
+    """Where a page's links and images lead; what stands in code is no link."""
+    text = CODE.sub("", BLOCK.sub("", page.read_text()))
+    return ["".join(found) for found in LINK.findall(text)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        if not re.match(r"\w+:", link):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.is_file(), f"{page.name} links to {name}, which is no file"
+            assert target.resolve().is_relative_to(ROOT), f"{page.name} links to {name}, which is outside the project"
+            assert not anchor or anchor in heading_ids(target), f"{page.name}: {name} has no heading #{anchor}, or two"
+
+
+def test_the_anchors_are_those_that_the_site_makes(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# α, `uld.json` & [a link](x.md)\n## Twice\n## Twice\n```\n# no heading\n```\n### One_two - three\n"
+    )
+    assert heading_ids(page) == {"α-uldjson--a-link", "one_two---three"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    for link in LINK.findall(BLOCK.sub("", page.read_text())):
-        if not link.startswith("http"):
-            name, _, anchor = link.partition("#")
-            target = page.parent / name if name else page
-            assert target.exists(), f"{page.name} links to {name}, which is not there"
-            assert not anchor or anchor in heading_ids(target), f"{page.name}: {name} has no heading #{anchor}"
+def test_files_that_are_spoken_of_are_there(page):
+    if page.name != "CHANGELOG.md":  # which speaks of the past
+        assert not [name for name in PLACE.findall(page.read_text()) if not (ROOT / name).exists()]
+
+
+class SiteLoader(yaml.SafeLoader):
+    """Reads mkdocs.yml without the functions that it names."""
+
+
+SiteLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def nav_pages(entries: list[Any]) -> list[str]:
+    """The files of a part of the site's navigation."""
+    values = [value for entry in entries for value in entry.values()]
+    return [page for value in values for page in (nav_pages(value) if isinstance(value, list) else [value])]
+
+
+def test_every_page_stands_once_in_the_sites_navigation():
+    site = yaml.load((ROOT / "mkdocs.yml").read_text(), SiteLoader)
+    assert site["strict"] is True
+    assert sorted(nav_pages(site["nav"])) == sorted(str(page.relative_to(ROOT)) for page in [*PAGES, *RESULTS])
+
+
+def named(name: str) -> Any:
+    """What a dotted name stands for: a module, or something in one."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        place, _, last = name.rpartition(".")
+        return getattr(importlib.import_module(place), last)
+
+
+def test_the_python_page_documents_every_public_name_and_only_what_exists():
+    names = DOCUMENTED.findall((ROOT / "docs/api.md").read_text())
+    assert {f"uld.{name}" for name in uld.__all__} <= set(names) and len(names) == len(set(names))
+    assert all(inspect.getdoc(named(name)) for name in names)
+
+
+def test_install_commands_name_the_clone_and_extras_that_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    shown = [line for page in PAGES for line in re.findall(r"pip install ([^`#\n]*)", page.read_text())]
+    assert len(shown) >= 4
+    for line in shown:
+        found = re.fullmatch(r'-e (?:\.|"\.\[([\w,]+)\]")', line.strip())
+        assert found, f"pip install {line}: not on PyPI, so -e . or -e '.[EXTRA]'"
+        assert set((found[1] or "dev").split(",")) <= set(extras), line
+
+
+def test_the_picture_of_the_readme_is_drawn_from_what_the_demo_printed():
+    script = runpy.run_path(str(ROOT / "docs/demo_picture.py"))
+    transcript = (ROOT / "docs/demo.txt").read_text()
+    assert (ROOT / "docs/demo.svg").read_text() == script["picture"](transcript), "run python docs/demo_picture.py"
+    tables = script["answers"](transcript)
+    assert set(tables) == set(script["HEADINGS"]) and all(len(rows) >= script["SHOWN"] for rows in tables.values())
+    for forgotten, kept in zip(*tables.values(), strict=True):
+        assert forgotten[1] != forgotten[2] and kept[1]
 
 
 @pytest.mark.parametrize("line", commands())
