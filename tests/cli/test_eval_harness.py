@@ -105,7 +105,7 @@ def test_without_lm_eval_one_sentence_says_what_to_install(run, monkeypatch):
     for arguments in (["eval", "harness", "--model", str(run), "--tasks", "x"], ["lm-eval", "--model", "uld"]):
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 2 and done.stderr.startswith("uld: lm-eval is missing"), done.stderr
-        assert 'pip install "uld-llm[harness]"' in done.stderr and done.stderr.count("\n") == 1
+        assert 'pip install -e ".[harness]" in the folder of uld' in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no Hub"), KeyError("no Hub"), ValueError("no Hub")])

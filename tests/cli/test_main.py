@@ -92,7 +92,7 @@ def test_doctor_tells_versions_machine_and_what_is_missing(monkeypatch):
     assert {"python", "dtype", "cpu", "memory", "disk"} <= lines.keys()
     assert re.fullmatch(r"[\d.]+ of [\d.]+ GiB free", lines["memory"])
     assert lines["tensorboard"] == "present"
-    assert lines["bitsandbytes"].endswith("4-bit and 8-bit targets: pip install 'uld-llm[quant]'")
+    assert lines["bitsandbytes"].endswith("4-bit and 8-bit targets: pip install -e '.[quant]' in the folder of uld")
     assert "pytest" not in lines  # what only an extra asks for is no part of it
 
 
@@ -110,7 +110,7 @@ def test_doctor_finds_a_package_that_does_not_fit(monkeypatch):
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["transformers"].startswith("4.50.0, but uld needs ")
     assert lines["peft"].startswith("missing, but uld needs ")
-    assert done.stderr == "uld: transformers, peft must be mended: pip install -U uld-llm\n"
+    assert done.stderr == "uld: transformers, peft must be mended: pip install -U -e . in the folder of uld\n"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_missing_package_is_named_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    assert 'pip install "uld-llm[documents]"' in refused(put(tmp_path / name, b"x"))
+    assert 'pip install -e ".[documents]" in the folder of uld' in refused(put(tmp_path / name, b"x"))
 
 
 def test_a_folder_is_read_recursively_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,9 @@ class Endpoint:
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
-            raise EndpointError("endpoints need the openai package: pip install 'uld-llm[augment]'") from error
+            raise EndpointError(
+                'endpoints need the openai package: pip install -e ".[augment]" in the folder of uld'
+            ) from error
         address = self._address()
         try:
             return AsyncOpenAI(

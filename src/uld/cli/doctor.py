@@ -21,13 +21,13 @@ def doctor() -> None:
     lines = [*packages, *(_machine() if not broken else [])]
     for module, (extra, purpose) in EXTRAS.items():
         present = importlib.util.find_spec(module) is not None
-        hint = f"missing, needed only for {purpose}: pip install '{DISTRIBUTION}[{extra}]'"
+        hint = f"missing, needed only for {purpose}: pip install -e '.[{extra}]' in the folder of uld"
         lines.append((module, "present" if present else hint))
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         say(f"{name:<{width}}  {text}")
     if broken:
-        say(f"uld: {', '.join(broken)} must be mended: pip install -U {DISTRIBUTION}", err=True)
+        say(f"uld: {', '.join(broken)} must be mended: pip install -U -e . in the folder of uld", err=True)
         raise typer.Exit(2)
 
 

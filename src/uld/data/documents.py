@@ -30,7 +30,7 @@ AUGMENTED = "-augmented"
 _AUGMENT_KEYS = {"forget", "paraphrases", "wrong_answers", "chunk_words", "by"}  # of the settings.json in such a folder
 _HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+|/.+?|\.{1,2}/.+?)(:(?P<config>[\w.-]+))?(@(?P<split>[^@/]+))?")
 _PDF_END = 2048  # bytes in which a whole PDF says that it ends; pypdf reads what is left of others
-_EXTRA = 'pip install "uld-llm[documents]"'
+_EXTRA = 'pip install -e ".[documents]" in the folder of uld'
 
 
 def read_sources(sources: Sequence[str]) -> tuple[list[Record], list[DataFile]]:

@@ -20,7 +20,7 @@ try:
     from lm_eval.api.registry import model_registry
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
-    raise ULDError(f'lm-eval is missing ({error}): pip install "uld-llm[harness]"') from error
+    raise ULDError(f'lm-eval is missing ({error}): pip install -e ".[harness]" in the folder of uld') from error
 
 _HFLM: Any = HFLM  # its decorator hides its type
 NAME = "uld"
