@@ -19,7 +19,7 @@ from uld.methods.terms import GD, ON_TARGET, positive, remember, taught
 
 PAPER = "https://arxiv.org/abs/2605.31293"
 FORGET = Loss("forget", remember)
-SETTINGS: dict[str, Any] = {"batch_size": 64, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
+ON_PAIR: dict[str, Any] = {"batch_size": 64, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
 
 
 def teach(
@@ -47,7 +47,7 @@ register(
         "pair",
         FORGET,
         GD,
-        defaults=SETTINGS | {"rule": "offset", "weight": 1.5},
+        defaults=ON_PAIR | {"rule": "offset", "weight": 1.5},
     )
 )
 register(
@@ -58,7 +58,7 @@ register(
         "pair",
         FORGET,
         GD,
-        defaults=SETTINGS | {"rule": "rank", "rank_tokens": 20},
+        defaults=ON_PAIR | {"rule": "rank", "rank_tokens": 20},
     )
 )
 register(

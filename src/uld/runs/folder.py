@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from uld.runs.manifest import ADAPTER, CHECKPOINTS, EPOCHS, MANIFEST, METRICS, RETAIN_DRAWN, SETTINGS, DataFile, file_digest
+from uld.runs.manifest import ADAPTER, CHECKPOINTS, EPOCHS, MANIFEST, METRICS, RETAIN_DRAWN, RUN_SETTINGS, DataFile, file_digest
 from uld.errors import ArtifactError
 from uld.runs.locks import LOCK, is_held, locked
 from uld.runs.files import present, remove_folder, sweep, write_text, writing
@@ -50,7 +50,7 @@ class Layout:
 
 RUN = Layout(
     "uld train",
-    SETTINGS,
+    RUN_SETTINGS,
     MANIFEST,
     frozenset({ADAPTER, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
 )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "uld.json"
 FORMAT = 1
 METRICS = "metrics.jsonl"
-SETTINGS = "train.yaml"
+RUN_SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"

@@ -79,7 +79,7 @@ def generic_prompts() -> tuple[list[str], list[str]]:
     return [line for line in lines if line.endswith("?")], [line for line in lines if not line.endswith("?")]
 
 
-def draw(
+def draw_rows(
     model: Any,
     form: PromptFormat,
     forget: Sequence[Record],

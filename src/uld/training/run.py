@@ -38,7 +38,7 @@ from uld.runs.manifest import (
     CHECKPOINTS,
     EPOCHS,
     METRICS,
-    SETTINGS,
+    RUN_SETTINGS,
     CombinationSettings,
     DataFile,
     Manifest,
@@ -324,7 +324,7 @@ def _learn_from(teaching: TrainConfig, learner: Learner, dtype: str, progress: b
         ULDError: bad input; or `Interrupted`.
     """
     folder = Path(teaching.output)
-    finished, begun = is_run(folder), (folder / SETTINGS).is_file()
+    finished, begun = is_run(folder), (folder / RUN_SETTINGS).is_file()
     PartialState().wait_for_everyone()  # all have looked before the first writes
     if not finished:
         logger.info("a run of %s is trained first, in %s", teaching.method, folder)
