@@ -12,10 +12,20 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from uld.runs.manifest import ADAPTER, CHECKPOINTS, EPOCHS, MANIFEST, METRICS, RETAIN_DRAWN, RUN_SETTINGS, DataFile, file_digest
 from uld.errors import ArtifactError
-from uld.runs.locks import LOCK, is_held, locked
 from uld.runs.files import present, remove_folder, sweep, write_text, writing
+from uld.runs.locks import LOCK, is_held, locked
+from uld.runs.manifest import (
+    ADAPTER,
+    CHECKPOINTS,
+    EPOCHS,
+    MANIFEST,
+    METRICS,
+    RETAIN_DRAWN,
+    RUN_SETTINGS,
+    DataFile,
+    file_digest,
+)
 
 STARTED = "started.json"  # beside the checkpoints, see `Started`
 TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from, removed with them

@@ -23,11 +23,11 @@ from pydantic import (
     model_serializer,
 )
 
+from uld.errors import ArtifactError, explained
 from uld.runs.digests import ADAPTER as ADAPTER
 from uld.runs.digests import content_digest, weights_files
-from uld.errors import ArtifactError, explained
-from uld.text.json_text import dumps
 from uld.runs.files import UNENCODABLE, write_text
+from uld.text.json_text import dumps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +59,7 @@ class CombinationSettings(BaseModel):
 
     @model_serializer(mode="wrap", when_used="json")
     def _in_use(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was given: `uld.model.combine.Combination.to_dict` says what is in use, and a file says again what it said."""
+        """What was given: `uld.model.combine.Combination.to_dict` says what is in use; a file repeats what it said."""
         return {name: value for name, value in write(self).items() if name in self.model_fields_set}
 
 

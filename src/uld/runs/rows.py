@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from uld.runs.manifest import read_object
 from uld.errors import ArtifactError
-from uld.text.json_text import dumps
-from uld.runs.locks import LOCK, hold, locked
 from uld.runs.files import present, sweep, write_text, writing
+from uld.runs.locks import LOCK, hold, locked
+from uld.runs.manifest import read_object
+from uld.text.json_text import dumps
 
 CLAIM = "settings.json"  # in the folder of an evaluation or an augmentation: whose it is
 _WAIT = 5.0  # seconds in which another process has surely looked whose a folder is
