@@ -57,8 +57,12 @@ def batch(*sides):
     kind = torch.tensor(sides)[:, None].repeat(1, 6)
     kind[:, [0, 5]] = 0
     return {
-        **{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.roll(-1, 1), "kind": kind},
-        **{"side": torch.tensor(sides), "reference": torch.full((len(sides),), torch.nan)},
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": ids.roll(-1, 1),
+        "kind": kind,
+        "side": torch.tensor(sides),
+        "reference": torch.full((len(sides),), torch.nan),
     }
 
 

@@ -212,8 +212,15 @@ def test_the_models_own_settings_of_sampling_count_for_nothing(target, monkeypat
     model, form = target
     plain = draw_rows(model, form, FORGET, 8, max_length=48)
     for name, value in {
-        **{"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "min_p": 0.9, "typical_p": 0.2},
-        **{"epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "top_k": 1, "temperature": 0.1, "min_new_tokens": 30},
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 2,
+        "min_p": 0.9,
+        "typical_p": 0.2,
+        "epsilon_cutoff": 0.5,
+        "eta_cutoff": 0.5,
+        "top_k": 1,
+        "temperature": 0.1,
+        "min_new_tokens": 30,
     }.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert draw_rows(model, form, FORGET, 8, max_length=48) == plain
