@@ -48,6 +48,7 @@ register(
         FORGET,
         GD,
         defaults=ON_PAIR | {"rule": "offset", "weight": 1.5},
+        formula="CE(y) for the one, CE of retain for the other; then l + α (l_retain − l_forget)",
     )
 )
 register(
@@ -59,6 +60,7 @@ register(
         FORGET,
         GD,
         defaults=ON_PAIR | {"rule": "rank", "rank_tokens": 20},
+        formula="that of `dd`; then the k tokens with the largest l_forget − l_retain get the k-th largest l",
     )
 )
 register(
@@ -71,5 +73,12 @@ register(
         defaults=ON_TARGET | {"learning_rate": 4e-5},
         teacher="dd",
         teach=teach,
+        formula="T² · KL(softmax(t / T) ‖ softmax(l / T)), t the logits of a target that `dd` steers",
+        notes={
+            "alpha": "of that run",
+            "teacher_rate": "of that run",
+            "teacher_epochs": "of that run",
+            "temperature": "T",
+        },
     )
 )
