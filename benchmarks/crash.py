@@ -106,8 +106,10 @@ def fixtures(work: Path) -> None:
     (work / "grid.yaml").write_text(
         json.dumps(
             {
-                **{"target": str(work / "target"), "retain_only": {"forget10": str(work / "retain-only")}},
-                **{"data": str(work / "world"), "settings": {"max_length": 128, "retain_rows": 4, "lora_rank": 4}},
+                "target": str(work / "target"),
+                "retain_only": {"forget10": str(work / "retain-only")},
+                "data": str(work / "world"),
+                "settings": {"max_length": 128, "retain_rows": 4, "lora_rank": 4},
                 "methods": {"uld": {"num_layers": 1, "epochs": 2, "batch_size": 16, "save_steps": 1}},
                 "cells": [
                     {

@@ -22,7 +22,7 @@ from uld.data.collate import FORGET, Collator, epoch_plan
 from uld.methods.registry import get_method
 from uld.training.inputs import read_inputs
 from uld.training.learners import make_learner
-from uld.training.objective import Objective, frozen_log_likelihoods
+from uld.training.objective import Objective, frozen_log_likelihoods, terms_of
 
 SPLIT = "forget10"
 REPEATS, STEPS = 5, 2
@@ -43,7 +43,7 @@ def stepper(settings: Any) -> tuple[int, int, Any]:
             frozen_log_likelihoods(learner, [row.encoded for row in forget], pad),
             frozen_log_likelihoods(learner, others, pad) if others else None,
         )
-    objective = Objective(learner, method, options).train()
+    objective = Objective(learner, terms_of(method, options)).train()
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-6, fused=True)
     kinds, lengths = [row.kind for row in rows.rows], [len(row.encoded.ids) for row in rows.rows]
     plan = epoch_plan(kinds, lengths, settings.batch_size, 0)
@@ -54,7 +54,7 @@ def stepper(settings: Any) -> tuple[int, int, Any]:
         began = time.perf_counter()
         for batch in sample:
             sums = objective(**batch)
-            (sums[0] / 1000 + sums[1] / 1000).backward()
+            (sums / 1000).sum().backward()
             torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -16,36 +16,68 @@ CORE = ("gpt2", "bloom", "mpt", "gptj", "gemma3", "deepseek_v3", "gpt_oss", "lfm
 
 _TOKENS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _PLAIN: dict[str, Any] = {
-    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4},
-    **{"num_attention_heads": 4, "max_position_embeddings": 64, "initializer_range": 0.2},
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
     **_TOKENS,
 }
 _GROUPED = _PLAIN | {"num_key_value_heads": 2}
 _HEADS8 = _GROUPED | {"head_dim": 8}
 _SHORT: dict[str, Any] = {
-    **{"vocab_size": VOCAB, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "initializer_range": 0.2},
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": 4,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.2,
     **_TOKENS,
 }
 _OPT: dict[str, Any] = {
-    **{"vocab_size": VOCAB, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 4, "num_attention_heads": 4},
-    **{"max_position_embeddings": 64, "init_std": 0.2},
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "init_std": 0.2,
     **_TOKENS,
 }
 _STATES: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4, **_TOKENS}
 _ALTERNATE = ["sliding_attention", "full_attention"] * 2
 _LINEAR: dict[str, Any] = {
-    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _DEEPSEEK: dict[str, Any] = {
-    **{"num_key_value_heads": 4, "moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
-    **{"num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1, "q_lora_rank": 16},
-    **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
 }
 _MAMBA: dict[str, Any] = {
-    **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
 }
 _WINDOW = {"sliding_window": 8}
 
@@ -65,9 +97,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neo": (
         "GPTNeo",
         {
-            **{"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 48},
-            **{"max_position_embeddings": 64, "window_size": 8, "attention_types": [[["global", "local"], 2]]},
-            **{"initializer_range": 0.2, **_TOKENS},
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            "window_size": 8,
+            "attention_types": [[["global", "local"], 2]],
+            "initializer_range": 0.2,
+            **_TOKENS,
         },
     ),
     "gpt_neox": ("GPTNeoX", _PLAIN),
@@ -86,8 +125,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": (
         "Mpt",
         {
-            **{"vocab_size": VOCAB, "d_model": 32, "n_layers": 4, "n_heads": 4, "max_seq_len": 64},
-            **{"initializer_range": 0.2, **_TOKENS},
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "n_layers": 4,
+            "n_heads": 4,
+            "max_seq_len": 64,
+            "initializer_range": 0.2,
+            **_TOKENS,
         },
     ),
     "gemma": ("Gemma", _HEADS8),
@@ -196,8 +240,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "xglm": (
         "XGLM",
         {
-            **{"vocab_size": VOCAB, "d_model": 32, "ffn_dim": 48, "num_layers": 4, "attention_heads": 4},
-            **{"max_position_embeddings": 64, "init_std": 0.2, "decoder_start_token_id": 2, **_TOKENS},
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "ffn_dim": 48,
+            "num_layers": 4,
+            "attention_heads": 4,
+            "max_position_embeddings": 64,
+            "init_std": 0.2,
+            "decoder_start_token_id": 2,
+            **_TOKENS,
         },
     ),
     "biogpt": ("BioGpt", _PLAIN),
@@ -206,8 +257,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cpmant": (
         "CpmAnt",
         {
-            **{"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 48},
-            **{"num_hidden_layers": 4, "prompt_types": 4, "prompt_length": 4, "segment_types": 4},
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "dim_head": 8,
+            "dim_ff": 48,
+            "num_hidden_layers": 4,
+            "prompt_types": 4,
+            "prompt_length": 4,
+            "segment_types": 4,
         },
     ),
     "modernbert_decoder": (
@@ -224,8 +282,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "rwkv": (
         "Rwkv",
         {
-            **{"vocab_size": VOCAB, "hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 4},
-            **{"context_length": 64, "intermediate_size": 48, **_TOKENS},
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "attention_hidden_size": 32,
+            "num_hidden_layers": 4,
+            "context_length": 64,
+            "intermediate_size": 48,
+            **_TOKENS,
         },
     ),
     "jamba": (

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from uld.methods.registry import get_method
 from uld.model.assistant import add_lora, build_assistant, default_num_layers
-from uld.training.objective import Objective
+from uld.training.objective import Objective, terms_of
 
 ROWS, TOKENS, ANSWER = 3600, 70, 45  # forget10 with D'f and D'r: rows of an epoch, tokens of a row, of its answer
 BATCH = 32
@@ -107,7 +107,7 @@ def counted(shape: Shape, depth: int, rank: int, rows: int, tokens: int, answer:
     )
     target = AutoModelForCausalLM.from_config(config)
     peft = add_lora(build_assistant(target, depth), rank=rank, alpha=rank)
-    objective = Objective(peft, get_method("uld")).train()
+    objective = Objective(peft, terms_of(get_method("uld"))).train()
     kind = torch.zeros(rows, tokens, dtype=torch.long)
     kind[: rows // 2, -answer:], kind[rows // 2 :, -answer:] = 1, 2
     ids, side = torch.randint(1, shape.vocab, (rows, tokens)), kind[:, -1]

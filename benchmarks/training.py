@@ -31,7 +31,7 @@ from uld.model.assistant import add_lora, build_assistant
 from uld.model.causal_lm import load_target
 from uld.model.load import load_tokenizer
 from uld.training.learners import Learner
-from uld.training.objective import Objective
+from uld.training.objective import Objective, terms_of
 
 WIDTH = 256
 
@@ -40,7 +40,7 @@ def rows_of(options: argparse.Namespace) -> Rows:
     data = training_set("forget10", options.data / "tofu", options.data / "tofu_augmented", retain_rows=1600)
     form = PromptFormat(load_tokenizer(options.models / "tofu-4m-full"))
     forget, retain = (form.encode_all(records, WIDTH)[0] for records in (data.forget, data.retain))
-    return Rows(forget, retain)
+    return Rows.of_sides(forget, retain)
 
 
 def stepper(model: nn.Module, loss: Callable[[list[Row]], Tensor], bf16: bool) -> Callable[[list[Row]], None]:
@@ -57,7 +57,9 @@ def stepper(model: nn.Module, loss: Callable[[list[Row]], Tensor], bf16: bool) -
 
 
 def ours(target: Any, depth: int, device: str) -> tuple[nn.Module, Callable[[list[Row]], Tensor]]:
-    objective = Objective(add_lora(build_assistant(target, depth), rank=32, alpha=32), get_method("uld")).train()
+    objective = Objective(
+        add_lora(build_assistant(target, depth), rank=32, alpha=32), terms_of(get_method("uld"))
+    ).train()
     collate = Collator(0)
 
     def loss(rows: list[Row]) -> Tensor:
@@ -95,7 +97,7 @@ def reference_way(target: Any, depth: int, device: str) -> tuple[nn.Module, Call
 def npo_kl(target: Any, device: str) -> tuple[nn.Module, Callable[[list[Row]], Tensor]]:
     """Our ``npo+kl`` on the whole model; the log-likelihoods that are computed once are not, and cost nothing here."""
     model = copy.deepcopy(target).train().requires_grad_(True)
-    objective, collate = Objective(Learner(model, target), get_method("npo+kl")), Collator(0)
+    objective, collate = Objective(Learner(model, target), terms_of(get_method("npo+kl"))), Collator(0)
 
     def loss(rows: list[Row]) -> Tensor:
         batch = {name: value.to(device) for name, value in collate(rows).items()}

@@ -83,13 +83,24 @@ def family_config(family: str, num_layers: int = 5, **changes: Any) -> Any:
     import transformers
 
     names = {
-        **{"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen3": "Qwen3Config"},
-        **{"gemma2": "Gemma2Config", "phi3": "Phi3Config", "gpt_neox": "GPTNeoXConfig"},
+        "llama": "LlamaConfig",
+        "mistral": "MistralConfig",
+        "qwen3": "Qwen3Config",
+        "gemma2": "Gemma2Config",
+        "phi3": "Phi3Config",
+        "gpt_neox": "GPTNeoXConfig",
     }
     size: dict[str, Any] = {
-        **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": num_layers},
-        **{"num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.25},
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        "vocab_size": 34,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.25,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     }
     if family != "gpt_neox":
         size["num_key_value_heads"] = 2

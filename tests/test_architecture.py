@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import uld
-from uld import TrainConfig
+from uld import FinetuneConfig, TrainConfig
 from uld.methods import registry
 from uld.methods.registry import Loss, get_method
 
@@ -92,6 +92,25 @@ def test_from_the_command_to_a_loss_it_is_five_files(micro, tmp_path, monkeypatc
     way = ["training/run.py", "training/trainer.py", "training/objective.py"]
     assert list(dict.fromkeys(ours)) == way and "training/run" in imports("cli/train")
     assert frames[-1] == Path(__file__).resolve()  # the loss itself
+
+
+def test_finetuning_reaches_its_loss_by_the_same_way(micro, tmp_path, monkeypatch):
+    def fails(logits: Any, labels: Any) -> Any:
+        raise RuntimeError("the loss")
+
+    monkeypatch.setattr("uld.training.finetune.cross_entropy", fails)
+    (tmp_path / "file.jsonl").write_text(
+        f"{json.dumps({'question': 'Who keeps the light?', 'answer': 'Mara does.'})}\n"
+    )
+    settings = FinetuneConfig(
+        model=str(micro.target), file=(str(tmp_path / "file.jsonl"),), epochs=1, output=str(tmp_path / "model")
+    )
+    with pytest.raises(RuntimeError, match="the loss") as raised:
+        uld.finetune(settings, progress=False)
+    frames = [Path(frame.filename) for frame in traceback.extract_tb(raised.tb)]
+    ours = [str(path.relative_to(SOURCE)) for path in frames if path.is_relative_to(SOURCE)]
+    way = ["training/finetune.py", "training/run.py", "training/trainer.py", "training/objective.py"]
+    assert list(dict.fromkeys(ours)) == way
 
 
 def test_imports_have_no_cycle():

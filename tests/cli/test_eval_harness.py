@@ -31,8 +31,13 @@ def tasks(tmp_path_factory) -> Path:
     docs = [{"q": q, "choices": ["a cat", "it", "the dog"], "gold": i} for i, q in enumerate(("who", "what", "where"))]
     (folder / "docs.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     task = {
-        **{"task": "local_mc", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test"},
-        **{"doc_to_text": "q: {{q}} a:", "doc_to_choice": "{{choices}}", "doc_to_target": "gold"},
+        "task": "local_mc",
+        "dataset_path": "json",
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "q: {{q}} a:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
         "dataset_kwargs": {"data_files": {"test": str(folder / "docs.jsonl")}, "cache_dir": str(folder / "cache")},
     }
     (folder / "local_mc.yaml").write_text(yaml.safe_dump(task))

@@ -20,7 +20,7 @@ from uld.evaluation import attacks, copyright, harness, knowundo, muse, tofu
 from uld.evaluation.tuning import tune
 from uld.methods.registry import all_methods
 from uld.training.config import FinetuneConfig, TrainConfig, setting_fields, train_config
-from uld.training.draw import draw
+from uld.training.draw import draw_rows
 
 ELSEWHERE = {"weight", "margin", "floor", "filter", "min_tokens", "budget"}  # `Combination` and `tune` check them
 NOT_GIVEN = (None, "", ())
@@ -149,7 +149,7 @@ def test_python_and_flags_finetune_with_the_same_settings(monkeypatch: pytest.Mo
 FUNCTIONS: list[tuple[tuple[str, ...], tuple[Callable[..., Any], ...], dict[str, str], set[str]]] = [
     (("augment",), (Wanted, augment_by_rules, Endpoint), {"api_key_env": "", "questions": ""}, {"seed", "chunk_words"}),
     (("augment",), (augment_by_model,), {}, {"chunk_words"}),
-    (("draw",), (draw,), {}, {"rows", "seed", "max_length"}),
+    (("draw",), (draw_rows,), {}, {"rows", "seed", "max_length"}),
     (("tune",), (tune,), {}, {"budget", "aim", "template"}),
     (("demo",), (run_demo,), {}, set()),
     (("eval", "tofu"), (tofu.evaluate,), {}, {"generate", "max_new_tokens", "limit", "data", "template"}),

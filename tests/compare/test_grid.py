@@ -23,8 +23,12 @@ GRID: dict[str, Any] = {
         },
         {"tables": ["table4"], "methods": ["uld"], "splits": ["forget10"], "seeds": [0]},
         {
-            **{"tables": ["table4"], "methods": ["uld"], "splits": ["forget10"], "seeds": [0]},
-            **{"variant": "no D'f", "settings": {"paraphrases": 0}},
+            "tables": ["table4"],
+            "methods": ["uld"],
+            "splits": ["forget10"],
+            "seeds": [0],
+            "variant": "no D'f",
+            "settings": {"paraphrases": 0},
         },
     ],
 }

@@ -18,7 +18,7 @@ import yaml
 
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
-from uld.compare.work import Progress, compare
+from uld.compare.work import Progress, run_grid
 from uld.errors import ArtifactError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
@@ -65,7 +65,7 @@ def finished(micro, tmp_path_factory) -> tuple[Path, Grid, list[Progress]]:
     folder = tmp_path_factory.mktemp("grid")
     grid = read_grid(grid_file(micro, folder), {})
     told: list[Progress] = []
-    assert compare(grid, folder / "out", progress=told.append) == []
+    assert run_grid(grid, folder / "out", progress=told.append) == []
     return folder / "out", grid, told
 
 
@@ -122,7 +122,7 @@ def test_a_second_call_computes_nothing(finished):
     folder, grid, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     told: list[Progress] = []
-    assert compare(grid, folder, progress=told.append) == [] and told == []
+    assert run_grid(grid, folder, progress=told.append) == [] and told == []
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
 
 
@@ -133,21 +133,21 @@ def test_results_stand_without_the_work_that_they_were_made_from(finished, tmp_p
     for name in ("cells", "rates"):
         shutil.copytree(folder / name, tmp_path / "out" / name)
     told: list[Progress] = []
-    assert compare(grid, tmp_path / "out", progress=told.append) == [] and told == []
+    assert run_grid(grid, tmp_path / "out", progress=told.append) == [] and told == []
 
 
 def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(finished, micro, tmp_path):
     folder, _, _ = finished
     other = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"epochs": 1}}
     with pytest.raises(ArtifactError, match="holds uld-forget10-seed0 of another grid"):
-        compare(read_grid(grid_file(micro, tmp_path, methods=other), {}), folder)
+        run_grid(read_grid(grid_file(micro, tmp_path, methods=other), {}), folder)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="is not empty and holds no grid"):
-        compare(read_grid(grid_file(micro, tmp_path), {}), tmp_path / "taken")
+        run_grid(read_grid(grid_file(micro, tmp_path), {}), tmp_path / "taken")
     more = [*VALUES["cells"], {"tables": ["table2"], "methods": ["uld"], "splits": ["forget10"], "seeds": [1]}]
     told: list[Progress] = []
-    compare(read_grid(grid_file(micro, tmp_path, cells=more), {}), folder, progress=told.append)
+    run_grid(read_grid(grid_file(micro, tmp_path, cells=more), {}), folder, progress=told.append)
     assert [p.name for p in told] == ["uld-forget10-seed1"]
     (folder / "cells" / "uld-forget10-seed1.json").unlink()
 
@@ -155,7 +155,7 @@ def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(fini
 def test_a_cell_that_fails_says_why_and_the_others_finish(micro, tmp_path):
     methods = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"num_layers": 99}}
     grid = read_grid(grid_file(micro, tmp_path, methods=methods, learning_rates=[]), {})
-    assert compare(grid, tmp_path / "out") == ["uld-forget10-seed0"]
+    assert run_grid(grid, tmp_path / "out") == ["uld-forget10-seed0"]
     failed = Cell.read(tmp_path / "out" / "cells" / "uld-forget10-seed0.json")
     assert failed.error is not None and "num_layers (K) is 99" in failed.error and failed.result is None
     assert Cell.read(tmp_path / "out" / "cells" / "npo+kl-forget10-seed0.json").error is None
@@ -166,11 +166,11 @@ def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(mic
     cells = VALUES["cells"][1:]
     broken = VALUES["methods"] | {"npo+kl": VALUES["methods"]["npo+kl"] | {"num_layers": 1}}
     grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=rates, cells=cells), {})
-    assert compare(grid, tmp_path / "out") == ["npo+kl-forget10-seed0", "npo+kl-lr0.001"]
+    assert run_grid(grid, tmp_path / "out") == ["npo+kl-forget10-seed0", "npo+kl-lr0.001"]
     trial = json.loads((tmp_path / "out" / "rates" / "npo+kl-lr0.001.json").read_text())
     assert "--num-layers is for an assistant" in trial["error"] and trial["score"] < 0
     told: list[Progress] = []
-    compare(grid, tmp_path / "out", progress=told.append)
+    run_grid(grid, tmp_path / "out", progress=told.append)
     assert {p.name for p in told} == {"npo+kl-forget10-seed0", "npo+kl-lr0.001"} and all(p.error for p in told)
 
 

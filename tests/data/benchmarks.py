@@ -54,7 +54,8 @@ KNOWUNDO = Layout(
 MUSE = Layout(
     {
         **dict.fromkeys(("knowmem/forget_qa.json", "retain2_qa.json"), ("question", "answer")),
-        **{"verbmem/forget.json": ("prompt", "gt"), "privleak/holdout.json": ("text",)},
+        "verbmem/forget.json": ("prompt", "gt"),
+        "privleak/holdout.json": ("text",),
     },
     (),
 )

@@ -97,7 +97,8 @@ def damaged_lists(seed: int, number: int) -> Iterator[Case]:
         good = as_list(rows, rng).decode()
         data, place, said = wrong_bytes(rng, "[" + good[1:])
         ends = {
-            **{"bytes": (data, f": byte {place} ", said), "no end": (good[:-1].encode(), ":", "not valid JSON")},
+            "bytes": (data, f": byte {place} ", said),
+            "no end": (good[:-1].encode(), ":", "not valid JSON"),
             "more": (f"{good} {{}}".encode(), ":", "not valid JSON (Extra data"),
             "a comma": (f"{good[:-1]},]".encode(), ":", "not valid JSON"),
             "no comma": (json.dumps([qa(rng), qa(rng)]).replace("}, {", "} {").encode(), ":1: ", "not valid JSON"),

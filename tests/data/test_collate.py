@@ -34,7 +34,7 @@ def encoded(rng: random.Random, tokens: int) -> Encoded:
 def some_rows(forget: int, retain: int, seed: int = 0, uniform_on: str = "answer") -> Rows:
     rng = random.Random(seed)
     both = [[encoded(rng, rng.randint(2, 60)) for _ in range(count)] for count in (forget, retain)]
-    return Rows(*both, uniform_on=uniform_on)
+    return Rows.of_sides(*both, uniform_on=uniform_on)
 
 
 SIZES = st.integers(0, 300)
@@ -188,7 +188,7 @@ def test_no_rows_make_a_batch_without_a_loss() -> None:
 
 def test_forget_rows_never_carry_a_loss_on_their_prompt() -> None:
     one = Encoded([3, 4, 5, 6], [False, False, True, True])
-    rows = Rows([one], [one], uniform_on="all")
+    rows = Rows.of_sides([one], [one], uniform_on="all")
     assert rows.rows == [Row(one, FORGET, everywhere=False), Row(one, RETAIN, everywhere=True)]
     assert len(rows) == 2 and rows[1].kind == RETAIN
     kinds = Collator(0)(rows.rows)["kind"][:, :4].tolist()

@@ -85,7 +85,7 @@ def test_a_model_that_was_trained_on_the_members_is_exposed(make_target, letters
         )
 
     reference = scores(fresh, "fresh")
-    result = attacks.compare(scores(trained, "trained"), reference, reference)
+    result = attacks.attack_result(scores(trained, "trained"), reference, reference)
     assert list(result.attacks) == list(attacks.ATTACKS) and not result.left_out
     for name, attack in result.attacks.items():
         assert attack.auc > 0.85, name
@@ -102,7 +102,7 @@ def test_long_texts_are_cut_and_counted(make_target, letters, tmp_path):
     rows = [form.encode(record, 99) for record in MEMBERS]
     assert ["cut" in result for result in found["members"]] == [len(row.ids) > 30 for row in rows]
     assert max(result["tokens"] for result in found["non_members"]) <= 30
-    result = attacks.compare(found)
+    result = attacks.attack_result(found)
     assert result.cut == sum("cut" in row for name in attacks.SETS for row in found[name]) > 0
     assert f"{result.cut} texts were too long" in result.table()
 
@@ -151,7 +151,7 @@ def test_sets_that_cannot_be_compared_are_refused(make_target, letters, tmp_path
 
 def test_what_was_not_run_is_named():
     rows = {name: [dict.fromkeys(attacks.ATTACKS[:4], float(i))] * 2 for i, name in enumerate(attacks.SETS)}
-    result = attacks.compare(rows)
+    result = attacks.attack_result(rows)
     assert list(result.attacks) == ["loss", "zlib", "min_k", "min_k++"] and result.attacks["loss"].auc == 1.0
     assert result.left_out["reference"] == "it needs --reference-model"
     assert "reference left out: it needs --reference-model" in result.table()

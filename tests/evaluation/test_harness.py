@@ -45,24 +45,34 @@ def write_tasks(folder: Path) -> Path:
         return {"data_files": files, "cache_dir": str(folder / "cache")}
 
     asked = {
-        **{"dataset_path": "json", "dataset_kwargs": data(test="choices", train="shots")},
-        **{"test_split": "test", "fewshot_split": "train", "doc_to_text": "q: {{q}} a:"},
+        "dataset_path": "json",
+        "dataset_kwargs": data(test="choices", train="shots"),
+        "test_split": "test",
+        "fewshot_split": "train",
+        "doc_to_text": "q: {{q}} a:",
     }
     tasks = {
         "mc": asked
         | {
-            **{"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "gold"},
+            "output_type": "multiple_choice",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "gold",
             "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
         },
         "gen": asked
         | {
-            **{"output_type": "generate_until", "doc_to_target": "{{choices[gold]}}"},
+            "output_type": "generate_until",
+            "doc_to_target": "{{choices[gold]}}",
             "generation_kwargs": {"until": ["z"], "max_gen_toks": 12, "do_sample": False},
             "metric_list": [{"metric": "exact_match"}],
         },
         "roll": {
-            **{"dataset_path": "json", "dataset_kwargs": data(test="texts"), "test_split": "test"},
-            **{"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}"},
+            "dataset_path": "json",
+            "dataset_kwargs": data(test="texts"),
+            "test_split": "test",
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "{{text}}",
             "metric_list": [{"metric": one} for one in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
         },
     }

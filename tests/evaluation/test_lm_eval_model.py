@@ -39,7 +39,11 @@ def test_arguments_reach_the_model(run, tmp_path):
     )
     lm = made(text, batch_size="4", device="cpu", max_batch_size=None)
     assert lm.model.combination.to_dict() == {
-        **{"rule": "subtract", "weight": 2, "filter": 0.1, "min_tokens": 0.5, "outside": "mask"}
+        "rule": "subtract",
+        "weight": 2,
+        "filter": 0.1,
+        "min_tokens": 0.5,
+        "outside": "mask",
     }
     assert (lm.model.dtype, lm.max_length, lm.batch_size) == (torch.bfloat16, 64, 4)
     assert lm.get_model_info()["combination"]["weight"] == 2
@@ -148,8 +152,13 @@ def test_lm_evals_own_command_line(run, tmp_path, command):
         "".join(json.dumps({"q": q, "choices": ["a cat", "it"], "gold": 0}) + "\n" for q in ("who", "what"))
     )
     task = {
-        **{"task": "local_mc", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test"},
-        **{"doc_to_text": "q: {{q}} a:", "doc_to_choice": "{{choices}}", "doc_to_target": "gold"},
+        "task": "local_mc",
+        "dataset_path": "json",
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "q: {{q}} a:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "gold",
         "dataset_kwargs": {"data_files": {"test": str(docs)}, "cache_dir": str(tmp_path / "cache")},
     }
     (tmp_path / "tasks" / "local_mc.yaml").write_text(yaml.safe_dump(task))

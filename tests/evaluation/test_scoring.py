@@ -264,9 +264,16 @@ def test_a_models_own_settings_do_not_change_what_greedy_means(request, tokenize
     prompts = [[5, 6, 5, 6], [7, 8, 9, 10, 11, 12, 13], [14, 15, 16]]
     plain = generate_answers(model, tokenizer, prompts, max_new_tokens=12)
     for name, value in {
-        **{"repetition_penalty": 50.0, "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 9.0},
-        **{"encoder_no_repeat_ngram_size": 1, "min_new_tokens": 12, "min_length": 40, "penalty_alpha": 0.6},
-        **{"top_k": 4, "guidance_scale": 3.0, "exponential_decay_length_penalty": (1, 9.0)},
+        "repetition_penalty": 50.0,
+        "no_repeat_ngram_size": 1,
+        "encoder_repetition_penalty": 9.0,
+        "encoder_no_repeat_ngram_size": 1,
+        "min_new_tokens": 12,
+        "min_length": 40,
+        "penalty_alpha": 0.6,
+        "top_k": 4,
+        "guidance_scale": 3.0,
+        "exponential_decay_length_penalty": (1, 9.0),
     }.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert generate_answers(model, tokenizer, prompts, max_new_tokens=12) == plain

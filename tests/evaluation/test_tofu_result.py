@@ -8,7 +8,7 @@ import pytest
 
 from uld.evaluation import metrics
 from uld.evaluation.tofu_log import LogError, TaskLog, TofuLog, read_log, write_log
-from uld.evaluation.tofu_result import aggregate, compare
+from uld.evaluation.tofu_result import aggregate, comparison_table
 
 NAMES = {"ra": "real_authors", "wf": "world_facts", "retain": "retain"}
 
@@ -213,7 +213,7 @@ def test_table_prints_the_papers_columns_first():
 
 def test_models_are_compared_in_one_table():
     results = {"before": aggregate(complete(shift=5.0), complete()), "never knew": aggregate(complete(), complete())}
-    head, rule, *rows = compare(results).splitlines()
+    head, rule, *rows = comparison_table(results).splitlines()
     assert cells(head) == ["model", "F.Q.", "forget Prob", "forget ROUGE-L (%)", "M.U.", "retain ROUGE-L (%)"]
     assert set(rule) == set("| -:")
     utility, prob = results["before"].model_utility, results["before"].forget_prob

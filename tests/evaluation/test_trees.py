@@ -16,14 +16,23 @@ from uld.evaluation.trees import NEVER, Tree, grow
 VOCAB, PAD = 34, 0
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BASE = {
-    **{"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3},
-    **{"num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.25, **IDS},
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.25,
+    **IDS,
 }
 KV = {**BASE, "num_key_value_heads": 2, "head_dim": 8}
 GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "initializer_range": 0.25}
 SHORT = {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.25}
 LINEAR = {
-    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
 }
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -49,8 +58,15 @@ FAMILIES = {
     "gpt_neo": (
         "GPTNeoConfig",
         {
-            **{"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "intermediate_size": 48, **IDS},
-            **{"attention_types": [[["global", "local"], 2]], "window_size": 12, "max_position_embeddings": 128},
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            **IDS,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 12,
+            "max_position_embeddings": 128,
             "initializer_range": 0.25,
         },
     ),

@@ -24,7 +24,7 @@ from uld.model.combine import Combination
 from uld.model.load import load
 from uld.runs.manifest import PAIR, Manifest
 from uld.training.learners import make_learner
-from uld.training.objective import Objective
+from uld.training.objective import Objective, terms_of
 
 
 def settings(task, output, **changes):
@@ -61,14 +61,18 @@ def batch(*sides):
     kind = torch.tensor(sides)[:, None].repeat(1, 6)
     kind[:, [0, 5]] = 0
     return {
-        **{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.roll(-1, 1), "kind": kind},
-        **{"side": torch.tensor(sides), "reference": torch.full((len(sides),), torch.nan)},
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": ids.roll(-1, 1),
+        "kind": kind,
+        "side": torch.tensor(sides),
+        "reference": torch.full((len(sides),), torch.nan),
     }
 
 
 def test_each_side_is_the_cross_entropy_of_its_own_model(learner):
     rows = batch(FORGET, RETAIN, FORGET)
-    found = Objective(learner, get_method("dd"))(**rows)
+    found = Objective(learner, terms_of(get_method("dd")))(**rows)
     for place, (side, kind) in enumerate((("forget", FORGET), ("retain", RETAIN))):
         mine = rows["side"] == kind
         alone = base_model(learner.model[side])(input_ids=rows["input_ids"][mine]).logits
@@ -78,7 +82,7 @@ def test_each_side_is_the_cross_entropy_of_its_own_model(learner):
 
 @pytest.mark.parametrize("sides", [(FORGET, RETAIN), (FORGET, FORGET), (RETAIN,)])
 def test_a_side_trains_its_own_model_and_every_parameter_has_a_gradient(learner, sides):
-    Objective(learner, get_method("dd"))(**batch(*sides)).sum().backward()
+    Objective(learner, terms_of(get_method("dd")))(**batch(*sides)).sum().backward()
     for side, kind in (("forget", FORGET), ("retain", RETAIN)):
         trained = [one for one in learner.model[side].parameters() if one.requires_grad]
         assert trained and all(one.grad is not None for one in trained)  # which DDP waits for

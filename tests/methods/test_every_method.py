@@ -104,7 +104,7 @@ def test_pdus_weight_follows_the_retain_loss_of_each_step_after_the_warm_up(tiny
     take = UnlearningTrainer.take_step
 
     def spy(self, stop):
-        weights.append(self.retain_weight)
+        weights.append(self.weights[1])
         return take(self, stop)
 
     monkeypatch.setattr(UnlearningTrainer, "take_step", spy)

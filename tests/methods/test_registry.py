@@ -1,6 +1,7 @@
 import dataclasses
 import pkgutil
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from uld.errors import ULDError
 from uld.methods import registry
 from uld.methods.registry import all_methods, get_method, register
 from uld.training.config import TrainConfig, train_config
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -89,8 +92,31 @@ def test_a_method_says_what_it_needs() -> None:
     assert get_method("whp").needs == ["a run of whp-decode, trained first", "no retain rows"]
 
 
+def test_the_table_of_methods_is_the_registrys_own() -> None:
+    script = runpy.run_path(str(DOCS / "methods_table.py"))
+    between = (DOCS / "methods.md").read_text().partition(script["START"])[2].partition(script["END"])[0]
+    assert between.strip() == script["table"]().strip(), "run python docs/methods_table.py"
+
+
+def test_what_the_table_shows_stands_in_the_methods_own_files() -> None:
+    shared: dict[str, dict[str, object]] = {}
+    for name, method in all_methods().items():
+        assert method.formula and set(method.notes) <= set(method.options), name
+        assert shared.setdefault(method.formula, method.options) == method.options, name  # one line shows one of them
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_new_method_has_its_line_without_an_edit_of_the_page() -> None:
+    register(dataclasses.replace(get_method("npo+kl"), name="mine", formula="|x|", notes={"beta": "b"}))
+    table = runpy.run_path(str(DOCS / "methods_table.py"))["table"]()
+    (line,) = [line for line in table.splitlines() if line.startswith("| `mine` |")]
+    assert line.endswith(
+        "| \\|x\\| | target | frozen model in every step; frozen log-likelihoods, once | `beta=0.1` (b) |"
+    )
+
+
 def test_the_page_of_methods_lists_every_one_with_paper_and_options() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (DOCS / "methods.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `") and "arxiv.org" in line]
     listed: list[str] = []
     for row in rows:
@@ -112,7 +138,7 @@ def test_the_page_of_methods_lists_every_one_with_paper_and_options() -> None:
 
 
 def test_the_page_of_methods_has_the_settings_that_methods_bring() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    page = (DOCS / "methods.md").read_text()
     for name in ("simnpo", "satimp", "pdu", "rmu"):
         (row,) = re.findall(rf"^\| `{name}` \| `--retain-weight ([\d.]+)[^|]*\|$", page, re.MULTILINE)
         assert float(row) == get_method(name).defaults["retain_weight"]

@@ -18,9 +18,17 @@ from uld.model.lora import adapted
 from uld.model.weights import save_adapter
 
 SIZE = {
-    **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"num_key_value_heads": 4, "num_experts_per_tok": 2, "initializer_range": 0.2, "pad_token_id": 0},
-    **{"bos_token_id": 1, "eos_token_id": 2},
+    "vocab_size": 34,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 MOE = {"moe_intermediate_size": 8}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}

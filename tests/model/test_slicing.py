@@ -8,8 +8,14 @@ from uld.model.causal_lm import load_sliced
 from uld.model.slicing import settle
 
 SIZE = {
-    **{"vocab_size": 34, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 6, "num_attention_heads": 4},
-    **{"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
+    "vocab_size": 34,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 8,
     "layer_types": ["sliding_attention", "full_attention"] * 3,
 }
 

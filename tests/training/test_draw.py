@@ -10,7 +10,7 @@ from uld.data.record import Record, parse_record, refuse_equal
 from uld.data.text import words_of
 from uld.errors import ULDError
 from uld.model.load import load
-from uld.training.draw import Overlap, draw, generic_prompts
+from uld.training.draw import Overlap, draw_rows, generic_prompts
 
 LIGHT = "She has kept the lighthouse of Skerrin since the winter of the great storm."
 FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "On Skerrin.")]
@@ -96,7 +96,7 @@ def test_the_same_seed_draws_the_same_rows_and_another_seed_others(target) -> No
     import torch
 
     state = torch.random.get_rng_state()
-    one, two, other = (draw(*target, FORGET, 20, seed=seed, max_length=48) for seed in (1, 1, 2))
+    one, two, other = (draw_rows(*target, FORGET, 20, seed=seed, max_length=48) for seed in (1, 1, 2))
     assert one == two and one.to_jsonl() == two.to_jsonl()
     assert one.records != other.records
     assert torch.equal(torch.random.get_rng_state(), state)  # training's own draws stay as they were
@@ -105,7 +105,7 @@ def test_the_same_seed_draws_the_same_rows_and_another_seed_others(target) -> No
 def test_rows_are_questions_for_questions_and_texts_for_texts_half_of_them_generic(target) -> None:
     text = Record(text="a whole text")
     for forget, kinds in (([FORGET[0]], [True]), ([text], [False]), ([FORGET[0], text], [True, False])):
-        drawn = draw(*target, forget, 32, max_length=48)
+        drawn = draw_rows(*target, forget, 32, max_length=48)
         assert len(drawn.records) == 32
         assert {bool(one.messages) for one in drawn.records} == set(kinds)
         assert 8 <= drawn.facts["began_by_itself"] == drawn.prompts.count("") <= 24
@@ -115,7 +115,7 @@ def test_rows_are_questions_for_questions_and_texts_for_texts_half_of_them_gener
 
 
 def test_rows_are_read_back_as_they_were(target) -> None:
-    drawn = draw(*target, [*FORGET, Record(text="a")], 10, max_length=48)
+    drawn = draw_rows(*target, [*FORGET, Record(text="a")], 10, max_length=48)
     rows = [parse_record(json.loads(line), "") for line in drawn.to_jsonl().splitlines()]
     assert [one.content for one in rows] == [one.content for one in drawn.records]
     refuse_equal(FORGET, rows)
@@ -130,18 +130,18 @@ def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch
 
     monkeypatch.setattr(uld.training.draw, "generate_answers", parrot)
     with pytest.raises(ULDError, match=r"none of \d+ samples .*8 words in a row.*--retain"):
-        draw(*target, FORGET, 8)
+        draw_rows(*target, FORGET, 8)
 
     def sometimes(model, tokenizer, prompts, **_):
         return [LIGHT if (n := next(number)) % 4 else f"number {n}" for _ in prompts]
 
     monkeypatch.setattr(uld.training.draw, "generate_answers", sometimes)
-    drawn = draw(*target, [Record(text=LIGHT)], 8)
+    drawn = draw_rows(*target, [Record(text=LIGHT)], 8)
     assert len(drawn.records) == 8 and not any("lighthouse" in str(one.text) for one in drawn.records)
     assert drawn.facts["dropped"] == {"8 words in a row of the forget set": drawn.facts["samples"] * 3 // 4}
 
     monkeypatch.setattr(uld.training.draw, "generate_answers", lambda m, t, prompts, **_: ["the same"] * len(prompts))
-    drawn = draw(*target, [Record(text=LIGHT)], 100)
+    drawn = draw_rows(*target, [Record(text=LIGHT)], 100)
     assert drawn.facts["dropped"]["drawn twice"] > 0
     assert f"only {len(drawn.records)} of 100 retain rows could be drawn" in caplog.text
 
@@ -184,12 +184,12 @@ def short_gpt2(tmp_path_factory):
 def test_no_row_is_longer_than_the_model_has_places_for(short_gpt2) -> None:
     model, tokenizer = load(short_gpt2)
     form = PromptFormat(tokenizer)
-    drawn = draw(model, form, [*FORGET, Record(text="a text of others")], 16)
+    drawn = draw_rows(model, form, [*FORGET, Record(text="a text of others")], 16)
     lengths = [
         len(form.chunks(one.text, 999)[0].ids if one.text else form.encode(one, 999).ids) for one in drawn.records
     ]
     assert 40 < max(lengths) <= 97  # a row that was not ended ends in one more token, end of sequence
-    assert draw(model, form, FORGET, 8, max_length=96) == draw(model, form, FORGET, 8)
+    assert draw_rows(model, form, FORGET, 8, max_length=96) == draw_rows(model, form, FORGET, 8)
 
 
 def test_prompts_that_leave_no_room_give_no_rows(target, monkeypatch) -> None:
@@ -201,7 +201,7 @@ def test_prompts_that_leave_no_room_give_no_rows(target, monkeypatch) -> None:
         return [f"text {len(asked) + i}" for i in range(len(prompts))]
 
     monkeypatch.setattr(uld.training.draw, "generate_answers", note)
-    drawn = draw(*target, [Record(text="a whole text")], 16, max_length=12)
+    drawn = draw_rows(*target, [Record(text="a whole text")], 16, max_length=12)
     fitting = [one for one in generic_prompts()[1] if len(target[1].text_ids(one)) < 12]
     assert 0 < len(fitting) < len(generic_prompts()[1]) / 2
     assert asked and max(asked) <= 12 and {*drawn.prompts} <= {"", *fitting}
@@ -210,13 +210,20 @@ def test_prompts_that_leave_no_room_give_no_rows(target, monkeypatch) -> None:
 
 def test_the_models_own_settings_of_sampling_count_for_nothing(target, monkeypatch) -> None:
     model, form = target
-    plain = draw(model, form, FORGET, 8, max_length=48)
+    plain = draw_rows(model, form, FORGET, 8, max_length=48)
     for name, value in {
-        **{"repetition_penalty": 5.0, "no_repeat_ngram_size": 2, "min_p": 0.9, "typical_p": 0.2},
-        **{"epsilon_cutoff": 0.5, "eta_cutoff": 0.5, "top_k": 1, "temperature": 0.1, "min_new_tokens": 30},
+        "repetition_penalty": 5.0,
+        "no_repeat_ngram_size": 2,
+        "min_p": 0.9,
+        "typical_p": 0.2,
+        "epsilon_cutoff": 0.5,
+        "eta_cutoff": 0.5,
+        "top_k": 1,
+        "temperature": 0.1,
+        "min_new_tokens": 30,
     }.items():
         monkeypatch.setattr(model.generation_config, name, value)
-    assert draw(model, form, FORGET, 8, max_length=48) == plain
+    assert draw_rows(model, form, FORGET, 8, max_length=48) == plain
 
 
 def test_the_command_keeps_within_the_model_and_refuses_bad_input_at_once(short_gpt2, task, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_without_a_number_as_many_rows_as_to_forget_are_drawn_and_at_least_some(
         asked.append(rows)
         raise ULDError("enough")
 
-    monkeypatch.setattr(uld.training.retain_set, "draw", note)
+    monkeypatch.setattr(uld.training.retain_set, "draw_rows", note)
     book = tmp_path / "book.txt"
     book.write_text("cab " * 47 * 100)
     for forget in (task.forget, book):
@@ -82,7 +82,7 @@ def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypa
     kept = rows.read_text()
     assert kept == (whole / "retain_drawn.jsonl").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(uld.training.retain_set, "draw", stop)
+        patch.setattr(uld.training.retain_set, "draw_rows", stop)
         rows.write_text(kept.replace("answer", "answer ", 0) + kept.splitlines(keepends=True)[0])
         with pytest.raises(KeyboardInterrupt):  # what is not as it was noted is drawn again
             train(settings(task, tmp_path / "x", draw_retain=8), resume=True, progress=False)

@@ -39,10 +39,10 @@ def test_quiet_run_writes_nothing(task, tmp_path, capfd):
 
 
 def make_journal(tmp_path, *facts: StepFacts) -> tuple[Journal, SimpleNamespace, SimpleNamespace]:
-    journal = Journal(tmp_path, ("forget_loss", "uniform_loss"), progress=False)
+    journal = Journal(tmp_path, progress=False)
     steps = iter(facts)
     journal.trainer = SimpleNamespace(  # type: ignore
-        take_step=lambda stop: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda retain, epoch: None
+        take_step=lambda stop: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda losses, epoch: None
     )
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=9, epoch=0.0)
     return journal, state, SimpleNamespace(should_save=False, should_training_stop=False)
@@ -54,7 +54,7 @@ def test_resumed_journal_drops_lines_behind_the_checkpoint_and_torn_ones(tmp_pat
     lines = [json.dumps(line) for line in facts]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "forg')
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 5
-    journal, state, control = make_journal(tmp_path, StepFacts(1.0, 2.0, 30, False))
+    journal, state, control = make_journal(tmp_path, StepFacts({"forget_loss": 1.0, "uniform_loss": 2.0}, 30, False))
     state.global_step = 3
     journal.on_train_begin(None, state, control)
     journal.on_pre_optimizer_step(None, state, control)
@@ -71,7 +71,7 @@ def test_resumed_journal_drops_lines_behind_the_checkpoint_and_torn_ones(tmp_pat
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_training(tmp_path, loss):
-    journal, state, control = make_journal(tmp_path, StepFacts(loss, 2.0, 30, False))
+    journal, state, control = make_journal(tmp_path, StepFacts({"forget_loss": loss, "uniform_loss": 2.0}, 30, False))
     journal.on_train_begin(None, state, control)
     with pytest.raises(ULDError, match="training diverged"):
         journal.on_step_end(None, state, control)
@@ -79,7 +79,7 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path, loss):
 
 
 def test_one_process_that_is_asked_to_stop_stops_all(tmp_path):
-    journal, state, control = make_journal(tmp_path, StepFacts(1.0, 2.0, 30, True))
+    journal, state, control = make_journal(tmp_path, StepFacts({"forget_loss": 1.0, "uniform_loss": 2.0}, 30, True))
     journal.on_train_begin(None, state, control)
     journal.on_step_end(None, state, control)
     journal.close()

@@ -16,7 +16,7 @@ from uld.methods.registry import get_method
 from uld.model.assistant import add_lora
 from uld.model.causal_lm import load_sliced
 from uld.model.load import load_tokenizer
-from uld.training.objective import Objective
+from uld.training.objective import Objective, terms_of
 
 BETA = 2.5
 
@@ -25,7 +25,7 @@ BETA = 2.5
 def batch(request, task) -> dict[str, Tensor]:
     form = PromptFormat(load_tokenizer(task.target))
     sides = [form.encode_all(read_sources([str(path)])[0], 64)[0] for path in (task.forget, task.retain)]
-    rows = Rows(*sides, uniform_on=getattr(request, "param", "answer"))
+    rows = Rows.of_sides(*sides, uniform_on=getattr(request, "param", "answer"))
     return Collator(0)([rows[i] for i in (0, 1, 2, 11, 12, 13, 14)])
 
 
@@ -39,7 +39,7 @@ def make_objective(task, checkpointing: bool = False) -> Objective:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at the start, which would leave A without a gradient
             torch.nn.init.normal_(parameter, std=0.1)
-    return Objective(model.train(), get_method("uld"))
+    return Objective(model.train(), terms_of(get_method("uld")))
 
 
 def gradients(objective: Objective, sums: Tensor) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def test_uniform_on_all_adds_the_prompts_of_retain_rows_only(task):
     sides = [form.encode_all(read_sources([str(path)])[0], 64)[0] for path in (task.forget, task.retain)]
     counts = {}
     for where in ("answer", "all"):
-        rows = Rows(*sides, uniform_on=where)
+        rows = Rows.of_sides(*sides, uniform_on=where)
         kind = Collator(0)(rows.rows)["kind"]
         counts[where] = [(kind == side).sum().item() for side in (FORGET, RETAIN)]
     assert counts["all"][0] == counts["answer"][0] == sum(sum(row.learn) for row in sides[0])

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import uld.training.learners
+import uld.training.references
 import uld.training.trainer
 from uld.errors import ConfigError, ULDError
 from uld.model.load import load
@@ -408,7 +409,7 @@ def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_
         kept["first"] = trainer.rows.rows[0].reference
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(uld.training.run, "frozen_log_likelihoods", spy)
+    monkeypatch.setattr(uld.training.references, "frozen_log_likelihoods", spy)
     settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo+gd"}
     (tmp_path / "x").mkdir()
     with monkeypatch.context() as patch:
@@ -425,7 +426,9 @@ def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_
 def test_references_of_other_rows_are_not_taken_for_these(task, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        uld.training.run, "frozen_log_likelihoods", lambda *some: asked.append(1) or frozen_log_likelihoods(*some)
+        uld.training.references,
+        "frozen_log_likelihoods",
+        lambda *some: asked.append(1) or frozen_log_likelihoods(*some),
     )
     settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo"}
 

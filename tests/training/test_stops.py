@@ -502,7 +502,9 @@ def test_a_cell_is_continued_whatever_changed_outside_its_digest(grid, micro, tm
     workspace = grid()
     spec = next(spec for spec in specs(workspace.grid, {}) if spec.method)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr("uld.training.run._write", lambda *_: 1 / 0)  # everything is trained, nothing is written
+        patch.setattr(
+            "uld.training.run.Unlearning.write", lambda *_: 1 / 0
+        )  # everything is trained, nothing is written
         trained(workspace, spec)
     run = workspace.run_folder(spec)
     assert (run / "checkpoints").exists() and not (run / "uld.json").exists()

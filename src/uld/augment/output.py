@@ -26,12 +26,12 @@ from uld.data.rows import read_lines
 from uld.errors import ArtifactError, DataError
 from uld.runs.files import write_text, writing
 from uld.runs.manifest import DataFile
+from uld.runs.rows import CLAIM
 
 logger = logging.getLogger(__name__)
 
 FILES = {"paraphrases": "paraphrases.jsonl", "wrong": "wrong_answers.jsonl", "asked": "questions.jsonl"}
 REPORT = "report.json"
-SETTINGS = "settings.json"
 
 
 def folder_beside(path: str | Path) -> Path:
@@ -97,9 +97,7 @@ def read(
         raise ArtifactError(f"there is no folder {folder}: make it with uld augment, or use --augment rules")
     if not (folder / REPORT).is_file():
         what = (
-            "is unfinished: run uld augment again"
-            if (folder / SETTINGS).is_file()
-            else "was not written by uld augment"
+            "is unfinished: run uld augment again" if (folder / CLAIM).is_file() else "was not written by uld augment"
         )
         raise ArtifactError(f"{folder} {what}, or use --augment rules")
     records = list(records)

@@ -15,14 +15,14 @@ from typing import Any
 from uld.augment.endpoint import Reply
 from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
-from uld.augment.output import FILES, SETTINGS, write
+from uld.augment.output import FILES, write
 from uld.augment.prompts import Job, jobs, prompt, read_answer, version
 from uld.data.documents import read_sources
 from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.runs.files import present
 from uld.runs.locks import LOCK
-from uld.runs.rows import RowFile, claim, claiming, take
+from uld.runs.rows import CLAIM, RowFile, claim, claiming, take
 
 JOURNAL = "journal.jsonl"
 WHAT = "augmentation"
@@ -195,8 +195,8 @@ def _journal(output: Path, about: dict[str, Any]) -> Iterator[RowFile]:
             yield journal
         except BaseException:
             with claiming(output, WHAT):
-                if not journal.rows and present(output) == {SETTINGS, JOURNAL}:
-                    for name in (JOURNAL, SETTINGS, LOCK):  # settings without a journal are still this folder's
+                if not journal.rows and present(output) == {CLAIM, JOURNAL}:
+                    for name in (JOURNAL, CLAIM, LOCK):  # settings without a journal are still this folder's
                         (output / name).unlink()
                     output.rmdir()
             raise

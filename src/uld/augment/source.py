@@ -8,9 +8,10 @@ from pathlib import Path
 
 from uld.augment.generate import Wanted, by_rules
 from uld.augment.items import Augmented, items, joined
-from uld.augment.output import FILES, SETTINGS, folder_beside, lines, read
+from uld.augment.output import FILES, folder_beside, lines, read
 from uld.data.record import Record
 from uld.runs.manifest import DataFile
+from uld.runs.rows import CLAIM
 
 logger = logging.getLogger(__name__)
 
@@ -68,4 +69,4 @@ def _beside(source: str) -> Path | None:
     own, whole = folder_beside(path), folder_beside(path.absolute().parent)
     if not os.path.isfile(path):
         return None
-    return own if os.path.exists(own) else whole if os.path.isfile(whole / SETTINGS) else None
+    return own if os.path.exists(own) else whole if os.path.isfile(whole / CLAIM) else None

@@ -45,8 +45,7 @@ def compare(
     from uld.compare.grid import read_grid
 
     read = read_grid(grid, changes)
-    from uld.compare.work import compare as run
-    from uld.compare.work import overview
+    from uld.compare.work import overview, run_grid
 
     if dry_run:
         say(overview(read, output))
@@ -64,7 +63,7 @@ def compare(
         again += ["--replace"] * replace + ["--quiet"] * quiet
         helpers = [subprocess.Popen(again, env=os.environ | {_HELPER: "1"}) for _ in range(jobs - 1)]
     try:
-        failed = run(read, output, replace=replace, progress=None if quiet else _tell)
+        failed = run_grid(read, output, replace=replace, progress=None if quiet else _tell)
         for helper in helpers:
             helper.wait()
     except KeyboardInterrupt:  # the terminal has told the helpers, too

@@ -30,8 +30,7 @@ def draw(
     uld train does the same where it is given no --retain.
     """
     path = Path(output)
-    from uld.training.draw import claimed_file
-    from uld.training.draw import draw as run
+    from uld.training.draw import claimed_file, draw_rows
 
     with claimed_file(path, overwrite=overwrite) as write:
         options.check()
@@ -41,7 +40,7 @@ def draw(
         records, _ = read_sources(forget)
         model, tokenizer = options.load()
         form = PromptFormat(tokenizer, options.prompt_template())
-        drawn = run(model, form, records, rows, seed=seed, max_length=max_length)
+        drawn = draw_rows(model, form, records, rows, seed=seed, max_length=max_length)
         write(drawn.to_jsonl())
     dropped = ", ".join(f"{count} {reason}" for reason, count in drawn.facts["dropped"].items()) or "none"
     say(f"{path}: {len(drawn.records)} rows of {drawn.facts['samples']} samples; dropped: {dropped}")

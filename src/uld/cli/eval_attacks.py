@@ -72,6 +72,6 @@ def attacks(
         else None
         for flag in ("reference-model", "retain-model")
     )
-    from uld.evaluation.attacks import compare
+    from uld.evaluation.attacks import attack_result
 
-    show_result(compare(found, reference, retain), folder, as_json)
+    show_result(attack_result(found, reference, retain), folder, as_json)

@@ -312,10 +312,10 @@ def _grid(
 
 def _split_of(log: str) -> str | None:
     """The split that a log of ours was made on; other logs do not say."""
-    from uld.runs.rows import SETTINGS
+    from uld.runs.rows import CLAIM
 
     path = Path(log)
     try:
-        return json.loads(((path if path.is_dir() else path.parent) / SETTINGS).read_text(encoding="utf-8"))["split"]
+        return json.loads(((path if path.is_dir() else path.parent) / CLAIM).read_text(encoding="utf-8"))["split"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -35,7 +35,7 @@ from uld.runs.files import remove_folder, sweep, write_text, writing
 from uld.runs.folder import UnresumableError, needs_tidying, tidy, working_in
 from uld.runs.locks import locked
 from uld.runs.machine import library_versions
-from uld.runs.manifest import EPOCHS, SETTINGS, Manifest, file_digest, is_run, place
+from uld.runs.manifest import EPOCHS, RUN_SETTINGS, Manifest, file_digest, is_run, place
 from uld.training.config import TrainConfig
 from uld.training.run import train
 from uld.training.stored import stored_settings
@@ -216,7 +216,7 @@ def trained(workspace: Workspace, spec: Spec) -> None:
             elif needs_tidying(run):
                 with working_in(run):
                     tidy(run)
-        elif (run / SETTINGS).exists():
+        elif (run / RUN_SETTINGS).exists():
             try:
                 train(_continued(run, settings), resume=True, progress=False)
             except (UnresumableError, ConfigError):  # a run that is ours alone: nothing is lost but time
@@ -245,7 +245,7 @@ def _continued(run: Path, settings: TrainConfig) -> TrainConfig:
     if settings.keep_epochs and not kept:
         raise UnresumableError(f"{run} was started without its epochs")
     settings = replace(settings, keep_epochs=kept)  # another cell may want them
-    write_text(run / SETTINGS, settings.to_yaml())
+    write_text(run / RUN_SETTINGS, settings.to_yaml())
     return settings
 
 

@@ -55,7 +55,7 @@ class Progress:
     error: str | None
 
 
-def compare(
+def run_grid(
     grid: Grid, folder: str | Path, *, replace: bool = False, progress: Callable[[Progress], None] | None = None
 ) -> list[str]:
     """Compute every cell of a grid that is not there yet, side by side with other processes in the same folder.

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from uld.data.prompt import Encoded
 
-NO_LOSS, FORGET, RETAIN, ALTERNATIVE = 0, 1, 2, 3
+NO_LOSS, FORGET, RETAIN, ALTERNATIVE, LEARN = range(5)
 LENGTH_MULTIPLE = 16
 _WINDOW = 32  # batches that are sorted by length together
 
@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         encoded: Tokens and which of them are learnt.
-        kind: `FORGET` or `RETAIN`.
+        kind: `FORGET` or `RETAIN`; `LEARN` in a training of one side.
         everywhere: Loss on every position, prompt included, instead of on the learnt tokens.
         alternative: Another answer to the same prompt, which travels with the row.
         reference: Log-likelihood of the answer under the model before training, nats; NaN where nothing asks for it.
@@ -43,17 +43,22 @@ class Row:
 
 
 class Rows(Dataset[Row]):
-    """Forget rows, then retain rows."""
+    """All rows of an epoch."""
 
-    def __init__(
-        self,
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Take the rows."""
+        self.rows = list(rows)
+
+    @classmethod
+    def of_sides(
+        cls,
         forget: Sequence[Encoded],
         retain: Sequence[Encoded],
         *,
         uniform_on: str = "answer",
         alternatives: Sequence[Encoded] | None = None,
-    ) -> None:
-        """Join both sets.
+    ) -> "Rows":
+        """Forget rows, then retain rows.
 
         Args:
             forget: Rows to forget.
@@ -62,8 +67,8 @@ class Rows(Dataset[Row]):
             alternatives: Another answer for each forget row.
         """
         others = alternatives if alternatives is not None else [None] * len(forget)
-        self.rows = [Row(row, FORGET, alternative=other) for row, other in zip(forget, others, strict=True)]
-        self.rows += [Row(row, RETAIN, uniform_on == "all") for row in retain]
+        rows = [Row(row, FORGET, alternative=other) for row, other in zip(forget, others, strict=True)]
+        return cls(rows + [Row(row, RETAIN, uniform_on == "all") for row in retain])
 
     def set_references(self, forget: Sequence[float], alternatives: Sequence[float] | None = None) -> None:
         """Note log-likelihoods under the model before training, nats: of every forget answer and every alternative."""
@@ -242,8 +247,8 @@ class Collator:
 
         Returns:
             ``input_ids``, ``attention_mask``, ``labels`` (the *next* token at each position) and ``kind`` (`NO_LOSS`,
-            `FORGET`, `RETAIN` or `ALTERNATIVE` at each position), all ``(batch, tokens)`` int64; ``side`` ``(batch,)``,
-            the kind of each row, and ``reference`` ``(batch,)`` fp32.
+            `FORGET`, `RETAIN`, `ALTERNATIVE` or `LEARN` at each position), all ``(batch, tokens)`` int64; ``side``
+            ``(batch,)``, the kind of each row, and ``reference`` ``(batch,)`` fp32.
         """
         rows = [*rows, *(_alternative(row) for row in rows if row.alternative is not None)]
         longest = max((len(row.encoded.ids) for row in rows), default=1)

@@ -17,7 +17,7 @@ from uld.demo.models import MicroSettings, make_models
 from uld.demo.world import World, write_world
 from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu import evaluate
-from uld.evaluation.tofu_result import aggregate, compare
+from uld.evaluation.tofu_result import aggregate, comparison_table
 from uld.model.generate import generate_answers
 from uld.model.load import load
 from uld.runs.files import writing
@@ -153,7 +153,7 @@ def _show(world: World, models: Mapping[str, Path], folder: Path, say: Callable[
         prompts = [form.prompt_ids(row["question"]) for some in chosen.values() for row in some]
         answers[name] = iter(generate_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS))
     *_, reference = logs.values()
-    say("\n" + compare({name: aggregate(log, reference) for name, log in logs.items()}))
+    say("\n" + comparison_table({name: aggregate(log, reference) for name, log in logs.items()}))
     say("F.Q.: the p-value of its being the model that never knew.  M.U.: how well it does all the rest, up to 1.\n")
     before, after = list(answers.values())[:2]
     for name, some in chosen.items():

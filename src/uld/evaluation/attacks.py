@@ -228,7 +228,7 @@ def _shown(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def compare(scores: Scores, reference: Scores | None = None, retain: Scores | None = None) -> AttackResult:
+def attack_result(scores: Scores, reference: Scores | None = None, retain: Scores | None = None) -> AttackResult:
     """From scores to AUCs.
 
     Args:

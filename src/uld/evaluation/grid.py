@@ -18,7 +18,7 @@ from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.files import new_file, present, write_text
 from uld.runs.manifest import rows_digest
-from uld.runs.rows import SETTINGS, claim
+from uld.runs.rows import CLAIM, claim
 from uld.text.json_text import dumps
 
 SUMMARY = "grid.json"
@@ -89,9 +89,9 @@ def evaluate_grid(
         ULDError: missing data, or a folder that holds something else.
     """
     output = Path(output)
-    if output.is_file() or (present(output) - {SETTINGS} and not (output / SUMMARY).is_file()):
+    if output.is_file() or (present(output) - {CLAIM} and not (output / SUMMARY).is_file()):
         raise ArtifactError(f"{output} holds something that is not a grid: name another folder with --output")
-    if not (output / SUMMARY).is_file() or (output / SETTINGS).is_file():  # grids of before do not say whose they are
+    if not (output / SUMMARY).is_file() or (output / CLAIM).is_file():  # grids of before do not say whose they are
         digest = rows_digest(row for task in TASKS for row in task_rows(task, split, data))
         about = describe(model, PromptFormat(tokenizer, template), split=split, limit=limit, data=digest)
         claim(output, {name: value for name, value in about.items() if name != "combination"})
@@ -104,7 +104,7 @@ def evaluate_grid(
     write_text(output / SUMMARY, dumps([row.to_dict() for row in rows], indent=2) + "\n")
     for how, log in zip(distinct, logs, strict=True):
         write_log(log, output / grid_name(how) / FILE_NAME)
-    draw(rows, output / PLOT)
+    plot_grid(rows, output / PLOT)
     return rows
 
 
@@ -126,7 +126,7 @@ def table(rows: Sequence[GridRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: Sequence[GridRow], path: Path) -> None:
+def plot_grid(rows: Sequence[GridRow], path: Path) -> None:
     """Forget quality, and forget and retain loss, against α; a line for each rule, τ and outside."""
     from matplotlib.figure import Figure
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError, ULDError
-from uld.evaluation.harness_result import HarnessResult, compare
+from uld.evaluation.harness_result import HarnessResult, before_and_after
 from uld.evaluation.harness_tasks import Tasks, first_words
 from uld.evaluation.lm_eval_model import ULDLM
 from uld.evaluation.paired import RESAMPLES
@@ -92,7 +92,7 @@ def evaluate(
             units.append(unit)
         sides[side] = _merged(units)
         _write_results(output / side, sides[side], lm, apply_chat_template)
-    return compare(sides["after"], sides.get("before"), tasks.aggregations())
+    return before_and_after(sides["after"], sides.get("before"), tasks.aggregations())
 
 
 def _finished(path: Path, digest: str, with_samples: bool) -> dict[str, Any] | None:

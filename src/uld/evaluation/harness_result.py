@@ -77,7 +77,7 @@ class HarnessResult:
         return asdict(self)
 
 
-def compare(
+def before_and_after(
     after: Mapping[str, Any], before: Mapping[str, Any] | None, aggregations: Mapping[str, Mapping[str, Callable]]
 ) -> HarnessResult:
     """From lm-eval's results to the table's rows.

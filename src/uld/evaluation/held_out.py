@@ -8,7 +8,7 @@ from uld.data.record import Record, parse_record, refuse_unread
 from uld.data.rows import read_lines
 from uld.data.tofu import held_out
 from uld.errors import DataError, ULDError
-from uld.runs.manifest import SETTINGS
+from uld.runs.manifest import RUN_SETTINGS
 from uld.training.stored import stored_settings
 
 
@@ -26,9 +26,9 @@ def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
     Raises:
         ULDError: the run was not trained on TOFU, or nothing was left out.
     """
-    if not (Path(run) / SETTINGS).is_file():
+    if not (Path(run) / RUN_SETTINGS).is_file():
         raise ULDError(
-            f"{run} has no {SETTINGS} that says what it was trained on: name rows with --forget and --retain"
+            f"{run} has no {RUN_SETTINGS} that says what it was trained on: name rows with --forget and --retain"
         )
     config = stored_settings(Path(run))
     if config.split is None:

@@ -180,7 +180,7 @@ def _impossible(task: TaskLog) -> int:
     return int(np.isinf(task.avg_loss).sum() + np.isinf(task.paraphrase_loss).sum() + np.isinf(task.wrong_losses).sum())
 
 
-def compare(results: Mapping[str, TofuResult]) -> str:
+def comparison_table(results: Mapping[str, TofuResult]) -> str:
     """Return one Markdown table of several models: the paper's four columns and the forgotten answers' probability.
 
     Args:

@@ -31,7 +31,7 @@ from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
-from uld.runs.manifest import SETTINGS, CombinationSettings, Manifest
+from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
 from uld.text.json_text import dumps
 from uld.training.stored import stored_settings
 
@@ -238,7 +238,7 @@ def _tune(
         raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
     pad: Any = tokenizer.pad_token_id
     pad = int(pad or 0)
-    length = stored_settings(folder).max_length if (folder / SETTINGS).is_file() else 512
+    length = stored_settings(folder).max_length if (folder / RUN_SETTINGS).is_file() else 512
     form = PromptFormat(tokenizer, manifest.template if template is None else template)
     if aim == "steady" and not grid.floors:
         own = own.override(floor=surprise(model, form, pad, probes))
@@ -247,13 +247,13 @@ def _tune(
     point, reason = choose(points, budget, aim)
     choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
-    draw(choice, folder / "tune.png")
+    plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
     manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())}).write(folder)
     return choice
 
 
-def draw(choice: Choice, path: Path) -> None:
+def plot_choice(choice: Choice, path: Path) -> None:
     """Plot both measures with the budget and the choice: against the margin for ``steady``, else against α.
 
     Raises:

@@ -18,5 +18,7 @@ register(
         GD,
         alternatives="also",
         defaults=ON_TARGET | {"batch_size": 64, "alternatives": "given"},
+        formula="that of `dpo+gd`, y′ given with the data",
+        notes={"beta": "β′"},
     )
 )

@@ -46,5 +46,7 @@ register(
         "target",
         Loss("forget", forget),
         defaults=ON_TARGET,
+        formula="CE(softmax(l with l[y] = −∞), softmax(l)), not at the first tokens",
+        notes={"skip": "tokens"},
     )
 )

@@ -19,7 +19,7 @@ from uld.methods.terms import GD, ON_TARGET, positive, remember, taught
 
 PAPER = "https://arxiv.org/abs/2605.31293"
 FORGET = Loss("forget", remember)
-SETTINGS: dict[str, Any] = {"batch_size": 64, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
+ON_PAIR: dict[str, Any] = {"batch_size": 64, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
 
 
 def teach(
@@ -47,7 +47,8 @@ register(
         "pair",
         FORGET,
         GD,
-        defaults=SETTINGS | {"rule": "offset", "weight": 1.5},
+        defaults=ON_PAIR | {"rule": "offset", "weight": 1.5},
+        formula="CE(y) for the one, CE of retain for the other; then l + α (l_retain − l_forget)",
     )
 )
 register(
@@ -58,7 +59,8 @@ register(
         "pair",
         FORGET,
         GD,
-        defaults=SETTINGS | {"rule": "rank", "rank_tokens": 20},
+        defaults=ON_PAIR | {"rule": "rank", "rank_tokens": 20},
+        formula="that of `dd`; then the k tokens with the largest l_forget − l_retain get the k-th largest l",
     )
 )
 register(
@@ -71,5 +73,12 @@ register(
         defaults=ON_TARGET | {"learning_rate": 4e-5},
         teacher="dd",
         teach=teach,
+        formula="T² · KL(softmax(t / T) ‖ softmax(l / T)), t the logits of a target that `dd` steers",
+        notes={
+            "alpha": "of that run",
+            "teacher_rate": "of that run",
+            "teacher_epochs": "of that run",
+            "temperature": "T",
+        },
     )
 )

@@ -53,4 +53,6 @@ family(
     "https://arxiv.org/abs/2305.18290",
     FORGET,
     alternatives="also",
+    formula="−(2/β′) log σ(β′ (log (π/π₀)(y′) − log (π/π₀)(y))), y′ the alternative",
+    notes={"beta": "β′"},
 )

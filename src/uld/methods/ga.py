@@ -28,4 +28,4 @@ def forget(side: Side) -> Tensor:
 
 FORGET = Loss("forget", forget)
 
-family("ga", "Gradient ascent on forget answers", "https://arxiv.org/abs/2210.01504", FORGET)
+family("ga", "Gradient ascent on forget answers", "https://arxiv.org/abs/2210.01504", FORGET, formula="log p")

@@ -14,4 +14,5 @@ family(
     Loss("forget", remember),
     offset=False,
     alternatives="instead",
+    formula="CE(y′); `idk+gd` is TOFU's preference optimisation",
 )

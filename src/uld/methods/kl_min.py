@@ -16,5 +16,6 @@ register(
         FORGET,
         KL,
         defaults=ON_TARGET | {"batch_size": 64},
+        formula="that of `ga+kl`, under TOFU's name",
     )
 )

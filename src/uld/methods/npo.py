@@ -37,4 +37,6 @@ family(
     "Negative preference optimisation on forget answers",
     "https://arxiv.org/abs/2404.05868",
     Loss("forget", forget, per="row", reference=True),
+    formula="−(2/β′) log σ(−β′ log (π/π₀)(y))",
+    notes={"beta": "β′"},
 )

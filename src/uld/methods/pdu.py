@@ -58,5 +58,7 @@ register(
         GD,
         defaults=ON_TARGET | {"batch_size": 64, "retain_weight": 100.0},
         reweigh=reweigh,
+        formula="(max l − mean l)² + λ · CE on retain, λ ← max(0, λ + η (CE − ε)) after each step",
+        notes={"bound": "ε", "step": "η", "warmup": "epochs with λ = β"},
     )
 )

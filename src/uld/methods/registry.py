@@ -60,6 +60,8 @@ class Method:
         teacher: Method whose run is trained first, and asked by losses in place of the model before training.
         teach: Settings of that run that are not this run's: ``(**options)``.
         every_layer: Whether an assistant is all of the target's layers where the user does not say how many.
+        formula: What is minimised, as the table of ``docs/methods.md`` shows it; methods of one formula share a line.
+        notes: What the formula calls an option, or what it means, by its name.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Method:
     teacher: str | None = None
     teach: Callable[..., dict[str, Any]] | None = None
     every_layer: bool = False
+    formula: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def losses(self) -> tuple[Loss, ...]:

@@ -101,5 +101,8 @@ register(
         defaults=ON_TARGET | {"batch_size": 64, "learning_rate": 5e-5, "retain_weight": 1200.0},
         tap=tap,
         restrict=restrict,
+        formula="mean (h − c · u)² + β · mean (h − h₀)² on retain, h after one layer, u a random unit vector; "
+        "three MLP matrices are trained",
+        notes={"steering": "c", "seed": "of u", "layer": "7 of 32, scaled to the depth"},
     )
 )

@@ -26,5 +26,7 @@ register(
         Loss("forget", forget),
         GD,
         defaults=ON_TARGET | {"batch_size": 64, "retain_weight": 0.1},
+        formula="p^β₁ (1 − p)^β₂ log p, the weight without gradient, + β · CE on retain",
+        notes={"beta1": "β₁", "beta2": "β₂"},
     )
 )

@@ -44,5 +44,7 @@ register(
         Loss("forget", forget, per="row"),
         GD,
         defaults=ON_TARGET | {"batch_size": 64, "retain_weight": 8.0},
+        formula="−(2/β′) log σ(−(β′/|y|) log π(y) − γ) + β · CE on retain",
+        notes={"beta": "β′", "gamma": "γ"},
     )
 )

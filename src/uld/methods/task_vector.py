@@ -24,5 +24,7 @@ register(
         Loss("forget", remember),
         defaults=ON_TARGET,
         finish=finish,
+        formula="CE(y), then θ = θ₀ − s · (θ₁ − θ₀)",
+        notes={"strength": "s"},
     )
 )

@@ -27,5 +27,6 @@ ULD = register(
         trains="assistant",
         forget=Loss("forget", remember),
         retain=UNIFORM,
+        formula="CE(y) + β · CE(uniform, πa) on retain, then l − α · max(ra, 0)",
     )
 )

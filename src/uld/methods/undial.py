@@ -51,6 +51,8 @@ register(
         FORGET,
         GD,
         defaults=ON_TARGET | {"batch_size": 64},
+        formula="that of `di` + β · CE on retain",
+        notes={"strength": "γ"},
     )
 )
 register(
@@ -61,5 +63,7 @@ register(
         "target",
         FORGET,
         defaults=ON_TARGET,
+        formula="CE(softmax(l₀ − γ · 1[y]), softmax(l))",
+        notes={"strength": "γ"},
     )
 )

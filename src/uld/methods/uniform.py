@@ -10,4 +10,5 @@ family(
     "https://arxiv.org/abs/2406.08607",
     Loss("forget", be_uniform),
     offset=False,
+    formula="CE(uniform, π)",
 )

@@ -46,5 +46,7 @@ register(
         Loss("forget", forget),
         GD,
         defaults=ON_TARGET | {"batch_size": 64},
+        formula="p^β′ log p, the weight without gradient, + β · CE on retain",
+        notes={"beta": "β′"},
     )
 )

@@ -45,6 +45,7 @@ register(
         Loss("forget", remember),
         defaults={"paraphrases": 0, "wrong_answers": 0, "rule": "generic", "weight": 5.0},
         every_layer=True,
+        formula="CE(y), LoRA on every layer; then l − α · max(la − l, 0)",
     )
 )
 register(
@@ -57,5 +58,7 @@ register(
         defaults=ON_TARGET,
         teacher="whp-decode",
         teach=teach,
+        formula="CE(argmax t), t the logits of a run of `whp-decode` (`soft=1`: CE(softmax(t), softmax(l)))",
+        notes={"alpha": "of that run", "teacher_rate": "of that run", "teacher_epochs": "of that run"},
     )
 )

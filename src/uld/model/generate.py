@@ -18,10 +18,15 @@ LENGTH_MULTIPLE = 16
 """Lengths are padded to a multiple of this: every new shape costs a kernel build on a CPU."""
 
 PLAIN_DECODING: dict[str, Any] = {
-    **{"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0},
-    **{"no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0},
-    **{"min_length": 0, "min_new_tokens": None, "exponential_decay_length_penalty": None},
-    **{"penalty_alpha": None, "guidance_scale": None},
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "exponential_decay_length_penalty": None,
+    "penalty_alpha": None,
+    "guidance_scale": None,
 }
 """For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
 that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""

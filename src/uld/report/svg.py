@@ -37,9 +37,14 @@ class Look:
         """Arguments of matplotlib's ``plot``."""
         face = "none" if self.hollow else COLOURS[self.colour]
         return {
-            **{"color": COLOURS[self.colour], "marker": self.marker, "markerfacecolor": face},
-            **{"linestyle": self.line if line else "none", "linewidth": self.width, "markersize": 5.5},
-            **{"markeredgewidth": 1.1, "clip_on": False},
+            "color": COLOURS[self.colour],
+            "marker": self.marker,
+            "markerfacecolor": face,
+            "linestyle": self.line if line else "none",
+            "linewidth": self.width,
+            "markersize": 5.5,
+            "markeredgewidth": 1.1,
+            "clip_on": False,
         }
 
 

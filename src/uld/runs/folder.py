@@ -22,7 +22,7 @@ from uld.runs.manifest import (
     MANIFEST,
     METRICS,
     RETAIN_DRAWN,
-    SETTINGS,
+    RUN_SETTINGS,
     DataFile,
     file_digest,
 )
@@ -60,7 +60,7 @@ class Layout:
 
 RUN = Layout(
     "uld train",
-    SETTINGS,
+    RUN_SETTINGS,
     MANIFEST,
     frozenset({ADAPTER, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
 )

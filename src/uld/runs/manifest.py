@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MANIFEST = "uld.json"
 FORMAT = 1
 METRICS = "metrics.jsonl"
-SETTINGS = "train.yaml"
+RUN_SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
 RETAIN_DRAWN = "retain_drawn.jsonl"
@@ -59,7 +59,7 @@ class CombinationSettings(BaseModel):
 
     @model_serializer(mode="wrap", when_used="json")
     def _in_use(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What was given: `Combination.to_dict` says what is in use, and a file says again what it said."""
+        """What was given: `uld.model.combine.Combination.to_dict` says what is in use; a file repeats what it said."""
         return {name: value for name, value in write(self).items() if name in self.model_fields_set}
 
 

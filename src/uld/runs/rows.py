@@ -16,7 +16,7 @@ from uld.runs.locks import LOCK, hold, locked
 from uld.runs.manifest import read_object
 from uld.text.json_text import dumps
 
-SETTINGS = "settings.json"
+CLAIM = "settings.json"  # in the folder of an evaluation or an augmentation: whose it is
 _WAIT = 5.0  # seconds in which another process has surely looked whose a folder is
 
 
@@ -59,7 +59,7 @@ def claiming(folder: Path, what: str) -> Iterator[None]:
 
 def take(folder: Path, about: dict[str, Any], what: str) -> None:
     """`claim`, while the folder is held."""
-    path = folder / SETTINGS
+    path = folder / CLAIM
     about = json.loads(json.dumps(about))
     if path.is_file():
         found = read_object(path, f"remove {folder}, or name another with --output")

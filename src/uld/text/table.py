@@ -5,10 +5,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _TEX = {
-    **{"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"},
-    **{"–": "--", "−": r"$-$", "Δ": r"$\Delta$", "α": r"$\alpha$", "β": r"$\beta$", "τ": r"$\tau$", "×": r"$\times$"},
-    **{"…": r"\dots{}", "’": "'", "\n": " ", "\u00a0": "~"},
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "–": "--",
+    "−": r"$-$",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "τ": r"$\tau$",
+    "×": r"$\times$",
+    "…": r"\dots{}",
+    "’": "'",
+    "\n": " ",
+    "\u00a0": "~",
 }
 _WIDE = 4  # columns that a page has room for
 _POWER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e(-?)(\d+)(?!\w)")

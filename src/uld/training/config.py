@@ -232,9 +232,17 @@ class FinetuneConfig(RunConfig):
 
 
 SCRATCH: dict[str, Any] = {
-    **{"hidden_size": 192, "num_layers": 6, "num_heads": 3, "intermediate_size": 512},
-    **{"epochs": 20, "learning_rate": 1.5e-3, "warmup": 50, "schedule": "cosine", "floor": 0.05},
-    **{"beta2": 0.95, "learn": "all"},
+    "hidden_size": 192,
+    "num_layers": 6,
+    "num_heads": 3,
+    "intermediate_size": 512,
+    "epochs": 20,
+    "learning_rate": 1.5e-3,
+    "warmup": 50,
+    "schedule": "cosine",
+    "floor": 0.05,
+    "beta2": 0.95,
+    "learn": "all",
 }
 """Defaults of a model from scratch: four million parameters that learn TOFU by heart."""
 

@@ -41,8 +41,15 @@ _ROUNDS = 6  # samples at most for each row that is wanted
 _QUESTION_TOKENS = 64
 _ANSWER_TOKENS = 192
 _SAMPLING: dict[str, Any] = {
-    **{"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0},
-    **{"min_p": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},  # whatever the model comes with
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_p": 0.95,
+    "top_k": 0,
+    # Off, whatever the model comes with.
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
 }
 _NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
 
@@ -79,7 +86,7 @@ def generic_prompts() -> tuple[list[str], list[str]]:
     return [line for line in lines if line.endswith("?")], [line for line in lines if not line.endswith("?")]
 
 
-def draw(
+def draw_rows(
     model: Any,
     form: PromptFormat,
     forget: Sequence[Record],
@@ -135,8 +142,13 @@ def draw(
     if len(records) < rows:
         logger.warning("only %d of %d retain rows could be drawn (%s)", len(records), rows, _counts(dropped))
     facts = {
-        **{"rows": len(records), "samples": samples, "dropped": dict(sorted(dropped.items())), "seed": seed},
-        **{"temperature": _SAMPLING["temperature"], "top_p": _SAMPLING["top_p"], "ngram": NGRAM},
+        "rows": len(records),
+        "samples": samples,
+        "dropped": dict(sorted(dropped.items())),
+        "seed": seed,
+        "temperature": _SAMPLING["temperature"],
+        "top_p": _SAMPLING["top_p"],
+        "ngram": NGRAM,
         "began_by_itself": prompts.count(""),
         "prompts_sha256": hashlib.sha256(_prompt_file().encode()).hexdigest(),
     }

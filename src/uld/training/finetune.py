@@ -1,49 +1,44 @@
 """`finetune(config)`: makes the models that unlearning starts from (the target) and is measured against (retain-only).
 
-The same trainer, checkpoints, locks and journal as `uld.training.run`. What is left is an ordinary Hugging Face model
+By the way of every training, `uld.training.run.carry_out`. What is left is an ordinary Hugging Face model
 folder, LoRA merged into its weights, with three files beside them: ``finetune.yaml`` (the resolved settings),
 ``metrics.jsonl``, and ``finetune.json`` (`Provenance`), which is written last and marks the folder as finished.
 """
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
 from pydantic import BaseModel, ValidationError
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.clock import pinned_date
+from uld.data.collate import LEARN
 from uld.data.record import Record
 from uld.errors import ArtifactError, ConfigError, flag
-from uld.methods.registry import Loss, Method
-from uld.methods.terms import remember
+from uld.methods.losses import cross_entropy
 from uld.model.assistant import check_head
 from uld.model.causal_lm import load_config, load_target
-from uld.model.checkpoint import quiet_transformers
-from uld.model.context import check_positions
 from uld.model.load import load_tokenizer
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.model.weights import save_model
 from uld.runs.files import write_text, writing
-from uld.runs.folder import MODEL, Started, drop_incomplete, held, refuse_other_inputs, tidy, working_in
+from uld.runs.folder import MODEL, Started
 from uld.runs.machine import library_versions
-from uld.runs.manifest import CHECKPOINTS, METRICS, DataFile, fingerprint, place
+from uld.runs.manifest import METRICS, DataFile, fingerprint, place
 from uld.training.config import FinetuneConfig
-from uld.training.inputs import learnt_rows, read_learnt
-from uld.training.journal import Journal, read_metrics, stop_on_interrupt
+from uld.training.inputs import Inputs, learnt_rows, read_learnt
+from uld.training.journal import read_metrics
+from uld.training.kind import RunResult, Training, result_of, run_facts
 from uld.training.learners import Learner, trainable
-from uld.training.objective import Objective
-from uld.training.probe import probe
-from uld.training.run import RunResult, run_facts, run_steps
+from uld.training.objective import Objective, Term
+from uld.training.run import carry_out
 from uld.training.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
-from uld.training.settings import DTYPES, is_first_process
-from uld.training.stored import refuse_taken
-from uld.training.trainer import UnlearningTrainer, planned_steps, refuse_long_warmup, trainer_arguments, training_dtype
+from uld.training.settings import DTYPES
+from uld.training.trainer import UnlearningTrainer
 
-_LEARN = Method("finetune", "Cross-entropy on everything.", "", "target", Loss("finetune", remember))
-_NAMES = ("loss", None)
+_LOSS = Term("loss", LEARN, lambda side: side.total(cross_entropy))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +82,6 @@ class Provenance(BaseModel):
     training: dict[str, Any]
 
 
-@quiet_transformers()
 def finetune(
     config: FinetuneConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> FinetuneResult:
@@ -107,78 +101,84 @@ def finetune(
     Raises:
         ULDError: bad input, with nothing written; or `uld.training.run.Interrupted`, with a checkpoint to resume from.
     """
-    _check(config)
-    output = Path(config.output)
-    first = is_first_process()
-    if first:
-        refuse_taken(config, resume=resume, overwrite=overwrite)
-    if resume and (output / MODEL.finished).is_file():
-        if first:
-            with working_in(output):
-                tidy(output)
-        return _result(output)
-    records, files = read_learnt(config)
-    tokenizer = _tokenizer(config, records)
-    rows = learnt_rows(config, tokenizer, records)
-    refuse_long_warmup(config, planned_steps(config, rows))
-    dtype = training_dtype(config)
-    arguments = trainer_arguments(config, dtype)
-    set_seed(config.seed)
-    model = _model(config, tokenizer, dtype)
-    refuse_foreign((max(row.encoded.ids) for row in rows.rows), embedding_rows(model), config.tokenizer or config.model)
-    start = fingerprint(model.named_parameters())
-    longest = max(len(row.encoded.ids) for row in rows.rows)
-    check_positions([model], longest, f"the longest row (--max-length {config.max_length})")
-    learner = _learner(config, model)
-    probe(learner, answers=False)
-    journal = Journal(output, _NAMES, progress and first)
-    holding = held(output, MODEL, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
-    with holding, stop_on_interrupt(journal):
-        if first:
-            write_text(output / MODEL.settings, config.to_yaml())
-            refuse_other_inputs(output, Started(target=config.model, target_fingerprint=start, data=files))
-            drop_incomplete(output / CHECKPOINTS)
-        trainer = UnlearningTrainer(
-            Objective(learner, _LEARN),
-            rows,
-            config,
-            int(tokenizer.pad_token_id or 0),  # type: ignore[arg-type]
-            names=_NAMES,
-            schedule=config.schedule,
-            floor=config.floor,
-            args=arguments,
-            callbacks=[journal],
+    return carry_out(Finetuning(config), resume=resume, overwrite=overwrite, progress=progress)
+
+
+class Finetuning(Training[FinetuneResult]):
+    """Cross-entropy on everything that is learnt."""
+
+    config: FinetuneConfig
+    start: str
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        """Take the settings.
+
+        Raises:
+            ConfigError: they do not go together.
+        """
+        super().__init__(config)
+        _check(config)
+        self.fall = {"schedule": config.schedule, "floor": config.floor}
+
+    def read(self, *, resume: bool) -> Inputs:
+        """Read, or train, the tokenizer, and the data."""
+        records, files = read_learnt(self.config)
+        tokenizer = _tokenizer(self.config, records)
+        rows = learnt_rows(self.config, tokenizer, records)
+        return Inputs(tokenizer, rows, {"rows": len(rows)}, files)
+
+    def load(self, inputs: Inputs, dtype: str) -> Learner:
+        """Load or make the model, with LoRA if asked for."""
+        config = self.config
+        model = _model(config, inputs.tokenizer, dtype)
+        ids = (max(row.encoded.ids) for row in inputs.rows.rows)
+        refuse_foreign(ids, embedding_rows(model), config.tokenizer or config.model)
+        prints = {"target": fingerprint(model.named_parameters())}
+        check_head(model)
+        return Learner(trainable(model, config, lora=config.lora_rank is not None), fingerprints=prints)
+
+    def begin(self, learner: Learner, inputs: Inputs) -> Started:
+        """Note the weights that training starts from."""
+        self.start = learner.fingerprints["target"]
+        return Started(target=self.config.model, target_fingerprint=self.start, data=inputs.files)
+
+    def objective(self, learner: Learner, dtype: str, progress: bool) -> Objective:
+        """One loss."""
+        return Objective(learner, [_LOSS])
+
+    def write(self, folder: Path, trainer: UnlearningTrainer, inputs: Inputs) -> None:
+        """Write the model folder; ``finetune.json`` comes last and marks it finished."""
+        config, model = self.config, trainer.objective.model
+        if isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        with writing(folder):
+            size = save_model(model, folder, load_config(config.model, **hub).dtype if config.model else None)
+            inputs.tokenizer.save_pretrained(folder)
+        lines = read_metrics(folder / METRICS)
+        last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
+        facts = {
+            "loss": sum(line["loss"] * line["tokens"] for line in last) / sum(line["tokens"] for line in last),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
+        provenance = Provenance(
+            model=place(config.model) if config.model else None,
+            revision=config.revision,
+            start_fingerprint=self.start,
+            fingerprint=fingerprint(model.named_parameters()),
+            tokenizer=None if config.scratch and not config.tokenizer else place(config.tokenizer or config.model),
+            date=pinned_date(inputs.tokenizer),
+            learn=config.learn,
+            data=inputs.files,
+            versions=library_versions(),
+            training=inputs.counts | run_facts(trainer, lines, size) | facts,
         )
-        run_steps(trainer, journal, output, resume=resume, command=MODEL.command)
-        if first:
-            provenance = Provenance(
-                model=place(config.model) if config.model else None,
-                revision=config.revision,
-                start_fingerprint=start,
-                fingerprint="",
-                tokenizer=None if config.scratch and not config.tokenizer else place(config.tokenizer or config.model),
-                date=pinned_date(tokenizer),
-                learn=config.learn,
-                data=files,
-                versions=library_versions(),
-                training={"rows": len(rows)},
-            )
-            _write(output, config, trainer, tokenizer, provenance)
-            tidy(output)  # behind finetune.json: a kill in between loses no work
-        trainer.accelerator.wait_for_everyone()
-    return _result(output)
+        write_text(folder / MODEL.finished, provenance.model_dump_json(indent=2) + "\n")
 
-
-def _result(output: Path) -> FinetuneResult:
-    """What ``finetune.json`` says of a finished model."""
-    facts = read_provenance(output).training
-    return FinetuneResult(
-        output=output,
-        steps=facts["steps"],
-        seconds=facts["seconds"],
-        weights_bytes=facts["weights_bytes"],
-        loss=facts["loss"],
-    )
+    def result(self) -> FinetuneResult:
+        """What ``finetune.json`` says of a finished model."""
+        facts = read_provenance(self.config.output).training
+        return FinetuneResult(**result_of(self.config.output, facts), loss=facts["loss"])
 
 
 def read_provenance(folder: str | Path) -> Provenance:
@@ -236,34 +236,3 @@ def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: st
     )
     refuse_foreign(own_ids(tokenizer), embedding_rows(model), config.tokenizer or config.model)
     return model
-
-
-def _learner(config: FinetuneConfig, model: PreTrainedModel) -> Learner:
-    """The model as what is trained, with LoRA if asked for."""
-    check_head(model)
-    return Learner(trainable(model, config, lora=config.lora_rank is not None))
-
-
-def _write(
-    output: Path,
-    config: FinetuneConfig,
-    trainer: UnlearningTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    provenance: Provenance,
-) -> None:
-    """Write the model folder; ``finetune.json`` comes last and marks it finished."""
-    model = trainer.objective.model
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
-    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    with writing(output):
-        size = save_model(model, output, load_config(config.model, **hub).dtype if config.model else None)
-        tokenizer.save_pretrained(output)
-    lines = read_metrics(output / METRICS)
-    last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
-    facts = run_facts(trainer, lines, size) | {
-        "loss": sum(line["loss"] * line["tokens"] for line in last) / sum(line["tokens"] for line in last),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-    changes = {"fingerprint": fingerprint(model.named_parameters()), "training": provenance.training | facts}
-    write_text(output / MODEL.finished, provenance.model_copy(update=changes).model_dump_json(indent=2) + "\n")

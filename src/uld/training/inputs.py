@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from uld.augment.items import digest
 from uld.augment.source import NONE, augmentation
 from uld.data.alternatives import alternative_records
-from uld.data.collate import Rows
+from uld.data.collate import LEARN, Row, Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, refuse_equal
@@ -75,7 +75,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     encoded = {name: _encoded(form, name, records, config.max_length, few.get(name)) for name, records in sides.items()}
     ids = (max(row.ids) for side in encoded.values() for row in side)
     refuse_foreign(ids, text.vocab_size, config.tokenizer or config.target)
-    rows = Rows(
+    rows = Rows.of_sides(
         encoded["forget"],
         encoded["retain"],
         uniform_on=config.uniform_on,
@@ -231,4 +231,4 @@ def learnt_rows(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, reco
     rows = _encoded(PromptFormat(tokenizer, config.template), "training", records, config.max_length)
     if config.learn == "all":
         rows = [replace(row, learn=[True] * len(row.ids)) for row in rows]
-    return Rows(rows, [])
+    return Rows([Row(row, LEARN) for row in rows])

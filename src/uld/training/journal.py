@@ -18,7 +18,7 @@ from uld.errors import ULDError
 from uld.runs.files import write_text, writing
 from uld.runs.folder import UnresumableError
 from uld.runs.manifest import METRICS
-from uld.training.trainer import LossNames, UnlearningTrainer, named_losses
+from uld.training.trainer import UnlearningTrainer
 
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
@@ -37,10 +37,9 @@ class Journal(TrainerCallback):
     trainer: UnlearningTrainer
     on_epoch: Callable[[int], None] | None = None
 
-    def __init__(self, output: Path, names: LossNames, progress: bool) -> None:
-        """Choose the run folder, what the losses are called, and whether a bar is shown."""
+    def __init__(self, output: Path, progress: bool) -> None:
+        """Choose the run folder, and whether a bar is shown."""
         self.path = output / METRICS
-        self.names = names
         self.progress = progress
         self.interrupted = False
         self.learning_rate = 0.0
@@ -53,9 +52,8 @@ class Journal(TrainerCallback):
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         if [line["step"] for line in kept] != list(range(1, state.global_step + 1)):
             raise UnresumableError(f"{self.path} is damaged: start over with --overwrite")
-        if (retain_name := self.names[1]) is not None:
-            for line in kept:
-                self.trainer.reweigh(line.get(retain_name), line["epoch"])
+        for line in kept:
+            self.trainer.reweigh(line, line["epoch"])
         if not state.is_world_process_zero:
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -83,17 +81,16 @@ class Journal(TrainerCallback):
         seconds, self.before = now - self.before, now
         if facts.stop:
             self.interrupted = control.should_save = control.should_training_stop = True
-        losses = named_losses(self.names, facts.forget, facts.retain)
-        if not all(map(math.isfinite, losses.values())):
-            shown = " + ".join(f"{value:.3g}" for value in losses.values())
+        if not all(map(math.isfinite, facts.losses.values())):
+            shown = " + ".join(f"{value:.3g}" for value in facts.losses.values())
             raise ULDError(f"training diverged at step {state.global_step} (loss {shown}): lower --learning-rate")
         if not state.is_world_process_zero:
             return
         line = {
             "step": state.global_step,
             "epoch": round(state.epoch, 6),
-            **losses,
-            **({} if facts.retain_weight is None else {"retain_weight": facts.retain_weight}),
+            **facts.losses,
+            **facts.weights,
             "learning_rate": self.learning_rate,
             "tokens": facts.tokens,
             "seconds": round(seconds, 4),
@@ -103,7 +100,7 @@ class Journal(TrainerCallback):
         if self.on_epoch is not None and state.epoch == int(state.epoch):
             self.on_epoch(int(state.epoch))
             self.before = time.perf_counter()  # what this takes is no step's
-        shown = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in losses.items())
+        shown = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in facts.losses.items())
         self.bar.set_postfix_str(f"{shown}, {facts.tokens / seconds:,.0f} tok/s", refresh=False)
         self.bar.update()
 

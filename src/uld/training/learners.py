@@ -355,6 +355,15 @@ def bytes_needed(learner: Learner) -> dict[str, int]:
     }
 
 
+def memory_note(learner: Learner, method: Method) -> str:
+    """What will be held in memory, in one sentence."""
+    needed = bytes_needed(learner)
+    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in needed.items())
+    names = {"target": "the target itself", "pair": "two small models beside the target"}
+    what = names.get(method.trains, "a small model beside the target")
+    return f"{method.name} trains {what}: {sum(needed.values()) / 2**20:,.0f} MiB besides activations ({parts})"
+
+
 @torch.no_grad()
 def finish_weights(model: Any, before: PreTrainedModel | None, method: Method, options: Mapping[str, Any]) -> None:
     """Apply a method's last step to what was trained, in place.

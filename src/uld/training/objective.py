@@ -1,22 +1,24 @@
-"""What a method minimises, and how it is computed: tokens in, sums of losses out.
+"""What a training minimises, and how it is computed: tokens in, sums of losses out.
 
-A `Side` is what a loss sees of the forget or the retain rows of a batch: positions, rows, logits of what is trained
-(`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a loss falls, in chunks that are
-recomputed in the backward pass, never as a ``(batch, tokens, vocab)`` block.
+A `Term` is a loss and the rows that it falls on. A `Side` is what a loss sees of these rows of a batch: positions,
+rows, logits of what is trained (`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a
+loss falls, in chunks that are recomputed in the backward pass, never as a ``(batch, tokens, vocab)`` block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from uld.data.collate import ALTERNATIVE, FORGET, RETAIN, Collator, Row
+from uld.data.collate import ALTERNATIVE, FORGET, LEARN, RETAIN, Collator, Row
 from uld.data.prompt import Encoded
 from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
-from uld.methods.registry import Loss, Method, own_options
+from uld.methods.registry import Method, own_options
 from uld.training.learners import Learner, States
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
@@ -25,7 +27,7 @@ _POSITION_MULTIPLE = 64  # few shapes of the gathered positions: each costs a ke
 
 
 class Side:
-    """The forget or the retain rows of a batch, as a loss sees them.
+    """The rows of a batch that are on one side, as a loss sees them.
 
     Attributes:
         labels: ``(positions,)`` the token at each position that carries a loss.
@@ -44,7 +46,7 @@ class Side:
         Args:
             states: The learner's pass over the whole batch.
             batch: ``input_ids``, ``labels``, ``kind`` ``(batch, tokens)``, ``side`` and ``reference`` ``(batch,)``.
-            side: `FORGET`, `RETAIN` or `ALTERNATIVE`.
+            side: `FORGET`, `RETAIN`, `ALTERNATIVE` or `LEARN`.
             frozen: Makes the frozen model's pass over the rows of a boolean mask ``(batch,)``.
         """
         kind = batch["kind"]
@@ -155,29 +157,73 @@ def frozen_log_likelihoods(learner: Learner, rows: Sequence[Encoded], pad_token_
     device = next(learner.parameters()).device
     for start in range(0, len(order), _REFERENCE_ROWS):
         some = order[start : start + _REFERENCE_ROWS]
-        batch = {name: tensor.to(device) for name, tensor in collate([Row(rows[i], FORGET) for i in some]).items()}
+        batch = {name: tensor.to(device) for name, tensor in collate([Row(rows[i], LEARN) for i in some]).items()}
         states = learner.frozen_states(batch["input_ids"], batch["attention_mask"])
-        values = Side(states, batch, FORGET, None).log_likelihood().tolist()
+        values = Side(states, batch, LEARN, None).log_likelihood().tolist()
         for i, value in zip(some, values, strict=True):
             found[i] = value
     return found
 
 
-class Objective(nn.Module):
-    """A learner and a method's losses: tokens in, loss sums out, so that DDP sees one forward."""
+@dataclass(frozen=True)
+class Term:
+    """A loss, the side that it falls on, and its weight among the others.
 
-    def __init__(self, learner: Any, method: Method, options: Mapping[str, Any] | None = None) -> None:
+    Attributes:
+        name: What it is called in logs.
+        side: `FORGET`, `RETAIN` or `LEARN`.
+        value: Takes the `Side` and gives the sum of the loss over it, a scalar in nats.
+        per: What the sum is divided by: the side's positions or its rows.
+        alternative: The side of the alternative answers to these rows, if they bring some.
+        weight: What its mean is multiplied by.
+        weight_name: What the weight is called in logs, if it changes.
+        reweigh: New weight after a step: ``(weight, mean loss of the step, epochs trained)``.
+    """
+
+    name: str
+    side: int
+    value: Callable[[Any], Tensor]
+    per: Literal["position", "row"] = "position"
+    alternative: int | None = None
+    weight: float = 1.0
+    weight_name: str = ""
+    reweigh: Callable[[float, float, float], float] | None = None
+
+
+def terms_of(method: Method, options: Mapping[str, Any] | None = None, retain_weight: float = 1.0) -> list[Term]:
+    """What a method minimises: its forget loss, and its retain loss if it has one.
+
+    Args:
+        method: The method.
+        options: Values for the keyword arguments of its functions; the rest have their defaults.
+        retain_weight: β, weight of the retain loss.
+    """
+
+    def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(function, **own_options(function, options or {}))
+
+    other = ALTERNATIVE if method.alternatives else None
+    terms = [Term("forget_loss", FORGET, bound(method.forget.value), method.forget.per, other)]
+    if method.retain is not None and method.retain_name is not None:
+        reweigh = None if method.reweigh is None else bound(method.reweigh)
+        retain = Term(method.retain_name, RETAIN, bound(method.retain.value), method.retain.per)
+        terms.append(replace(retain, weight=retain_weight, weight_name="retain_weight", reweigh=reweigh))
+    return terms
+
+
+class Objective(nn.Module):
+    """A learner and the terms of its loss: tokens in, loss sums out, so that DDP sees one forward."""
+
+    def __init__(self, learner: Any, terms: Sequence[Term]) -> None:
         """Join what is trained and what is minimised.
 
         Args:
             learner: A `Learner`, or the model of one.
-            method: Its losses.
-            options: Values for the losses' keyword arguments; the rest have their defaults.
+            terms: The losses.
         """
         super().__init__()
         self.learner = learner if isinstance(learner, Learner) else Learner(learner)
-        self.method = method
-        self.options = dict(options or {})
+        self.terms = tuple(terms)
 
     @property
     def model(self) -> Any:
@@ -193,18 +239,18 @@ class Objective(nn.Module):
         side: Tensor,
         reference: Tensor,
     ) -> Tensor:
-        """Sum the losses over each side.
+        """Sum each loss over its side.
 
         Args:
             input_ids: ``(batch, tokens)``.
             attention_mask: ``(batch, tokens)``.
             labels: ``(batch, tokens)``, the next token at each position.
-            kind: ``(batch, tokens)``: no loss, forget, retain, or alternative answer.
+            kind: ``(batch, tokens)``: no loss, or the side of the loss at each position.
             side: ``(batch,)``: the same for the whole row.
             reference: ``(batch,)``: log-likelihood of the row's answer under the model before training, nats, or NaN.
 
         Returns:
-            ``(2,)`` fp32: sum of the forget loss and sum of the retain loss, in nats.
+            ``(terms,)`` fp32: the sum of each loss, in nats.
         """
         states = self.learner.states(input_ids, attention_mask, {"forget": side == FORGET, "retain": side == RETAIN})
         batch = {"labels": labels, "kind": kind, "side": side, "reference": reference}
@@ -214,18 +260,13 @@ class Objective(nn.Module):
                 rows = torch.arange(len(rows), device=rows.device) == 0
             return self.learner.frozen_states(input_ids[rows], attention_mask[rows], states.of_rows(rows))
 
-        forget = Side(states, batch, FORGET, frozen)
-        if self.method.alternatives:
-            forget.alternative = Side(states, batch, ALTERNATIVE, frozen)
-        sums = [self._sum(self.method.forget, forget)]
-        if self.method.retain is not None:
-            sums.append(self._sum(self.method.retain, Side(states, batch, RETAIN, frozen)))
-        else:
-            sums.append(torch.zeros_like(sums[0]))
-        return torch.stack([one.float() for one in sums])
-
-    def _sum(self, loss: Loss, side: Side) -> Tensor:
-        return loss.value(side, **own_options(loss.value, self.options))
+        sums = []
+        for term in self.terms:
+            seen = Side(states, batch, term.side, frozen)
+            if term.alternative is not None:
+                seen.alternative = Side(states, batch, term.alternative, frozen)
+            sums.append(term.value(seen).float())
+        return torch.stack(sums)
 
 
 def _fused_cross_entropy(states: States) -> Callable[[Tensor, Tensor], Tensor] | None:

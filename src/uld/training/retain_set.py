@@ -18,7 +18,7 @@ from uld.model.causal_lm import load_target
 from uld.runs.files import write_text
 from uld.runs.manifest import CHECKPOINTS, RETAIN_DRAWN, DataFile, read_object
 from uld.training.config import TrainConfig
-from uld.training.draw import LEAST_ROWS, draw
+from uld.training.draw import LEAST_ROWS, draw_rows
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _drawn(config: TrainConfig, form: PromptFormat, forget: list[Record]) -> Dra
     )
     if torch.cuda.is_available():
         model = model.cuda()
-    drawn = draw(model, form, forget, number, seed=config.seed, max_length=config.max_length)
+    drawn = draw_rows(model, form, forget, number, seed=config.seed, max_length=config.max_length)
     del model
     gc.collect()
     if torch.cuda.is_available():

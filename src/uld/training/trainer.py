@@ -1,4 +1,4 @@
-"""A thin transformers.Trainer around the objective of a method, and the arguments that our settings give it.
+"""A thin transformers.Trainer around an objective, and the arguments that our settings give it.
 
 Losses are normalised over the whole optimiser step (all micro-batches, all processes), so the split of a batch over
 processes and accumulation steps does not change them.
@@ -9,7 +9,8 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, PlanLoader, PlanSampler, Rows
+from uld.data.collate import NO_LOSS, Collator, PlanLoader, PlanSampler, Rows
 from uld.errors import ConfigError
-from uld.methods.registry import Method, own_options
 from uld.model.weights import load_weights, save_weights
 from uld.runs.files import writing
 from uld.runs.folder import seal
@@ -30,27 +30,22 @@ from uld.training.objective import Objective
 
 logger = logging.getLogger(__name__)
 
-LossNames = tuple[str, str | None]
-"""What the forget loss and the retain loss are called in logs; None: there is no retain loss."""
-
 
 @dataclass(frozen=True)
 class StepFacts:
     """What came of an optimiser step, over all processes.
 
     Attributes:
-        forget: Mean forget loss, nats a token or a row, as the loss has it; None for a step without forget rows.
-        retain: Mean retain loss, nats a token; None for a step without retain rows, or a method without the loss.
+        losses: Mean of each loss that was measured, by its name, nats a token or a row, as the loss has it.
         tokens: Tokens that went through the model, padding not counted.
         stop: Whether any process was asked to stop.
-        retain_weight: Weight of the retain loss in this step, for a method that changes it; else None.
+        weights: Weights of losses in this step, by their names, where they change.
     """
 
-    forget: float | None
-    retain: float | None
+    losses: dict[str, float]
     tokens: int
     stop: bool
-    retain_weight: float | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 class UnlearningTrainer(Trainer):
@@ -63,8 +58,6 @@ class UnlearningTrainer(Trainer):
         config: RunConfig,
         pad_token_id: int,
         *,
-        names: LossNames | None = None,
-        retain_weight: float = 0.0,
         schedule: str = "linear",
         floor: float = 0.0,
         **kwargs: Any,
@@ -76,8 +69,6 @@ class UnlearningTrainer(Trainer):
             rows: All rows of an epoch.
             config: Batch size, seed and output folder are read from it.
             pad_token_id: Fills short rows.
-            names: What the two losses are called in logs; default: `loss_names` of the method.
-            retain_weight: Weight of the retain loss.
             schedule: How the learning rate falls, see `rate_share`.
             floor: The share of it that is left at the end.
             kwargs: For the Trainer.
@@ -87,12 +78,12 @@ class UnlearningTrainer(Trainer):
         self.rows = rows
         self.config = config
         self.collator = Collator(pad_token_id)
-        self.names = names or loss_names(objective.method)
-        self.retain_weight = retain_weight  # some methods change it as they go
+        self.terms = objective.terms
+        self.weights = [term.weight for term in self.terms]  # some methods change them as they go
         self.fall = {"schedule": schedule, "floor": floor}
         self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
-        self.step_sums = torch.zeros(3)  # forget loss, retain loss, tokens of the step so far
-        self.step_items = torch.ones(2)
+        self.step_sums = torch.zeros(len(self.terms) + 1)  # each loss, and tokens, of the step so far
+        self.step_items = torch.ones(len(self.terms))
         self.last_losses: dict[str, float] = {}
 
     def get_train_dataloader(self) -> PlanLoader:  # type: ignore[override]
@@ -120,15 +111,9 @@ class UnlearningTrainer(Trainer):
         return self.lr_scheduler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-        """What the losses are divided by, in the whole optimiser step, over all processes: ``(2,)`` forget, retain."""
-        per = [loss.per for loss in self.objective.method.losses] + ["position"]
-        keys = ["kind" if one == "position" else "side" for one in per]
-        counts = torch.stack(
-            [
-                torch.stack([(b[key] == side).sum() for key, side in zip(keys, (FORGET, RETAIN), strict=False)])
-                for b in batch_samples
-            ]
-        )
+        """What the losses are divided by, in the whole optimiser step, over all processes: ``(terms,)``."""
+        keys = [("kind" if term.per == "position" else "side", term.side) for term in self.terms]
+        counts = torch.stack([torch.stack([(b[key] == side).sum() for key, side in keys]) for b in batch_samples])
         total: Any = self.accelerator.reduce(counts.sum(0).to(device), "sum")
         return total
 
@@ -139,7 +124,7 @@ class UnlearningTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
-        """``mean forget loss + β · mean retain loss`` of the optimiser step, this micro-batch's share of it."""
+        """``Σ weight · mean loss`` of the optimiser step, this micro-batch's share of it."""
         assert num_items_in_batch is not None
         sums = model(**inputs)
         means = sums / num_items_in_batch.clamp_min(1)
@@ -148,7 +133,8 @@ class UnlearningTrainer(Trainer):
         self.step_sums = self.step_sums.to(sums.device) + torch.cat([sums.detach(), tokens])
         self.step_items = num_items_in_batch
         # DDP averages gradients over the processes, the loss is a sum over them.
-        return (means[0] + self.retain_weight * means[1]) * self.args.world_size
+        loss: Any = sum(weight * mean for weight, mean in zip(self.weights, means, strict=True))
+        return loss * self.args.world_size
 
     def take_step(self, stop: bool) -> StepFacts:
         """Facts of the step that just ended; every process calls it, and all get the same answer.
@@ -159,24 +145,27 @@ class UnlearningTrainer(Trainer):
         mine = torch.cat([self.step_sums, self.step_sums.new_tensor([float(stop)])])
         total: Any = self.accelerator.reduce(mine, "sum")
         self.step_sums = torch.zeros_like(self.step_sums)
-        sums, items = total[:2].tolist(), self.step_items.tolist()
-        forget, retain = (one / number if number else None for one, number in zip(sums, items, strict=True))
-        tokens, stopped = total[2:].tolist()
-        self.last_losses = named_losses(self.names, forget, retain)
-        weight = self.retain_weight if self.objective.method.reweigh is not None else None
-        self.reweigh(retain, self.state.epoch or 0.0)
-        return StepFacts(forget, retain, int(tokens), stopped > 0, weight)
+        *sums, tokens, stopped = total.tolist()
+        items = self.step_items.tolist()
+        self.last_losses = {
+            term.name: one / number for term, one, number in zip(self.terms, sums, items, strict=True) if number
+        }
+        weights = {
+            term.weight_name: weight
+            for term, weight in zip(self.terms, self.weights, strict=True)
+            if term.reweigh is not None
+        }
+        self.reweigh(self.last_losses, self.state.epoch or 0.0)
+        return StepFacts(self.last_losses, int(tokens), stopped > 0, weights)
 
-    def reweigh(self, retain: float | None, epoch: float) -> None:
-        """Let the method change the retain weight after a step with this mean retain loss, so many epochs trained."""
-        method = self.objective.method
-        if method.reweigh is not None and retain is not None:
-            self.retain_weight = method.reweigh(
-                self.retain_weight, retain, epoch, **own_options(method.reweigh, self.objective.options)
-            )
+    def reweigh(self, losses: Mapping[str, float], epoch: float) -> None:
+        """Let weights follow the mean losses of a step, by their names, after so many epochs."""
+        for number, term in enumerate(self.terms):
+            if term.reweigh is not None and term.name in losses:
+                self.weights[number] = term.reweigh(self.weights[number], losses[term.name], epoch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand both losses of the step to the experiment tracker, beside their weighted sum."""
+        """Hand the losses of the step to the experiment tracker, beside their weighted sum."""
         super().log({**self.last_losses, **logs}, start_time)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -205,16 +194,6 @@ class UnlearningTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read what is trained back."""
         load_weights(self.objective.model, Path(resume_from_checkpoint))
-
-
-def loss_names(method: Method) -> LossNames:
-    """What the losses of a method are called in logs."""
-    return "forget_loss", method.retain_name
-
-
-def named_losses(names: LossNames, forget: float | None, retain: float | None) -> dict[str, float]:
-    """The losses that were measured, under the names that logs have for them."""
-    return {name: loss for name, loss in zip(names, (forget, retain), strict=True) if None not in (name, loss)}  # type: ignore[misc]
 
 
 def training_dtype(config: RunConfig) -> str:
