@@ -63,3 +63,13 @@ def test_what_the_package_is_built_from_reaches_the_image():
     assert lines[0] == "*"
     assert built_from <= let_in
     assert all(any(fnmatch.fnmatch(path.name, name) for path in ROOT.iterdir()) for name in let_in)
+
+
+def test_every_hook_is_a_step_of_make_lint():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = {
+        hook["entry"].split(" --")[0].removeprefix(".venv/bin/") for repo in config["repos"] for hook in repo["hooks"]
+    }
+    recipe = re.search(r"^lint: env\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    assert hooks and hooks <= set(re.findall(r"\$\(VENV\)/bin/(\S+(?: \w+)?)", recipe[1]))
