@@ -139,7 +139,8 @@ def test_the_python_page_documents_every_public_name_and_only_what_exists():
 
 def test_install_commands_name_the_clone_and_extras_that_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    shown = [line for page in PAGES for line in re.findall(r"pip install ([^`#\n]*)", page.read_text())]
+    shown = [line for page in PAGES for line in re.findall(r"^(?:.*`)?pip install ([^`#\n]*)", page.read_text(), re.M)]
+    shown = [line for line in shown if line.strip() != "pre-commit"]  # a tool of its own
     assert len(shown) >= 4
     for line in shown:
         found = re.fullmatch(r'-e (?:\.|"\.\[([\w,]+)\]")', line.strip())
