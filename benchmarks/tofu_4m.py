@@ -261,7 +261,7 @@ def memory(options: argparse.Namespace) -> dict[str, int]:
     target = f"{options.models}/tofu-4m-full"
     code = {
         "libraries": "import uld.training.run",
-        "target": f"import uld.training.run\nfrom uld.model.assistant import load_target\nload_target({target!r})",
+        "target": f"import uld.training.run\nfrom uld.model.causal_lm import load_target\nload_target({target!r})",
     }
     tail = "\nimport resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     peak = {}

@@ -337,7 +337,7 @@ def test_loading_a_slice_needs_memory_for_the_slice(make_target, tmp_path):
     size = (tmp_path / "model.safetensors").stat().st_size
     assert size > 90e6
     code = (
-        "import resource, sys; from uld.model.assistant import load_sliced, load_target\n"
+        "import resource, sys; from uld.model.causal_lm import load_sliced, load_target\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "load_sliced(sys.argv[1], 1)\n"
         "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
