@@ -175,7 +175,7 @@ def test_what_rows_begin_with_is_computed_once(llama, branching, monkeypatch):
     seen = []
     hidden = Scorer._hidden
     monkeypatch.setattr(Scorer, "_hidden", lambda self, inputs: seen.append(inputs) or hidden(self, inputs))
-    monkeypatch.setattr(uld.evaluation.scoring, "_LENGTH_MULTIPLE", 1)
+    monkeypatch.setattr(uld.evaluation.scoring, "LENGTH_MULTIPLE", 1)
     rows = [row for row in branching if row.learn.index(True) > 1]
     Scorer(llama, PAD).score(rows)
     prefixes = {tuple(row.ids[:i]) for row in rows for i in range(1, len(row.ids))}
