@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation import scoring
-from uld.evaluation.tofu import answers_of, task_rows
+from uld.evaluation.tofu_rows import answers_of, task_rows
 from uld.model.assistant import decoder_layers
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination, combine

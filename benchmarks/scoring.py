@@ -12,7 +12,7 @@ from common import arguments, in_turn, ratio, report, shown, unlearned
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
-from uld.evaluation.tofu import answers_of, task_rows
+from uld.evaluation.tofu_rows import answers_of, task_rows
 from uld.methods.losses import cross_entropy
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination

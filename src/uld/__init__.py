@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
+    from uld.evaluation.pipe import evaluate
     from uld.model.combine import Combination
     from uld.model.config import ULDConfig
     from uld.model.load import load
@@ -25,6 +26,7 @@ __all__ = [
     "ULDConfig",
     "ULDError",
     "ULDForCausalLM",
+    "evaluate",
     "finetune",
     "load",
     "register",
@@ -37,6 +39,7 @@ _LAZY = {
     "TrainConfig": "uld.training.config",
     "ULDConfig": "uld.model.config",
     "ULDForCausalLM": "uld.model.unlearned",
+    "evaluate": "uld.evaluation.pipe",
     "finetune": "uld.training.finetune",
     "load": "uld.model.load",
     "train": "uld.training.run",

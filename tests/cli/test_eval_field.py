@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import uld.evaluation.tofu as tofu
+import uld.evaluation.benchmark as benchmark
 import uld.evaluation.tofu_answers as answers
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
@@ -136,8 +136,8 @@ def test_the_judge_says_what_the_retain_only_model_thinks_of_the_answers(micro, 
 def test_a_second_time_computes_nothing_and_says_the_same(everything, monkeypatch):
     folder, command, found = everything
     before = {path: path.read_bytes() for path in (folder / "eval").rglob("*") if path.is_file()}
-    monkeypatch.setattr(tofu, "Scorer", None)
-    monkeypatch.setattr(tofu, "generate_answers", None)
+    monkeypatch.setattr(benchmark, "Scorer", None)
+    monkeypatch.setattr(benchmark, "generate_answers", None)
     monkeypatch.setattr(answers, "generate_answers", None)
     monkeypatch.setattr(answers.Classifier, "__call__", None)
     assert result(*command) == found

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-import uld.evaluation.knowundo
 from uld.cli.main import app
+from uld.evaluation.knowundo import KnowUnDo
 
 QA = [{"question": f"who is {name}?", "answer": f"{name} b c"} for name in ("abe", "fay", "zed")]
 OTHERS = [{"text": f"over the hill and {name} again"} for name in ("far", "near", "up", "down")]
@@ -93,7 +93,7 @@ def test_knowundo_on_a_target(world, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_evaluation_says_how_to_go_on(world, tmp_path, monkeypatch):
-    original, calls = uld.evaluation.knowundo._Job.rows, []
+    original, calls = KnowUnDo.work, []
 
     def interrupted(*given):
         calls.append(1)
@@ -101,7 +101,7 @@ def test_an_interrupted_evaluation_says_how_to_go_on(world, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return original(*given)
 
-    monkeypatch.setattr(uld.evaluation.knowundo._Job, "rows", interrupted)
+    monkeypatch.setattr(KnowUnDo, "work", interrupted)
     command = (*arguments(world, "knowundo"), "--no-generate", "--output", tmp_path / "log")
     assert refused(evaluate(*command)) == (
         f"uld: interrupted: {tmp_path}/log holds what is done, and the same command continues from there\n"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import uld.evaluation.benchmark as benchmark
 import uld.evaluation.tofu as tofu
 from uld.cli.main import app
 from uld.runs.manifest import Manifest
@@ -87,8 +88,8 @@ def test_a_run_against_a_retain_only_model(micro, run):
 def test_a_second_time_computes_nothing(micro, run, monkeypatch):
     arguments = ("--model", run, "--data", micro.data, "--retain-model", micro.retain_only, "--json", *QUICK)
     first = evaluate(*arguments)
-    monkeypatch.setattr(tofu, "Scorer", None)
-    monkeypatch.setattr(tofu, "generate_answers", None)
+    monkeypatch.setattr(benchmark, "Scorer", None)
+    monkeypatch.setattr(benchmark, "generate_answers", None)
     second = evaluate(*arguments)
     assert (second.exit_code, second.stdout) == (0, first.stdout)
 

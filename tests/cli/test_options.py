@@ -16,7 +16,13 @@ from uld.augment.run import augment_by_model, augment_by_rules
 from uld.cli.boundary import MAY_BE_EMPTY
 from uld.cli.main import app
 from uld.demo.run import run_demo
-from uld.evaluation import attacks, copyright, harness, knowundo, muse, tofu
+from uld.evaluation import harness
+from uld.evaluation.attacks import Attacks
+from uld.evaluation.copyright import Copyright
+from uld.evaluation.knowundo import KnowUnDo
+from uld.evaluation.muse import Muse
+from uld.evaluation.pipe import evaluate
+from uld.evaluation.tofu import Tofu
 from uld.evaluation.tuning import tune
 from uld.methods.registry import all_methods
 from uld.training.config import FinetuneConfig, TrainConfig, setting_fields, train_config
@@ -152,11 +158,11 @@ FUNCTIONS: list[tuple[tuple[str, ...], tuple[Callable[..., Any], ...], dict[str,
     (("draw",), (draw_rows,), {}, {"rows", "seed", "max_length"}),
     (("tune",), (tune,), {}, {"budget", "aim", "template"}),
     (("demo",), (run_demo,), {}, set()),
-    (("eval", "tofu"), (tofu.evaluate,), {}, {"generate", "max_new_tokens", "limit", "data", "template"}),
-    (("eval", "knowundo"), (knowundo.evaluate,), {}, {"generate", "max_new_tokens", "limit", "template"}),
-    (("eval", "muse"), (muse.evaluate,), {}, {"shots", "limit"}),
-    (("eval", "copyright"), (copyright.evaluate,), {}, {"chunks", "chunk_tokens", "prompt_tokens", "template"}),
-    (("eval", "attacks"), (attacks.score_sets,), {}, {"gradnorm", "max_length", "template"}),
+    (("eval", "tofu"), (Tofu, evaluate), {}, {"generate", "max_new_tokens", "limit", "data", "template"}),
+    (("eval", "knowundo"), (KnowUnDo, evaluate), {}, {"generate", "max_new_tokens", "limit", "template"}),
+    (("eval", "muse"), (Muse, evaluate), {}, {"shots", "limit"}),
+    (("eval", "copyright"), (Copyright, evaluate), {}, {"chunks", "chunk_tokens", "prompt_tokens", "template"}),
+    (("eval", "attacks"), (Attacks, evaluate), {}, {"gradnorm", "max_length", "template"}),
     (
         ("eval", "harness"),
         (harness.evaluate,),

@@ -10,6 +10,8 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation import attacks, membership
+from uld.evaluation.benchmark import Subject
+from uld.evaluation.pipe import run
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import Combination
 
@@ -17,6 +19,10 @@ WORDS = ("fedcba", "abba", "cabbage", "deaf bee", "bad cafe", "faced", "decade",
 MEMBERS = [Record.qa(f"who is {word}?", f"{word[::-1]} {word}", f"m:{i}") for i, word in enumerate(WORDS)]
 OTHERS = [Record(text=f"a {word} {word[1:]} b {word[::-1]}", source=f"o:{i}") for i, word in enumerate(WORDS)]
 OTHER_ANSWERS = [Record.qa(f"what is {word}?", f"{word} {word[::-1]}", f"o:{i}") for i, word in enumerate(WORDS)]
+
+
+def score_sets(model, tokenizer, members, non_members, folder, **settings):
+    return run(attacks.Attacks(members, non_members, **settings), Subject(model, tokenizer), folder, progress=False)
 
 
 def naive(model, row):
@@ -35,7 +41,7 @@ def model(request, make_target, make_unlearned):
 
 
 def test_scores_are_those_of_every_text_alone(model, letters, tmp_path):
-    found = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True, progress=False)
+    found = score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True)
     form = PromptFormat(letters)
     for name, records in zip(attacks.SETS, (MEMBERS, OTHERS), strict=True):
         for record, result in zip(records[:4], found[name][:4], strict=True):
@@ -80,9 +86,7 @@ def test_a_model_that_was_trained_on_the_members_is_exposed(make_target, letters
     trained.eval()
 
     def scores(model, name):
-        return attacks.score_sets(
-            model, letters, MEMBERS, OTHER_ANSWERS, tmp_path / name, gradnorm=name == "trained", progress=False
-        )
+        return score_sets(model, letters, MEMBERS, OTHER_ANSWERS, tmp_path / name, gradnorm=name == "trained")
 
     reference = scores(fresh, "fresh")
     result = attacks.attack_result(scores(trained, "trained"), reference, reference)
@@ -97,7 +101,7 @@ def test_a_model_that_was_trained_on_the_members_is_exposed(make_target, letters
 
 def test_long_texts_are_cut_and_counted(make_target, letters, tmp_path):
     model = make_target("llama")
-    found = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, max_length=30, progress=False)
+    found = score_sets(model, letters, MEMBERS, OTHERS, tmp_path, max_length=30)
     form = PromptFormat(letters)
     rows = [form.encode(record, 99) for record in MEMBERS]
     assert ["cut" in result for result in found["members"]] == [len(row.ids) > 30 for row in rows]
@@ -113,40 +117,40 @@ def test_no_text_is_longer_than_the_model_has_places_for(letters, tmp_path):
     size = {"vocab_size": 34, "n_positions": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=1, eos_token_id=2)).eval()
     long = [Record(text=f"{record.text} {'abc ' * 20}") for record in OTHERS]
-    found = attacks.score_sets(model, letters, MEMBERS, long, tmp_path / "a", max_length=200, progress=False)
+    found = score_sets(model, letters, MEMBERS, long, tmp_path / "a", max_length=200)
     assert all(result["cut"] and result["tokens"] <= 40 for result in found["non_members"])
-    assert found == attacks.score_sets(model, letters, MEMBERS, long, tmp_path / "b", progress=False)
+    assert found == score_sets(model, letters, MEMBERS, long, tmp_path / "b")
     asked = [Record.qa("who " * 20, "ann", "m:9")]
     with pytest.raises(ULDError, match=r"m:9: the prompt is \d+ tokens long, which leaves no room .* max_length 40"):
-        attacks.score_sets(model, letters, asked, long, tmp_path / "c", max_length=200, progress=False)
+        score_sets(model, letters, asked, long, tmp_path / "c", max_length=200)
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, letters, tmp_path):
     model = make_target("llama")
-    whole = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False)
+    whole = score_sets(model, letters, MEMBERS, OTHERS, tmp_path)
     lines = (tmp_path / "members.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "members.jsonl").write_text("".join(lines[:3]) + lines[3][:9])
     (tmp_path / "non_members.jsonl").unlink()
-    assert attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False) == whole
+    assert score_sets(model, letters, MEMBERS, OTHERS, tmp_path) == whole
     order = [json.loads(line)["row"] for line in lines]
-    more = attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True, progress=False)
+    more = score_sets(model, letters, MEMBERS, OTHERS, tmp_path, gradnorm=True)
     rows = [json.loads(line) for line in (tmp_path / "members.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == order and all("gradnorm" in row for row in rows)  # each once, the new one
     assert all("gradnorm" in row for rows in more.values() for row in rows)
     with pytest.raises(ULDError, match=r"another model or with other settings \(data\)"):
-        attacks.score_sets(model, letters, MEMBERS[:-1], OTHERS, tmp_path, progress=False)
+        score_sets(model, letters, MEMBERS[:-1], OTHERS, tmp_path)
 
 
 def test_sets_that_cannot_be_compared_are_refused(make_target, letters, tmp_path):
     model = make_target("llama")
     with pytest.raises(ULDError, match="there are no non-members"):
-        attacks.score_sets(model, letters, MEMBERS, [], tmp_path)
+        score_sets(model, letters, MEMBERS, [], tmp_path)
     with pytest.raises(ULDError, match=r"2 texts are members and non-members at once \(m:0 and m:0\)"):
-        attacks.score_sets(model, letters, MEMBERS, [*OTHERS, *MEMBERS[:2]], tmp_path)
+        score_sets(model, letters, MEMBERS, [*OTHERS, *MEMBERS[:2]], tmp_path)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(ULDError, match="gives NaN"):
-        attacks.score_sets(model, letters, MEMBERS, OTHERS, tmp_path, progress=False)
+        score_sets(model, letters, MEMBERS, OTHERS, tmp_path)
 
 
 def test_what_was_not_run_is_named():

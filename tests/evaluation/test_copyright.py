@@ -16,10 +16,11 @@ from uld.data.record import DataError, Record
 from uld.errors import ArtifactError
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.perplexity import perplexity
+from uld.evaluation.pipe import evaluate
 
 TEXT = "the cat sat on the mat and the dog lay by the door. a bird sang in the tree: who is it? it is the wind. "
 TEXT = TEXT + TEXT[::-1] + TEXT[20:] + TEXT[:33]
-SIZES = {"chunk_tokens": 40, "prompt_tokens": 12, "request": "go on:", "progress": False}
+SIZES = {"chunk_tokens": 40, "prompt_tokens": 12, "request": "go on:"}
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,10 @@ def learner(make_target, tokenizer):
     return model.eval()
 
 
+def evaluate_book(model, tokenizer, book, folder, *, template=None, **settings):
+    return evaluate(copyright.Copyright(book, **settings), model, tokenizer, folder, template=template, progress=False)
+
+
 @pytest.fixture
 def book(tmp_path) -> Path:
     path = tmp_path / "book.txt"
@@ -53,7 +58,7 @@ def log(folder: Path) -> list[dict]:
 
 
 def test_equals_a_naive_evaluation(learner, tokenizer, book, tmp_path):
-    result = copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)
+    result = evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES)
     body = [*tokenizer(TEXT).input_ids[1:], tokenizer.eos_token_id]  # nothing predicts the first
     chunks = [body[i : i + 39] for i in range(0, len(body), 39)]
     request = tokenizer("go on:\n", add_special_tokens=False).input_ids
@@ -123,7 +128,7 @@ def test_kept_questions_are_asked_in_the_template(learner, tokenizer, book, tmp_
     records = [Record.qa("who sat?", "the cat"), Record(prompt="who is", completion=" it?")]
 
     def evaluate(folder, **options):
-        result = copyright.evaluate(learner, tokenizer, book, tmp_path / folder, **SIZES, **options)
+        result = evaluate_book(learner, tokenizer, book, tmp_path / folder, **SIZES, **options)
         return result, json.loads((tmp_path / folder / "settings.json").read_text())
 
     by_chat, settings = evaluate("chat", kept=[facts])
@@ -141,16 +146,16 @@ def test_kept_questions_are_asked_in_the_template(learner, tokenizer, book, tmp_
 
 
 def test_without_kept_questions_a_template_decides_nothing(learner, tokenizer, book, tmp_path):
-    before = copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[book])
+    before = evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[book])
     lines, settings = ((tmp_path / "out" / name).read_bytes() for name in ("chunks.jsonl", "settings.json"))
-    assert copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[book], template="qa") == before
+    assert evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[book], template="qa") == before
     assert (tmp_path / "out" / "chunks.jsonl").read_bytes() == lines
     assert (tmp_path / "out" / "settings.json").read_bytes() == settings
 
 
 def test_who_never_read_it_says_less(learner, make_target, tokenizer, book, tmp_path):
-    knows = copyright.evaluate(learner, tokenizer, book, tmp_path / "a", **SIZES)
-    other = copyright.evaluate(make_target("llama", num_layers=2), tokenizer, book, tmp_path / "b", **SIZES)
+    knows = evaluate_book(learner, tokenizer, book, tmp_path / "a", **SIZES)
+    other = evaluate_book(make_target("llama", num_layers=2), tokenizer, book, tmp_path / "b", **SIZES)
     assert knows.exact_memorization > other.exact_memorization + 0.2
     assert knows.mean_run > other.mean_run and knows.perplexity < other.perplexity / 2
 
@@ -164,21 +169,21 @@ def test_chunks_are_those_of_training(tokenizer):
 
 
 def test_request_may_be_empty(learner, tokenizer, book, tmp_path):
-    none = copyright.evaluate(learner, tokenizer, book, tmp_path / "a", **SIZES | {"request": ""})
-    some = copyright.evaluate(learner, tokenizer, book, tmp_path / "b", **SIZES)
+    none = evaluate_book(learner, tokenizer, book, tmp_path / "a", **SIZES | {"request": ""})
+    some = evaluate_book(learner, tokenizer, book, tmp_path / "b", **SIZES)
     assert none.perplexity < some.perplexity  # the request was never learnt
 
 
 def test_an_unlearned_model(make_target, make_unlearned, tokenizer, book, tmp_path):
     target = make_target("llama", num_layers=4)
-    plain = copyright.evaluate(target, tokenizer, book, tmp_path / "a", **SIZES)
+    plain = evaluate_book(target, tokenizer, book, tmp_path / "a", **SIZES)
     unlearned = make_unlearned(target, num_layers=2)
-    assert copyright.evaluate(unlearned, tokenizer, book, tmp_path / "b", **SIZES).perplexity != plain.perplexity
+    assert evaluate_book(unlearned, tokenizer, book, tmp_path / "b", **SIZES).perplexity != plain.perplexity
 
 
 def test_a_stop_changes_nothing(learner, tokenizer, book, tmp_path, monkeypatch):
     monkeypatch.setattr(copyright, "_BATCH", 3)
-    whole = copyright.evaluate(learner, tokenizer, book, tmp_path / "whole", **SIZES)
+    whole = evaluate_book(learner, tokenizer, book, tmp_path / "whole", **SIZES)
     true, calls = copyright.generate_ids, []
 
     def stops(*arguments, **options):
@@ -189,24 +194,24 @@ def test_a_stop_changes_nothing(learner, tokenizer, book, tmp_path, monkeypatch)
 
     monkeypatch.setattr(copyright, "generate_ids", stops)
     with pytest.raises(KeyboardInterrupt):
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES)
     assert len(log(tmp_path / "out")) == 3
     with (tmp_path / "out" / "chunks.jsonl").open("a") as file:
         file.write('{"row": 3, "bl')  # a kill in the middle of a line
-    assert copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES) == whole
+    assert evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES) == whole
     assert log(tmp_path / "out") == log(tmp_path / "whole")
 
 
 def test_refuses_what_leaves_nothing_to_complete(learner, tokenizer, book, tmp_path):
     with pytest.raises(DataError, match=r"no chunk of it is longer than the 39 tokens .* lower --prompt-tokens"):
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"prompt_tokens": 39})
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES | {"prompt_tokens": 39})
     assert not (tmp_path / "out").exists()
 
 
 def test_refuses_chunks_that_the_model_cannot_read(learner, tokenizer, book, tmp_path):
     with pytest.raises(DataError, match=r"is 133 tokens long, and the model reads 128: lower --chunk-tokens to 122"):
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 127})
-    copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 122})
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 127})
+    evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES | {"chunk_tokens": 122})
 
 
 @pytest.mark.parametrize(
@@ -223,21 +228,21 @@ def test_refuses_chunks_that_the_model_cannot_read(learner, tokenizer, book, tmp
 )
 def test_a_book_shorter_than_a_chunk_gets_advice_that_helps(learner, tokenizer, book, tmp_path, change, advice):
     with pytest.raises(DataError, match=advice) as caught:
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | change)
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES | change)
     told = {name: int(value) for name, value in re.search(advice, str(caught.value)).groupdict().items()}
     told = {name: value - (name == "prompt_tokens") for name, value in told.items()}
     if told:
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES | change | told)
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES | change | told)
 
 
 def test_refuses_another_book_in_the_same_folder(learner, tokenizer, book, tmp_path):
-    copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)
+    evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES)
     book.write_text(TEXT + " more")
     with pytest.raises(ArtifactError, match=r"another model or with other settings \(data\)"):
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES)
 
 
 def test_names_the_byte_that_is_not_utf8(learner, tokenizer, book, tmp_path):
     book.write_bytes(b"caf\xe9 au lait")
     with pytest.raises(DataError, match=r"book.txt: byte 4 \(0xe9\) is not UTF-8"):
-        copyright.evaluate(learner, tokenizer, book, tmp_path / "out", **SIZES)
+        evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES)

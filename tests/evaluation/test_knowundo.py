@@ -8,8 +8,10 @@ import torch
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation import knowundo
+from uld.evaluation.benchmark import Subject
+from uld.evaluation.knowundo import KnowUnDo
 from uld.evaluation.metrics import rouge_l_f1
+from uld.evaluation.pipe import run
 
 SETS = {
     "unlearn": [
@@ -19,6 +21,14 @@ SETS = {
 }
 
 
+def evaluate(model, tokenizer, sets, folder, **settings):
+    return run(KnowUnDo(sets, **settings), Subject(model, tokenizer), folder, progress=False)
+
+
+def summarise(found):
+    return KnowUnDo(SETS).summarise(found)
+
+
 @pytest.fixture(params=["llama", "unlearned"])
 def model(request, make_target, make_unlearned):
     target = make_target("llama")
@@ -26,8 +36,8 @@ def model(request, make_target, make_unlearned):
 
 
 def test_every_number_is_what_its_definition_gives(model, letters, tmp_path):
-    found = knowundo.evaluate(model, letters, SETS, tmp_path, max_new_tokens=9, progress=False)
-    result = knowundo.summarise(found)
+    found = evaluate(model, letters, SETS, tmp_path, max_new_tokens=9)
+    result = summarise(found)
     form, accuracy = PromptFormat(letters), {}
     for name, records in SETS.items():
         right, losses = [], []
@@ -61,21 +71,21 @@ def test_a_model_keeps_what_it_says_itself(make_target, letters, tmp_path):
     model = make_target("llama")
     said = next(filter(None, (own_answer(model, letters, f"who is {name}?") for name in "abcdefghijklmnop")))
     sets = {"unlearn": [said, *SETS["unlearn"][1:]], "retention": [said]}
-    result = knowundo.summarise(knowundo.evaluate(model, letters, sets, tmp_path, generate=False, progress=False))
+    result = summarise(evaluate(model, letters, sets, tmp_path, generate=False))
     assert result.sets["retention"].accuracy >= 6 / 8  # the blank before it and the end are not the model's own
     assert result.sets["retention"].rouge_l is None
-    other = knowundo.summarise(knowundo.evaluate(model, letters, SETS, tmp_path / "o", generate=False, progress=False))
+    other = summarise(evaluate(model, letters, SETS, tmp_path / "o", generate=False))
     assert other.unlearn_success > result.unlearn_success
     assert other.retention_success < result.retention_success
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, letters, tmp_path):
     model = make_target("llama")
-    first = knowundo.evaluate(model, letters, SETS, tmp_path, generate=False, max_new_tokens=5, progress=False)
+    first = evaluate(model, letters, SETS, tmp_path, generate=False, max_new_tokens=5)
     assert "generated" not in first["unlearn"][0]
-    whole = knowundo.evaluate(model, letters, SETS, tmp_path, max_new_tokens=5, progress=False)
+    whole = evaluate(model, letters, SETS, tmp_path, max_new_tokens=5)
     lines = (tmp_path / "unlearn.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "unlearn.jsonl").write_text(lines[0] + lines[1][:9])
-    assert knowundo.evaluate(model, letters, SETS, tmp_path, max_new_tokens=5, progress=False) == whole
+    assert evaluate(model, letters, SETS, tmp_path, max_new_tokens=5) == whole
     with pytest.raises(ULDError, match=r"other settings \(max_new_tokens\)"):
-        knowundo.evaluate(model, letters, SETS, tmp_path, max_new_tokens=6, progress=False)
+        evaluate(model, letters, SETS, tmp_path, max_new_tokens=6)

@@ -6,6 +6,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from uld.errors import ULDError
 from uld.evaluation import membership, muse
+from uld.evaluation.benchmark import Subject
+from uld.evaluation.pipe import run
 
 QA = [
     {"question": f"who is {name}?", "answer": answer} for name, answer in (("abe", "a b c"), ("fay", "d"), ("z", "e f"))
@@ -21,6 +23,14 @@ PARTS = {
     "forget": [{"text": f"{word} over the hill." * 2} for word in ("ab", "cd", "ef", "gh")],
     "holdout": [{"text": f"{word} under the sea."} for word in ("ij", "kl", "mn")],
 }
+
+
+def evaluate(model, tokenizer, parts, folder, **settings):
+    return run(muse.Muse(data=parts, **settings), Subject(model, tokenizer), folder, progress=False)
+
+
+def summarise(found, parts, retain=None):
+    return muse.Muse(data=parts).summarise(found, {} if retain is None else {"retain_model": retain})
 
 
 @pytest.fixture(params=["llama", "unlearned"])
@@ -41,8 +51,8 @@ def f1(said, truth):
 
 
 def test_every_number_is_what_its_definition_gives(model, letters, tmp_path):
-    found = muse.evaluate(model, letters, PARTS, tmp_path, progress=False)
-    result = muse.summarise(found, PARTS, found)
+    found = evaluate(model, letters, PARTS, tmp_path)
+    result = summarise(found, PARTS, found)
     shots = "Question: who is b?\nAnswer: bee bee\n\n"
     for metric, part in (("knowmem", "forget_qa"), ("utility", "retain_qa")):
         scores = []
@@ -71,14 +81,14 @@ def test_what_the_model_says_itself_is_verbatim(make_target, letters, tmp_path):
     model = make_target("llama", max_position_embeddings=512)
     truth = continuation(model, letters, "once upon a time", 128)
     parts = {"verbmem": [{"prompt": "once upon a time", "gt": truth}]}
-    result = muse.summarise(muse.evaluate(model, letters, parts, tmp_path, progress=False), parts)
+    result = summarise(evaluate(model, letters, parts, tmp_path), parts)
     assert result.verbmem == 100.0
     assert result.verbatim_run >= 0.9 * len(letters(truth).input_ids)  # special tokens are no text
 
 
 def test_an_answer_stops_where_the_next_question_begins(make_target, letters, tmp_path, monkeypatch):
     said = [letters("bee cd").input_ids, letters("x").input_ids]
-    job = muse._Job(make_target("llama"), letters)
+    job = muse._Job(Subject(make_target("llama"), letters))
     monkeypatch.setattr(muse._Job, "generated", lambda *_: said)
     monkeypatch.setattr(
         muse._Job, "text", lambda _, ids: "bee cd\n\nQuestion: who" if len(ids) > 1 else "\nQuestion: x"
@@ -91,7 +101,7 @@ def test_an_answer_stops_where_the_next_question_begins(make_target, letters, tm
 def test_missing_parts_are_left_out_and_named(make_target, letters, tmp_path):
     parts = {name: PARTS[name] for name in ("forget_qa", "retain_qa", "retain_qa_icl", "forget", "holdout")}
     model = make_target("llama")
-    result = muse.summarise(muse.evaluate(model, letters, parts, tmp_path, progress=False), parts)
+    result = summarise(evaluate(model, letters, parts, tmp_path), parts)
     assert result.verbmem is result.knowmem is result.privleak is None and result.auc is not None
     assert result.left_out == {
         "verbmem": "the data has no verbmem",
@@ -104,29 +114,29 @@ def test_missing_parts_are_left_out_and_named(make_target, letters, tmp_path):
 
 def test_what_does_not_fit_the_model_is_counted(make_target, letters, tmp_path):
     model = make_target("llama", max_position_embeddings=90)
-    found = muse.evaluate(model, letters, PARTS | {"forget": [{"text": LONG}]}, tmp_path, progress=False)
-    result = muse.summarise(found, PARTS)
+    found = evaluate(model, letters, PARTS | {"forget": [{"text": LONG}]}, tmp_path)
+    result = summarise(found, PARTS)
     assert found["forget"][0]["tokens"] == 89
     assert result.too_long == {"verbmem": 2, "knowmem": 3, "forget": 1, "utility": 2}
     assert "3 of 3 rows of knowmem do not fit the model's positions" in result.table()
-    fewer = muse.evaluate(model, letters, PARTS, tmp_path / "0", shots=0, metrics=["knowmem"], progress=False)
+    fewer = evaluate(model, letters, PARTS, tmp_path / "0", shots=0, metrics=["knowmem"])
     assert "too_long" not in fewer["knowmem"][2]
 
 
 def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, letters, tmp_path):
     model = make_target("llama")
-    whole = muse.evaluate(model, letters, PARTS, tmp_path, progress=False)
+    whole = evaluate(model, letters, PARTS, tmp_path)
     lines = (tmp_path / "knowmem.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "knowmem.jsonl").write_text(lines[0] + lines[1][:9])
     (tmp_path / "holdout.jsonl").unlink()
-    assert muse.evaluate(model, letters, PARTS, tmp_path, progress=False) == whole
+    assert evaluate(model, letters, PARTS, tmp_path) == whole
     with pytest.raises(ULDError, match=r"another model or with other settings \(shots\)"):
-        muse.evaluate(model, letters, PARTS, tmp_path, shots=0, progress=False)
+        evaluate(model, letters, PARTS, tmp_path, shots=0)
 
 
 def test_texts_without_enough_tokens_are_refused(make_target, letters, tmp_path):
     model = make_target("llama")
     with pytest.raises(ULDError, match="has 3 tokens, so nothing follows its first 200: 'abc'"):
-        muse.evaluate(model, letters, {"verbmem": [{"text": "abc"}]}, tmp_path / "a", progress=False)
+        evaluate(model, letters, {"verbmem": [{"text": "abc"}]}, tmp_path / "a")
     with pytest.raises(ULDError, match="too short to score"):
-        muse.evaluate(model, letters, PARTS | {"forget": [{"text": "a"}]}, tmp_path / "b", metrics=["privleak"])
+        evaluate(model, letters, PARTS | {"forget": [{"text": "a"}]}, tmp_path / "b", metrics=["privleak"])

@@ -10,6 +10,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import ks_2samp
 
+import uld.evaluation.benchmark as benchmark
 import uld.evaluation.tofu as tofu
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
@@ -154,9 +155,9 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(micro, unlearned
     asked: list[str] = []
     original = tofu.evaluate_rows
 
-    def watched(job, rows, task):
+    def watched(subject, rows, *how):
         asked.extend(row["question"] for row in rows)
-        return original(job, rows, task)
+        return original(subject, rows, *how)
 
     monkeypatch.setattr(tofu, "evaluate_rows", watched)
     log = tofu.evaluate(*unlearned, "forget10", copy, data=micro.data, **QUICK)
@@ -172,7 +173,7 @@ def test_a_killed_evaluation_goes_on_and_ends_in_the_same_bytes(micro, unlearned
 
 def test_a_finished_evaluation_is_only_read(micro, unlearned, copy, monkeypatch):
     monkeypatch.setattr(tofu, "evaluate_rows", None)
-    monkeypatch.setattr(tofu, "Scorer", None)
+    monkeypatch.setattr(benchmark, "Scorer", None)
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     tofu.evaluate(*unlearned, "forget10", copy, data=micro.data, **QUICK)
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before

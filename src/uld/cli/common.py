@@ -134,6 +134,12 @@ class ModelOptions:
         except RuntimeError as error:
             raise ULDError(f"cannot use --device {device}: {str(error).splitlines()[0]}") from error
 
+    def candidate(self) -> Any:
+        """The model as a benchmark takes it: loaded when its turn comes, and how it is asked."""
+        from uld.evaluation.pipe import Candidate
+
+        return Candidate(self.model, self.load, self.prompt_template())
+
     def prompt_template(self) -> str | None:
         """The template to ask the model with: the one that was given, or that the run was trained with, if any.
 
@@ -195,23 +201,15 @@ def evaluation_folder(
     Raises:
         ULDError: there is a file in its place.
     """
-    from uld.runs.manifest import is_run
+    from uld.evaluation.pipe import default_folder
 
     named = {name: getattr(options, name) for name in COMBINATION}
     named |= {"dtype": None if options.dtype == "auto" else options.dtype}
     named |= {"template": options.template, "date": options.date}
-    parts = [f"-{name}-{value}" for name, value in (named | dict(changed or {})).items() if value is not None]
-    name, model = slug(benchmark + "".join(parts)), options.model
-    inside = Path(model) / "eval" / name if is_run(model) else Path("eval") / slug(model) / name
-    folder = Path(output) if output else inside
+    folder = Path(output) if output else default_folder(options.model, benchmark, named | dict(changed or {}))
     if taken := [path for path in (folder, *folder.parents) if path.is_file()]:
         raise ULDError(f"{taken[0]} is a file: name another folder with --output")
     return folder
-
-
-def slug(text: str) -> str:
-    """A text as a file name."""
-    return re.sub(r"[^\w.-]+", "_", text).strip("_.")[-150:] or "model"
 
 
 @contextmanager
@@ -224,6 +222,8 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if not folder.exists():  # nothing is done yet
+            raise
         raise ULDError(f"interrupted: {folder} holds what is done, and the same command continues from there") from None
 
 
@@ -233,20 +233,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
 def show_result(result: Any, folder: Path | None, as_json: bool) -> None:
-    """Print a result, one with ``to_dict`` and ``table``, and keep it beside its logs, if there is a folder of them.
-
-    Of several processes only the first does.
-    """
+    """Print a result, one with ``to_dict`` and ``table``, and where its logs are; the first process does."""
     if not is_first_process():
         return
     from uld.text.json_text import dumps
 
-    text = dumps(result.to_dict(), indent=2)
-    if folder is not None:
-        from uld.runs.files import write_text
-
-        write_text(folder / "result.json", text + "\n")
-    say(text if as_json else result.table())
+    say(dumps(result.to_dict(), indent=2) if as_json else result.table())
     if folder is not None and not as_json:
         say(f"Logs and results: {folder}")
 
@@ -269,8 +261,10 @@ def _usable(device: str | None) -> str:
     """The device that was asked for, or the best there is."""
     import torch
 
+    from uld.model.device import best_device
+
     if device is None:
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return best_device()
     try:
         torch.device(device)
     except RuntimeError as error:

@@ -61,6 +61,7 @@ def harness(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     from uld.evaluation.harness import evaluate
     from uld.evaluation.harness_tasks import load_tasks
+    from uld.evaluation.pipe import write_result
     from uld.model.unlearned import ULDForCausalLM
 
     loaded = load_tasks([name.strip() for name in tasks.split(",") if name.strip()], include_path or ())
@@ -83,6 +84,7 @@ def harness(
             log_samples=log_samples,
             progress=not quiet,
         )
+    write_result(result, folder)
     show_result(result, folder, as_json)
 
 

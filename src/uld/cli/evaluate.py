@@ -1,13 +1,12 @@
 """``uld eval``: benchmarks, one subcommand each."""
 
 import itertools
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from uld.cli.benchmark import run
 from uld.cli.common import (
     AsJson,
     ModelOptions,
@@ -18,7 +17,6 @@ from uld.cli.common import (
     resumable,
     say,
     show_result,
-    slug,
     with_model,
 )
 from uld.errors import ULDError, flag
@@ -110,10 +108,6 @@ def tofu(
     An evaluation that was stopped continues where it was when the same command is given again. Under torchrun the
     processes share the rows.
     """
-    from uld.data.tofu import check_split
-    from uld.evaluation.tofu_log import read_log
-    from uld.evaluation.tofu_result import aggregate
-
     varied: dict[str, list[Any]] = {
         **{
             name: text.split(",") if text else [None]
@@ -156,51 +150,34 @@ def tofu(
         raise ULDError(f"a grid of settings is scored without {' and '.join(asked)}: give one setting")
     if asked and asked != ["--non-members"] and not generate:
         raise ULDError(f"{' and '.join(asked)} need generated answers: leave out --no-generate")
-    check_split(split)
-    logs = {}
-    for path in (retain_log, target_log):
-        if path is not None:
-            logs[path] = read_log(path)
-            ours, theirs = _split_of(from_log) if from_log is not None else split, _split_of(path)
-            if None not in (ours, theirs) and ours != theirs:
-                raise ULDError(f"{path} was made on {theirs}, not on {ours}: evaluate both models on the same split")
-    retained, before = (logs[path] if path is not None else None for path in (retain_log, target_log))
-    folder = None
     if from_log is not None:
-        log = read_log(from_log)
-    else:
-        assert model is not None
-        chosen = replace(options, model=model, **changes)
-        named = {"max_new_tokens": None if max_new_tokens == 200 else max_new_tokens}
-        folder = evaluation_folder(chosen, f"tofu-{split}", output, named)
-        settings: dict[str, Any] = {
-            "data": data,
-            "template": chosen.prompt_template(),
-            "max_new_tokens": max_new_tokens,
-            "limit": limit,
-            "progress": not quiet,
-        }
-
-        other = None
-        if retain_model is not None:
-            other = chosen.beside(retain_model, "--retain-model", "template")
-        if len(grid) > 1:
-            retained = _retain_only(other, split, folder, settings)[0] if other is not None else retained
-            _grid(chosen, split, folder / "grid", settings, grid, retained, as_json)
-            return
-        base = chosen.beside(base_model, "--base-model") if base_model is not None else None
-        if non_members:
-            settings["non_members"] = _non_members(non_members, split, data)
-        classifier = _classifier(fluency_model, fluency_label, chosen) if fluency_model is not None else None
-        log = _run(chosen, split, folder, settings | {"generate": generate, "samples": samples, "seed": seed})
-        if other is not None:
-            retained, found = _retain_only(other, split, folder, settings, log if base is None else None)
-            log = found if base is None else log
-        log = _further(log, split, folder, settings, base, classifier)
-    if not is_first_process():
+        _from_log(from_log, split, retain_log, target_log, as_json)
         return
-    result = aggregate(log, retained, before)
-    show_result(result, folder, as_json)
+    assert model is not None
+    chosen = replace(options, model=model, **changes)
+    settings: dict[str, Any] = {"split": split, "data": data, "max_new_tokens": max_new_tokens, "limit": limit}
+    settings |= {"retain_log": retain_log, "target_log": target_log}
+    if len(grid) > 1:
+        _grid(chosen, retain_model, output, settings, grid, as_json, quiet)
+        return
+    if fluency_model is not None:
+        chosen.beside(fluency_model, "--fluency-model")
+        settings |= {"fluency_model": fluency_model, "fluency_label": fluency_label}
+    settings |= {"generate": generate, "non_members": non_members, "samples": samples, "seed": seed}
+    settings |= {"retain_model": retain_model, "base_model": base_model}
+    run("tofu", options=chosen, output=output, as_json=as_json, quiet=quiet, **settings)
+
+
+def _from_log(log: str, split: str, retain_log: str | None, target_log: str | None, as_json: bool) -> None:
+    """All numbers from logs alone."""
+    from uld.data.tofu import check_split
+    from uld.evaluation.tofu import log_on, split_of
+    from uld.evaluation.tofu_log import read_log
+    from uld.evaluation.tofu_result import aggregate
+
+    check_split(split)
+    retained, before = (log_on(other, split_of(log)) for other in (retain_log, target_log))
+    show_result(aggregate(read_log(log), retained, before), None, as_json)
 
 
 def _summaries(summaries: dict[str, str | None], others: dict[str, Any], changed: bool, as_json: bool) -> None:
@@ -222,77 +199,29 @@ def _summaries(summaries: dict[str, str | None], others: dict[str, Any], changed
     show_result(scores_from_summaries(*paths), None, as_json)
 
 
-def _run(options: ModelOptions, split: str, folder: Path, settings: dict[str, Any]) -> Any:
-    """Load a model and evaluate it; say how to go on when it is interrupted."""
-    loaded, tokenizer = options.load()
-    from uld.evaluation.tofu import evaluate
-
-    with resumable(folder):
-        return evaluate(loaded, tokenizer, split, folder, **settings)
-
-
-def _retain_only(
-    options: ModelOptions, split: str, folder: Path, settings: dict[str, Any], log: Any = None
-) -> tuple[Any, Any]:
-    """Score a retain-only model, asked as the model that it is compared with unless its own run says otherwise.
-
-    Returns:
-        Its log; and that of the other model, whose answers it has judged.
-    """
-    own = {"template": options.prompt_template() or settings["template"], "generate": False, "tasks": ["forget"]}
-    place = folder / f"retain-{slug(options.model)}"
-    loaded, tokenizer = options.load()
-    from uld.evaluation.tofu import evaluate, judged
-
-    with resumable(folder):
-        retained = evaluate(loaded, tokenizer, split, place, **settings | own)
-        if log is not None:
-            how = {name: settings[name] for name in ("data", "progress")}
-            log = judged(log, loaded, tokenizer, split, folder, template=own["template"], **how)
-    return retained, log
-
-
-def _further(
-    log: Any, split: str, folder: Path, settings: dict[str, Any], base: ModelOptions | None, classifier: Any
-) -> Any:
-    """A log with what a base model and a classifier say of its answers."""
-    from uld.evaluation.tofu import judged
-    from uld.evaluation.tofu_answers import classify
-
-    how = {name: settings[name] for name in ("data", "progress")}
-    with resumable(folder):
-        if base is not None:
-            log = judged(log, *base.load(), split, folder, template=base.prompt_template(), **how)
-        if classifier is not None:
-            log = classify(log, folder, classifier, progress=settings["progress"])
-    return log
-
-
-def _classifier(place: str, label: str, options: ModelOptions) -> Any:
-    """The text classifier, on the device of the model."""
-    device = options.beside(place, "--fluency-model").check("--fluency-model")
-    from uld.evaluation.tofu_answers import Classifier
-
-    return Classifier(place, label, device)
-
-
-def _non_members(sources: list[str], split: str, data: str | None) -> Any:
-    from uld.data.documents import read_sources
-    from uld.evaluation.tofu import unseen_rows
-
-    return unseen_rows(read_sources(sources)[0], split, data)
-
-
 def _grid(
     options: ModelOptions,
-    split: str,
-    folder: Path,
+    retain_model: str | None,
+    output: str | None,
     settings: dict[str, Any],
     grid: list[dict[str, Any]],
-    retained: Any,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Score many settings in one pass; nothing is generated. Of several processes the first does it all."""
+    options.check()
+    from uld.evaluation.pipe import run as evaluate
+    from uld.evaluation.tofu import Tofu
+
+    tofu, template = Tofu(**settings), options.prompt_template()
+    folder, retained = evaluation_folder(options, tofu.name, output, tofu.changed), tofu.retained
+    if retain_model is not None:
+        how = tofu.others["retain_model"]
+        other = options.beside(retain_model, "--retain-model", *how.shared).candidate()
+        place = how.place(folder, retain_model)
+        with resumable(folder):
+            found = evaluate(tofu.retain_only, other.subject(template), place, progress=not quiet)
+        retained = tofu.retain_only.log_of(found)
     if not is_first_process():
         return
     loaded, tokenizer = options.load()
@@ -302,20 +231,9 @@ def _grid(
 
     if not isinstance(loaded, ULDForCausalLM):
         raise ULDError(f"{options.model} has no assistant: only a run with one has settings to vary")
-    settings = {name: settings[name] for name in ("data", "template", "limit")}
+    how = {"data": tofu.data, "template": template, "limit": tofu.limit, "retain_log": retained}
     combinations = [loaded.combination.override(**one) for one in grid]
-    rows = evaluate_grid(loaded, tokenizer, split, folder, combinations, retain_log=retained, **settings)
+    rows = evaluate_grid(loaded, tokenizer, tofu.split, folder / "grid", combinations, **how)
     say(dumps([row.to_dict() for row in rows], indent=2) if as_json else table(rows))
     if not as_json:
-        say(f"Logs, table and plot: {folder}")
-
-
-def _split_of(log: str) -> str | None:
-    """The split that a log of ours was made on; other logs do not say."""
-    from uld.runs.rows import CLAIM
-
-    path = Path(log)
-    try:
-        return json.loads(((path if path.is_dir() else path.parent) / CLAIM).read_text(encoding="utf-8"))["split"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        say(f"Logs, table and plot: {folder / 'grid'}")

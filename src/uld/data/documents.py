@@ -33,6 +33,17 @@ _PDF_END = 2048  # bytes in which a whole PDF says that it ends; pypdf reads wha
 _EXTRA = 'pip install -e ".[documents]" in the folder of uld'
 
 
+def read_records(sources: Sequence[str | Record]) -> list[Record]:
+    """Records as they are, and those of files, folders and Hub data sets.
+
+    Raises:
+        DataError: see `read_sources`.
+    """
+    return [
+        one for source in sources for one in ([source] if isinstance(source, Record) else read_sources([source])[0])
+    ]
+
+
 def read_sources(sources: Sequence[str]) -> tuple[list[Record], list[DataFile]]:
     """Read files, folders and Hub data sets, in order.
 

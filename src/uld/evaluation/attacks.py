@@ -4,26 +4,22 @@ Every text is scored as training would see it (answers behind their questions, t
 and its scores are written as soon as they are there. The arithmetic is in `uld.evaluation.membership`.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uld.data.documents import read_records
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation import membership
-from uld.evaluation.resume import begin, complete
+from uld.evaluation.benchmark import Benchmark, Found, Other, Result, Subject, Task, by_length, digest
 from uld.evaluation.scoring import Scorer, refuse_nan
-from uld.evaluation.token_scores import attack_scores, token_scores
-from uld.model.context import context_length
-from uld.model.generate import length_batches
+from uld.evaluation.token_scores import attack_scores
+from uld.model.generate import BATCH_TOKENS
 from uld.text.table import aligned
 
 SETS = ("members", "non_members")
@@ -32,60 +28,90 @@ ATTACKS = ("loss", "zlib", "min_k", "min_k++", "gradnorm", "reference")
 Scores = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def score_sets(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    members: Sequence[Record],
-    non_members: Sequence[Record],
-    output: str | Path,
-    *,
-    template: str | None = None,
-    gradnorm: bool = False,
-    max_length: int | None = None,
-    progress: bool = True,
-) -> dict[str, list[dict[str, Any]]]:
-    """Score every text of both sets, or go on where an evaluation was stopped.
+@dataclass
+class Attacks(Benchmark):
+    """Two sets of texts.
 
-    Args:
-        model: Any causal LM.
-        tokenizer: Its tokenizer.
-        members: What the model was trained on.
+    Attributes:
+        members: What the model was trained on: files and folders, or records.
         non_members: What it was not, of the same kind.
-        output: Folder for the scores; texts already in it are not scored again.
-        template: Prompt template; None takes the tokenizer's chat template.
         gradnorm: Whether to take the norm of each text's gradient: a backward pass a text.
         max_length: Only a text's first tokens count, never more than the model has positions for; None: as many.
-        progress: Show a progress bar.
-
-    Returns:
-        For each of `SETS` an entry a text: ``tokens`` that carry a loss, ``cut`` where it was too long, and a score an
-        attack (all but ``reference``, which takes two models).
-
-    Raises:
-        ULDError: an empty set, a text in both, a text that cannot be encoded, a model that gives NaN, or a folder with
-            the results of other settings.
+        limit: First texts of each set only.
     """
-    _refuse_shared(members, non_members)
-    form = PromptFormat(tokenizer, template)
-    context = context_length(model)
-    longest = min(max_length or context, context)
-    given = [[record.content for record in records] for records in (members, non_members)]
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-    output = begin(output, model, form, data=digest, max_length=longest, k=membership.K)
-    job = _Job(model, tokenizer, gradnorm)
-    found = {}
-    for name, records in zip(SETS, (members, non_members), strict=True):
-        rows = [_encoded(form, record, longest) for record in records]
-        found[name] = complete(
-            Path(output),
-            name,
-            list(length_batches([len(row.ids) for row in rows])),
-            lambda batch, rows=rows: job.score([rows[i] for i in batch]),
-            device=model.device.type,
-            finished=lambda _, result: "gradnorm" in result or not gradnorm,
-            progress=progress,
-        )
-    return found
+
+    others: ClassVar[Mapping[str, Other]] = {
+        "reference_model": Other("reference-model"),
+        "retain_model": Other("retain-model"),
+    }
+    in_name = ("limit", "max_length")
+
+    members: Sequence[str | Record]
+    non_members: Sequence[str | Record]
+    gradnorm: bool = False
+    max_length: int | None = None
+    limit: int | None = None
+    sets: dict[str, list[Record]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read both sets.
+
+        Raises:
+            ULDError: an empty one, or a text in both.
+        """
+        given = (self.members, self.non_members)
+        self.sets = {name: read_records(texts)[: self.limit] for name, texts in zip(SETS, given, strict=True)}
+        _refuse_shared(*self.sets.values())
+        firsts = (one.source if isinstance(one, Record) else one for one, *_ in given)
+        self.name = "-".join(["attacks", *(Path(first).stem for first in firsts)])
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """The texts, as far as they count, and how Min-K% does."""
+        given = [[record.content for record in records] for records in self.sets.values()]
+        return {"data": digest(given), "max_length": self._longest(subject), "k": membership.K}
+
+    def beside(self, role: str) -> "Attacks":
+        """The reference attack takes nothing but losses."""
+        return replace(self, **self.sets, gradnorm=self.gradnorm and role == "retain_model")
+
+    def tasks(self, subject: Subject, found: Found) -> Iterator[Task[Encoded]]:
+        """A task a set."""
+        for name, records in self.sets.items():
+            rows = [_encoded(subject.form, record, self._longest(subject)) for record in records]
+            yield Task(
+                name,
+                rows,
+                lambda some: self.work(subject, some),
+                by_length([len(row.ids) for row in rows], BATCH_TOKENS),
+                finished=lambda _, result: "gradnorm" in result or not self.gradnorm,
+            )
+
+    def _longest(self, subject: Subject) -> int:
+        return min(self.max_length or subject.context, subject.context)
+
+    def work(self, subject: Subject, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+        """For each text ``tokens`` that carry a loss, ``cut`` where it was too long, and a score an attack.
+
+        All attacks but ``reference``, which takes two models.
+        """
+        results = []
+        for row, tokens in zip(rows, subject.token_scores(rows), strict=True):
+            whole = True in row.learn[:2]  # no prompt: nothing predicts the first token, but it is part of the text
+            said = [token for token, learn in zip(row.ids, row.learn, strict=True) if learn or whole]
+            text: Any = subject.tokenizer.decode(said, skip_special_tokens=True)
+            result: dict[str, Any] = {"tokens": len(tokens.log_probs), **attack_scores(tokens, text)}
+            if row.cut:
+                result["cut"] = row.cut
+            if self.gradnorm:
+                result["gradnorm"] = gradient_norm(subject.scorer, row)
+            refuse_nan(subject.model, result.values())
+            results.append(result)
+        return results
+
+    def summarise(self, found: Found, others: Mapping[str, Found] | None = None) -> "AttackResult":
+        """From scores to AUCs."""
+        beside = others or {}
+        return attack_result(found, beside.get("reference_model"), beside.get("retain_model"))
 
 
 def _refuse_shared(members: Sequence[Record], non_members: Sequence[Record]) -> None:
@@ -107,36 +133,6 @@ def _encoded(form: PromptFormat, record: Record, max_length: int) -> Encoded:
         return form.encode(record, max_length)
     row = form.chunks(record.text, 2**31, record.source)[0]
     return Encoded(row.ids[:max_length], row.learn[:max_length], cut=max(0, len(row.ids) - max_length))
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What is done to every text."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    gradnorm: bool
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """Made when the first text needs it."""
-        return Scorer.of(self.model, self.tokenizer)
-
-    def score(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
-        """Scores of some texts."""
-        results = []
-        for row, tokens in zip(rows, token_scores(self.scorer, rows), strict=True):
-            whole = True in row.learn[:2]  # no prompt: nothing predicts the first token, but it is part of the text
-            said = [token for token, learn in zip(row.ids, row.learn, strict=True) if learn or whole]
-            text: Any = self.tokenizer.decode(said, skip_special_tokens=True)
-            result: dict[str, Any] = {"tokens": len(tokens.log_probs), **attack_scores(tokens, text)}
-            if row.cut:
-                result["cut"] = row.cut
-            if self.gradnorm:
-                result["gradnorm"] = gradient_norm(self.scorer, row)
-            refuse_nan(self.model, result.values())
-            results.append(result)
-        return results
 
 
 def gradient_norm(scorer: Scorer, row: Encoded) -> float:
@@ -183,7 +179,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class AttackResult:
+class AttackResult(Result):
     """All attacks on one model.
 
     Attributes:
@@ -199,10 +195,6 @@ class AttackResult:
     non_members: int
     cut: int
     left_out: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return vars(self) | {"attacks": {name: vars(one) for name, one in self.attacks.items()}}
 
     def table(self) -> str:
         """A line an attack, as Markdown, and what is missing below."""
@@ -232,7 +224,7 @@ def attack_result(scores: Scores, reference: Scores | None = None, retain: Score
     """From scores to AUCs.
 
     Args:
-        scores: From `score_sets`, of the model under attack.
+        scores: Of the model under attack.
         reference: Of a model that was trained on neither set, for the reference attack.
         retain: Of a retain-only model, for PrivLeak.
     """

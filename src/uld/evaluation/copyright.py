@@ -7,24 +7,24 @@ of which 200 are given.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.documents import read_sources
 from uld.data.prompt import Encoded, PromptFormat, spread
-from uld.data.record import DataError
+from uld.data.record import DataError, Record
 from uld.data.text import words_of
+from uld.errors import ULDError
+from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, in_order
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
 from uld.evaluation.perplexity import perplexity, readable_tokens
-from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, refuse_nan
-from uld.evaluation.token_scores import token_scores
+from uld.evaluation.scoring import refuse_nan
 from uld.model.generate import generate_ids
 from uld.text.table import aligned
 
@@ -38,7 +38,7 @@ _BATCH = 16  # chunks that are continued at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopyrightResult:
+class CopyrightResult(Result):
     """What a model says of a book. Means over chunks, but for BLEU, which is the corpus's, and the longest run."""
 
     bleu: float
@@ -81,10 +81,6 @@ class CopyrightResult:
             lines += ["", *aligned(("kept", "PPL of a token", "of a word", "of a byte"), rows)]
         return "\n".join(lines) + "\n"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain JSON types."""
-        return asdict(self)
-
 
 def chunks_of(
     texts: Sequence[str], form: PromptFormat, *, chunk_tokens: int = 512, chunks: int | None = 400
@@ -106,90 +102,107 @@ def chunks_of(
     return [chunk for text in texts for chunk in spread(form.chunks(text, chunk_tokens), chunks)]
 
 
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    book: str | Path,
-    output: str | Path,
-    *,
-    chunks: int | None = 400,
-    chunk_tokens: int = 512,
-    prompt_tokens: int = 200,
-    request: str = REQUEST,
-    kept: Sequence[str | Path] = (),
-    template: str | None = None,
-    progress: bool = True,
-) -> CopyrightResult:
-    """Let a model complete the chunks of a book, or go on with an evaluation that was stopped.
+@dataclass
+class Copyright(Benchmark):
+    """A book, and what a model should still read well.
 
-    Args:
-        model: Any causal LM.
-        tokenizer: Its tokenizer.
-        book: A text file, or any other document or folder of them that holds texts.
-        output: Folder of the log: ``chunks.jsonl``, a line a chunk.
+    Attributes:
+        text: The book: a text file, or any other document or folder of them that holds texts.
+        kept: Files whose perplexity is also measured: of texts every token counts, of other records the answers.
+            Questions are asked in the prompt template.
         chunks: See `chunks_of`.
         chunk_tokens: See `chunks_of`.
         prompt_tokens: First tokens of a chunk that the model is given. Chunks without any beyond are left out.
-        request: Stands before them; empty for none.
-        kept: Files whose perplexity is measured, too: of texts every token counts, of other records the answers.
-        template: Prompt template of what is kept and has questions; None takes the tokenizer's chat template.
-        progress: Show a progress bar.
-
-    Raises:
-        ULDError: a file that cannot be read, a book or settings that leave nothing to complete, a model that gives NaN,
-            or a folder with the results of other settings.
+        request: Stands before them; empty for nothing.
     """
-    others = {str(path): read_sources([str(path)])[0] for path in kept}
-    form = PromptFormat(tokenizer, "plain")
-    if not any(record.messages for records in others.values() for record in records):
-        template = None  # nothing is asked in it
-    PromptFormat(tokenizer, template)  # a bad one is refused before the work
-    texts = read_book(book)
-    found = chunks_of(texts, form, chunk_tokens=chunk_tokens, chunks=chunks)
-    found = [chunk for chunk in found if len(_body(chunk)) > prompt_tokens]
-    rows = [_asked(form, chunk, request, prompt_tokens) for chunk in found]
-    if not rows:
-        raise DataError(
-            f"{book}: no chunk of it is longer than the {prompt_tokens} tokens of the prompt: lower --prompt-tokens, "
-            "raise --chunk-tokens, or take a longer text"
-        )
-    longest, readable = max(len(row.ids) for row in rows), readable_tokens(model, tokenizer)
-    if longest > readable:
-        room = readable - (len(rows[0].ids) - len(_body(found[0])))  # behind the request, the same in all rows
-        fitting = room + len(found[0].ids) - len(_body(found[0]))
-        advice = (
-            f"lower --chunk-tokens to {fitting}, or shorten --request"
-            if room > prompt_tokens
-            else f"lower --prompt-tokens below {room} and --chunk-tokens to {fitting}, or shorten --request"
-            if room > 1
-            else "shorten --request"
-        )
-        raise DataError(
-            f"a chunk behind its request is {longest} tokens long, and the model reads {readable}: {advice}"
-        )
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
-    settings: dict[str, Any] = {"chunks": chunks, "chunk_tokens": chunk_tokens, "prompt_tokens": prompt_tokens}
-    settings |= {"request": request} | ({} if template is None else {"template": template})
-    output = begin(output, model, form, **settings, data=digest, benchmark="copyright")
-    batches = [list(range(start, min(start + _BATCH, len(rows)))) for start in range(0, len(rows), _BATCH)]
-    scorer = Scorer.of(model, tokenizer)
-    done = complete(
-        output,
-        "chunks",
-        batches,
-        lambda batch: _completed(model, tokenizer, scorer, [rows[i] for i in batch]),
-        device=model.device.type,
-        progress=progress,
-    )
-    perplexities = {path: perplexity(model, tokenizer, records, template).to_dict() for path, records in others.items()}
-    return aggregate(done, perplexities)
+
+    prompt = "plain"
+    in_name = ("chunks", "chunk_tokens", "prompt_tokens")
+
+    text: str | Path
+    kept: Sequence[str | Path] | None = None
+    chunks: int | None = 400
+    chunk_tokens: int = 512
+    prompt_tokens: int = 200
+    request: str = REQUEST
+    texts: list[str] = field(init=False)
+    records: dict[str, list[Record]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the files.
+
+        Raises:
+            ULDError: one cannot be read, or is no book.
+        """
+        places = [str(path) for path in self.kept or ()]
+        if missing := [path for path in (str(self.text), *places) if not os.path.exists(path)]:
+            raise ULDError(f"{missing[0]}: there is no such file")
+        self.name = f"copyright-{Path(self.text).stem}"
+        self.records = {path: read_sources([path])[0] for path in places}
+        self.texts = read_book(self.text)
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """The book, how it is cut, and the template where questions are asked in it."""
+        how = {name: getattr(self, name) for name in (*self.in_name, "request")}
+        asked = {} if (template := self._template(subject)) is None else {"template": template}
+        book = hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+        return {**how, **asked, "data": book, "benchmark": "copyright"}
+
+    def _template(self, subject: Subject) -> str | None:
+        """The prompt template, if something is asked in it."""
+        asked = any(record.messages for records in self.records.values() for record in records)
+        return subject.template if asked else None
+
+    def tasks(self, subject: Subject, found: Found) -> Iterator[Task[Encoded]]:
+        """The chunks; then what is kept is read.
+
+        Raises:
+            DataError: settings that leave nothing to complete.
+        """
+        template = self._template(subject)
+        PromptFormat(subject.tokenizer, template)  # a bad one is refused before the work
+        rows = self._rows(subject)
+        yield Task("chunks", rows, lambda some: _completed(subject, some), in_order(len(rows), _BATCH))
+        how = (subject.model, subject.tokenizer)
+        found["kept"] = [perplexity(*how, records, template).to_dict() for records in self.records.values()]
+
+    def _rows(self, subject: Subject) -> list[Encoded]:
+        """The chunks that have something to complete, each behind the request."""
+        form = PromptFormat(subject.tokenizer, self.prompt)
+        found = chunks_of(self.texts, form, chunk_tokens=self.chunk_tokens, chunks=self.chunks)
+        found = [chunk for chunk in found if len(_body(chunk)) > self.prompt_tokens]
+        rows = [_asked(form, chunk, self.request, self.prompt_tokens) for chunk in found]
+        if not rows:
+            raise DataError(
+                f"{self.text}: no chunk of it is longer than the {self.prompt_tokens} tokens of the prompt: lower "
+                "--prompt-tokens, raise --chunk-tokens, or take a longer text"
+            )
+        longest, readable = max(len(row.ids) for row in rows), readable_tokens(subject.model, subject.tokenizer)
+        if longest > readable:
+            room = readable - (len(rows[0].ids) - len(_body(found[0])))  # behind the request, the same in all rows
+            fitting = room + len(found[0].ids) - len(_body(found[0]))
+            advice = (
+                f"lower --chunk-tokens to {fitting}, or shorten --request"
+                if room > self.prompt_tokens
+                else f"lower --prompt-tokens below {room} and --chunk-tokens to {fitting}, or shorten --request"
+                if room > 1
+                else "shorten --request"
+            )
+            raise DataError(
+                f"a chunk behind its request is {longest} tokens long, and the model reads {readable}: {advice}"
+            )
+        return rows
+
+    def summarise(self, found: Found, others: Mapping[str, Found] | None = None) -> CopyrightResult:
+        """From rows to the numbers of a table."""
+        return aggregate(found["chunks"], dict(zip(self.records, found["kept"], strict=True)))
 
 
 def aggregate(rows: Sequence[dict[str, Any]], kept: dict[str, dict[str, float]] | None = None) -> CopyrightResult:
     """From the log's lines to the numbers of a table.
 
     Args:
-        rows: As `evaluate` writes them.
+        rows: As they are in the log.
         kept: Perplexities by name.
     """
     from sacrebleu.metrics.bleu import BLEU
@@ -266,16 +279,17 @@ def _asked(form: PromptFormat, chunk: Encoded, request: str, prompt_tokens: int)
     return Encoded(head + body, [False] * given + [True] * (len(body) - prompt_tokens))
 
 
-def _completed(model: Any, tokenizer: Any, scorer: Scorer, rows: list[Encoded]) -> list[dict[str, Any]]:
+def _completed(subject: Subject, rows: list[Encoded]) -> list[dict[str, Any]]:
     """What a model says and would have said of some chunks."""
     from sacrebleu import sentence_bleu
 
+    tokenizer: Any = subject.tokenizer
     prompts = [[token for token, learnt in zip(row.ids, row.learn, strict=True) if not learnt] for row in rows]
     truths = [_body(row) for row in rows]
-    written = generate_ids(model, tokenizer, prompts, max_new_tokens=max(map(len, truths))).tolist()
+    written = generate_ids(subject.model, tokenizer, prompts, max_new_tokens=max(map(len, truths))).tolist()
     results = []
-    for truth, ids, scores in zip(truths, written, token_scores(scorer, rows), strict=True):
-        refuse_nan(model, scores.log_probs)
+    for truth, ids, scores in zip(truths, written, subject.token_scores(rows), strict=True):
+        refuse_nan(subject.model, scores.log_probs)
         ids = ids[: len(truth)]
         text, wanted = (tokenizer.decode(one, skip_special_tokens=True).strip() for one in (ids, truth))
         results.append(

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError
 from uld.evaluation.resume import describe
-from uld.evaluation.tofu import TASKS, score_grid, task_rows
+from uld.evaluation.tofu import score_grid
 from uld.evaluation.tofu_log import FILE_NAME, TofuLog, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
+from uld.evaluation.tofu_rows import TASKS, task_rows
 from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.files import new_file, present, write_text

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from uld.evaluation.benchmark import Result
 from uld.evaluation.paired import (
     bootstrap_difference_stderr,
     independent_difference_stderr,
@@ -51,7 +52,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class HarnessResult:
+class HarnessResult(Result):
     """All scores, in the order of tasks and metrics."""
 
     scores: list[Score]
@@ -71,10 +72,6 @@ class HarnessResult:
                 change += (_with_error(one.difference, one.difference_stderr, sign="+"), one.kind or "-")
             rows.append((*row, *change))
         return "\n".join(aligned(head, rows)) + "\n"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain JSON types."""
-        return asdict(self)
 
 
 def before_and_after(

@@ -4,114 +4,98 @@ Source: Tian et al. 2024, arXiv 2407.01920, §3.3, as its released code computes
 answer's tokens that are the greedy prediction when the true tokens before them are given.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from uld.data.prompt import PromptFormat
+from uld.data.knowundo import load_knowundo
 from uld.data.record import Record
+from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, by_length, digest
 from uld.evaluation.memorization import exact_memorization
 from uld.evaluation.metrics import rouge_l_f1
-from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, refuse_nan
-from uld.evaluation.token_scores import token_scores
-from uld.model.generate import generate_answers, length_batches
+from uld.evaluation.scoring import refuse_nan
 from uld.text.table import aligned
 
-_BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 
-Found = dict[str, list[dict[str, Any]]]
+@dataclass
+class KnowUnDo(Benchmark):
+    """Both sets of questions.
 
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sets: Mapping[str, Sequence[Record]],
-    output: str | Path,
-    *,
-    template: str | None = None,
-    generate: bool = True,
-    max_new_tokens: int = 128,
-    limit: int | None = None,
-    progress: bool = True,
-) -> Found:
-    """Run a model over both sets, or go on where an evaluation was stopped.
-
-    Args:
-        model: Any causal LM.
-        tokenizer: Its tokenizer.
-        sets: From `uld.data.knowundo.load_knowundo`.
-        output: Folder for the rows; those already in it are not computed again.
-        template: Prompt template; None takes the tokenizer's chat template.
+    Attributes:
+        data: Folder with ``unlearn_val.json`` and ``retention_val.json``; or the sets themselves.
+        part: ``val``, what the paper evaluates on, or ``train``.
         generate: Whether to generate answers (without them there is no ROUGE).
         max_new_tokens: Most tokens of a generated answer.
-        limit: First rows of each set only.
-        progress: Show a progress bar.
-
-    Returns:
-        For each set its rows: ``accuracy``, ``avg_loss`` in nats a token and, if asked for, ``generated``, ``truth``
-        and ``rougeL_f1``.
-
-    Raises:
-        ULDError: a model that gives NaN, or a folder with the results of other settings.
+        limit: First questions of each set only.
     """
-    form = PromptFormat(tokenizer, template)
-    given = {name: [record.content for record in records] for name, records in sets.items()}
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
-    output = begin(output, model, form, data=digest, max_new_tokens=max_new_tokens)
-    job = _Job(model, tokenizer, form, generate, max_new_tokens)
-    found: Found = {}
-    for name, records in sets.items():
-        wanted = records[:limit]
-        found[name] = complete(
-            output,
-            name,
-            list(length_batches([len(str(record.content)) // 4 for record in wanted], _BATCH_TOKENS)),
-            lambda batch, wanted=wanted: job.rows([wanted[i] for i in batch]),
-            device=model.device.type,
-            finished=lambda _, result: "generated" in result or not generate,
-            progress=progress,
-        )
-    return found
 
+    in_name = ("max_new_tokens",)
 
-@dataclass(frozen=True)
-class _Job:
-    """What is done to rows."""
+    data: str | Path | Mapping[str, Sequence[Record]]
+    part: str = "val"
+    generate: bool = True
+    max_new_tokens: int = 128
+    limit: int | None = None
+    sets: Mapping[str, Sequence[Record]] = field(init=False)
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    form: PromptFormat
-    generate: bool
-    max_new_tokens: int
+    def __post_init__(self) -> None:
+        """Read the sets."""
+        self.name = f"knowundo-{self.part}"
+        self.sets = self.data if isinstance(self.data, Mapping) else load_knowundo(self.data, self.part)
 
-    @cached_property
-    def scorer(self) -> Scorer:
-        """Made when the first row needs it."""
-        return Scorer.of(self.model, self.tokenizer)
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """The questions, and how long an answer may be."""
+        given = {name: [record.content for record in records] for name, records in self.sets.items()}
+        return {"data": digest(given), "max_new_tokens": self.max_new_tokens}
 
-    def rows(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Results of some questions."""
-        scores = token_scores(self.scorer, [self.form.encode(record, 2**31) for record in records])
+    def tasks(self, subject: Subject, found: Found) -> Iterator[Task[Record]]:
+        """A task a set."""
+        for name, records in self.sets.items():
+            rows = records[: self.limit]
+            yield Task(
+                name,
+                rows,
+                lambda some: self.work(subject, some),
+                by_length([len(str(record.content)) // 4 for record in rows]),
+                finished=lambda _, result: "generated" in result or not self.generate,
+            )
+
+    def work(self, subject: Subject, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """Results of some questions: ``accuracy``, ``avg_loss`` in nats a token and perhaps an answer."""
+        scores = subject.token_scores([subject.form.encode(record, 2**31) for record in records])
         results: list[dict[str, Any]] = [
             {"accuracy": exact_memorization(one.right), "avg_loss": float(-one.log_probs.mean())} for one in scores
         ]
-        refuse_nan(self.model, (result["avg_loss"] for result in results))
+        refuse_nan(subject.model, (result["avg_loss"] for result in results))
         if self.generate:
-            prompts = [self.form.prompt_ids(record.messages[0][1]) for record in records]
-            texts = generate_answers(self.model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens)
+            texts = subject.answers([record.messages[0][1] for record in records], self.max_new_tokens)
             for result, record, text in zip(results, records, texts, strict=True):
                 question, truth = (content for _, content in record.messages)
                 result |= {"question": question, "generated": text, "truth": truth}
                 result["rougeL_f1"] = rouge_l_f1(text, truth)
         return results
+
+    def summarise(self, found: Found, others: Mapping[str, Found] | None = None) -> "KnowUnDoResult":
+        """From rows to KnowUnDo's numbers."""
+        sets = {}
+        for name, rows in found.items():
+            losses = [row["avg_loss"] for row in rows]
+            mean = sum(losses) / len(rows)
+            rouge = [row["rougeL_f1"] for row in rows if "rougeL_f1" in row]
+            sets[name] = SetResult(
+                rows=len(rows),
+                accuracy=sum(row["accuracy"] for row in rows) / len(rows),
+                prob=sum(math.exp(-one) for one in losses) / len(rows),
+                perplexity=math.exp(mean) if mean < 700 else math.inf,
+                rouge_l=sum(rouge) / len(rows) if len(rouge) == len(rows) else None,
+            )
+        return KnowUnDoResult(
+            unlearn_success=100 * (1 - sets["unlearn"].accuracy),
+            retention_success=100 * sets["retention"].accuracy,
+            sets=sets,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ class SetResult:
 
 
 @dataclass(frozen=True)
-class KnowUnDoResult:
+class KnowUnDoResult(Result):
     """KnowUnDo's numbers, successes in per cent.
 
     Attributes:
@@ -146,10 +130,6 @@ class KnowUnDoResult:
     unlearn_success: float
     retention_success: float
     sets: dict[str, SetResult]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return vars(self) | {"sets": {name: vars(one) for name, one in self.sets.items()}}
 
     def table(self) -> str:
         """Both successes, then each set, as Markdown."""
@@ -164,24 +144,3 @@ class KnowUnDoResult:
         ]
         lines += ["", *aligned(("set", "rows", "accuracy", "Prob", "perplexity", "ROUGE-L F1"), rows)]
         return "\n".join(lines) + "\n"
-
-
-def summarise(found: Found) -> KnowUnDoResult:
-    """From rows to KnowUnDo's numbers."""
-    sets = {}
-    for name, rows in found.items():
-        losses = [row["avg_loss"] for row in rows]
-        mean = sum(losses) / len(rows)
-        rouge = [row["rougeL_f1"] for row in rows if "rougeL_f1" in row]
-        sets[name] = SetResult(
-            rows=len(rows),
-            accuracy=sum(row["accuracy"] for row in rows) / len(rows),
-            prob=sum(math.exp(-one) for one in losses) / len(rows),
-            perplexity=math.exp(mean) if mean < 700 else math.inf,
-            rouge_l=sum(rouge) / len(rows) if len(rouge) == len(rows) else None,
-        )
-    return KnowUnDoResult(
-        unlearn_success=100 * (1 - sets["unlearn"].accuracy),
-        retention_success=100 * sets["retention"].accuracy,
-        sets=sets,
-    )

@@ -4,26 +4,20 @@ Four of MUSE's six numbers (Shi et al. 2024, arXiv 2407.06460, §3), as its rele
 memorization, C2 knowledge memorization, C3 privacy leakage, C4 utility. Every row is written as soon as it is done.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from uld.data.prompt import Encoded, PromptFormat
+from uld.data.muse import load_muse
+from uld.data.prompt import Encoded
 from uld.errors import ULDError
 from uld.evaluation import membership
+from uld.evaluation.benchmark import Benchmark, Found, Other, Result, Subject, Task, by_length, digest
 from uld.evaluation.memorization import longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
-from uld.evaluation.resume import begin, complete
-from uld.evaluation.scoring import Scorer, refuse_nan
-from uld.evaluation.token_scores import token_scores
-from uld.model.context import context_length
-from uld.model.generate import generate_ids, length_batches
+from uld.evaluation.scoring import refuse_nan
+from uld.model.generate import generate_ids
 from uld.text.table import aligned
 
 METRICS = {"verbmem": "C1", "knowmem": "C2", "privleak": "C3", "utility": "C4"}
@@ -38,98 +32,115 @@ PROMPT_TOKENS = 200
 VERBMEM_TOKENS = 128
 KNOWMEM_TOKENS = 32
 _ENDS = ("\n\n", "\nQuestion", "Question:")  # where a few-shot answer stops
-_BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 
 Parts = Mapping[str, Sequence[Mapping[str, str]]]
-Found = dict[str, list[dict[str, Any]]]
 
 
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    parts: Parts,
-    output: str | Path,
-    *,
-    metrics: Sequence[str] = tuple(METRICS),
-    shots: int | None = None,
-    limit: int | None = None,
-    progress: bool = True,
-) -> Found:
-    """Run a model over the parts of MUSE that are there, or go on where an evaluation was stopped.
+@dataclass
+class Muse(Benchmark):
+    """The parts of MUSE that are there.
 
-    Args:
-        model: Any causal LM. MUSE asks it without a chat template.
-        tokenizer: Its tokenizer.
-        parts: From `uld.data.muse.load_muse`.
-        output: Folder for the rows; those already in it are not computed again.
-        metrics: What to compute, of `METRICS`; what lacks its parts is left out.
+    Attributes:
+        corpus: ``news`` or ``books``, from the Hub.
+        data: Folder laid out like MUSE's; parts may be missing. Or the parts themselves.
         shots: Examples before a question; None takes all, as MUSE does (10).
         limit: First rows of each part only.
-        progress: Show a progress bar.
-
-    Returns:
-        Rows by task, for `summarise`.
-
-    Raises:
-        ULDError: a model that gives NaN, or a folder with the results of other settings.
+        metrics: What to compute, of `METRICS`; what lacks its parts is left out.
     """
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    output = begin(output, model, PromptFormat(tokenizer, "qa"), data=digest, k=membership.K, shots=shots)
-    job = _Job(model, tokenizer)
-    found: Found = {}
 
-    def run(task: str, lengths: Sequence[int], work: Callable[[list[int]], list[dict[str, Any]]]) -> None:
-        batches = list(length_batches(lengths, _BATCH_TOKENS))
-        found[task] = complete(output, task, batches, work, device=model.device.type, progress=progress)
+    prompt = "qa"  # MUSE asks without a chat template
+    others: ClassVar[Mapping[str, Other]] = {"retain_model": Other("retain")}
+    in_name = ("shots",)
 
-    for metric in metrics:
-        if any(part not in parts for part in NEEDED[metric]):
-            continue
-        if metric == "verbmem":
-            passages = [job.passage(row) for row in parts["verbmem"][:limit]]
-            run("verbmem", [len(p[0]) for p in passages], lambda b, of=passages: job.continued([of[i] for i in b]))
-        elif metric == "privleak":
-            for part in NEEDED[metric]:
-                rows = [job.whole(row["text"]) for row in parts[part][:limit]]
-                run(part, [len(row.ids) for row in rows], lambda b, of=rows: job.scored([of[i] for i in b]))
-        else:
-            part, examples = NEEDED[metric]
-            asked = [job.question(row, parts[examples][:shots]) for row in parts[part][:limit]]
-            run(metric, [len(q[0]) for q in asked], lambda b, of=asked: job.answered([of[i] for i in b]))
-    return found
+    corpus: str | None = None
+    data: str | Path | Parts | None = None
+    shots: int | None = None
+    limit: int | None = None
+    metrics: Sequence[str] = tuple(METRICS)
+    parts: Parts = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the parts."""
+        data = self.data
+        self.parts = data if isinstance(data, Mapping) else load_muse(self.corpus, data)
+        self.name = f"muse-{self.corpus or ('parts' if isinstance(data, Mapping) else Path(str(data)).name)}"
+
+    def settings(self, subject: Subject) -> dict[str, Any]:
+        """The data, the examples, and how Min-K% counts."""
+        return {"data": digest(self.parts), "k": membership.K, "shots": self.shots}
+
+    def beside(self, role: str) -> "Muse | None":
+        """The retain-only model has to show what it saw."""
+        there = all(part in self.parts for part in NEEDED["privleak"])
+        return replace(self, data=self.parts, metrics=("privleak",), shots=None) if there else None
+
+    def tasks(self, subject: Subject, found: Found) -> Iterator[Task[Any]]:
+        """A task a number, two for privacy leakage."""
+        job = _Job(subject)
+        for metric in self.metrics:
+            if any(part not in self.parts for part in NEEDED[metric]):
+                continue
+            if metric == "verbmem":
+                passages = [job.passage(row) for row in self.parts["verbmem"][: self.limit]]
+                yield Task("verbmem", passages, job.continued, by_length([len(prompt) for prompt, _ in passages]))
+            elif metric == "privleak":
+                for part in NEEDED[metric]:
+                    rows = [job.whole(row["text"]) for row in self.parts[part][: self.limit]]
+                    yield Task(part, rows, job.scored, by_length([len(row.ids) for row in rows]))
+            else:
+                part, examples = NEEDED[metric]
+                shots = self.parts[examples][: self.shots]
+                asked = [job.question(row, shots) for row in self.parts[part][: self.limit]]
+                yield Task(metric, asked, job.answered, by_length([len(prompt) for prompt, _ in asked]))
+
+    def summarise(self, found: Found, others: Mapping[str, Found] | None = None) -> "MuseResult":
+        """From rows to MUSE's numbers; PrivLeak needs those of a retain-only model."""
+        left_out = {
+            metric: f"the data has no {' and no '.join(missing)}"
+            for metric, needed in NEEDED.items()
+            if (missing := [part for part in needed if part not in self.parts])
+        }
+        retain = (others or {}).get("retain_model")
+        auc, retain_auc = _auc(found), _auc(retain) if retain is not None else None
+        if auc is not None and retain_auc is None:
+            left_out["privleak"] = "it is relative to a retain-only model: name one with --retain-model"
+        runs = [row["verbatim_run"] for row in found.get("verbmem", [])]
+        return MuseResult(
+            verbmem=_rouge(found, "verbmem"),
+            knowmem=_rouge(found, "knowmem"),
+            privleak=membership.privleak(auc, retain_auc) if auc is not None and retain_auc is not None else None,
+            utility=_rouge(found, "utility"),
+            auc=auc,
+            retain_auc=retain_auc,
+            verbatim_run=sum(runs) / len(runs) if runs else None,
+            rows={task: len(rows) for task, rows in found.items()},
+            too_long={task: n for task, rows in found.items() if (n := sum("too_long" in row for row in rows))},
+            left_out=left_out,
+        )
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is done to rows."""
+    """What rows are made, and what is done to them."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-    @cached_property
-    def scorer(self) -> Scorer:
-        """Made when the first text needs it."""
-        return Scorer.of(self.model, self.tokenizer)
-
-    @cached_property
-    def context(self) -> int:
-        """Tokens that the model has positions for."""
-        return context_length(self.model)
+    subject: Subject
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text with the special tokens in front, as MUSE has them."""
-        ids: Any = self.tokenizer(text, verbose=False).input_ids
-        return list(ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids)
+        ids: Any = self.subject.tokenizer(text, verbose=False).input_ids
+        return list(ids[:-1] if ids and ids[-1] == self.subject.tokenizer.eos_token_id else ids)
 
     def text(self, ids: Any) -> str:
         """What tokens say."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.subject.tokenizer.decode(ids, skip_special_tokens=True))
 
     def passage(self, row: Mapping[str, str]) -> tuple[list[int], list[int]]:
         """Prompt and true continuation of a passage; of a whole text the first 200 tokens and what follows."""
         if "text" in row:
             ids = self.ids(row["text"])
-            special = len(ids) - len(self.tokenizer(row["text"], add_special_tokens=False, verbose=False).input_ids)
+            special = len(ids) - len(
+                self.subject.tokenizer(row["text"], add_special_tokens=False, verbose=False).input_ids
+            )
             end = max(0, special) + PROMPT_TOKENS
             if len(ids) <= end:
                 raise ULDError(
@@ -153,7 +164,11 @@ class _Job:
             raise ULDError(
                 f"a text of privleak is too short to score: the tokenizer makes {len(ids)} token of {text!r}"
             )
-        return Encoded(ids[: self.context], [True] * min(len(ids), self.context), cut=max(0, len(ids) - self.context))
+        return Encoded(
+            ids[: self.subject.context],
+            [True] * min(len(ids), self.subject.context),
+            cut=max(0, len(ids) - self.subject.context),
+        )
 
     def continued(self, passages: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
         """C1 of some passages."""
@@ -179,27 +194,27 @@ class _Job:
     def scored(self, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Min-K% of some texts."""
         results: list[dict[str, Any]] = []
-        for row, tokens in zip(rows, token_scores(self.scorer, rows), strict=True):
+        for row, tokens in zip(rows, self.subject.token_scores(rows), strict=True):
             score = membership.min_k(tokens.log_probs)
-            refuse_nan(self.model, [score])
+            refuse_nan(self.subject.model, [score])
             results.append({"tokens": len(tokens.log_probs), "min_k": score} | ({"too_long": True} if row.cut else {}))
         return results
 
     def generated(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
         """What the model writes behind each prompt, up to its end of sequence."""
-        out = generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=new_tokens).tolist()
-        config: Any = self.model.generation_config
+        out = generate_ids(self.subject.model, self.subject.tokenizer, prompts, max_new_tokens=new_tokens).tolist()
+        config: Any = self.subject.model.generation_config
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in out]
 
     def compared(self, prompt: list[int], new_tokens: int, said: str, truth: str) -> dict[str, Any]:
         """Row of a generated text."""
         result: dict[str, Any] = {"generated": said, "truth": truth, "rougeL_f1": rouge_l_f1(said, truth)}
-        return result | ({"too_long": True} if len(prompt) + new_tokens > self.context else {})
+        return result | ({"too_long": True} if len(prompt) + new_tokens > self.subject.context else {})
 
 
 @dataclass(frozen=True)
-class MuseResult:
+class MuseResult(Result):
     """MUSE's numbers, in per cent.
 
     Attributes:
@@ -226,10 +241,6 @@ class MuseResult:
     too_long: dict[str, int]
     left_out: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return dict(vars(self))
-
     def table(self) -> str:
         """The four numbers as Markdown, and what is missing below."""
         goals = {"verbmem": "low", "knowmem": "low", "privleak": "near 0", "utility": "high"}
@@ -248,43 +259,12 @@ class MuseResult:
         return "\n".join(lines) + "\n"
 
 
-def summarise(found: Found, parts: Parts, retain: Found | None = None) -> MuseResult:
-    """From rows to MUSE's numbers.
-
-    Args:
-        found: From `evaluate`.
-        parts: The data, to say what was missing.
-        retain: From `evaluate` with ``privleak``, of a retain-only model.
-    """
-    left_out = {
-        metric: f"the data has no {' and no '.join(missing)}"
-        for metric, needed in NEEDED.items()
-        if (missing := [part for part in needed if part not in parts])
-    }
-    auc, retain_auc = _auc(found), _auc(retain) if retain is not None else None
-    if auc is not None and retain_auc is None:
-        left_out["privleak"] = "it is relative to a retain-only model: name one with --retain-model"
-    runs = [row["verbatim_run"] for row in found.get("verbmem", [])]
-    return MuseResult(
-        verbmem=_rouge(found, "verbmem"),
-        knowmem=_rouge(found, "knowmem"),
-        privleak=membership.privleak(auc, retain_auc) if auc is not None and retain_auc is not None else None,
-        utility=_rouge(found, "utility"),
-        auc=auc,
-        retain_auc=retain_auc,
-        verbatim_run=sum(runs) / len(runs) if runs else None,
-        rows={task: len(rows) for task, rows in found.items()},
-        too_long={task: n for task, rows in found.items() if (n := sum("too_long" in row for row in rows))},
-        left_out=left_out,
-    )
-
-
-def _rouge(found: Found, task: str) -> float | None:
+def _rouge(found: Mapping[str, Any], task: str) -> float | None:
     rows = found.get(task)
     return 100 * sum(row["rougeL_f1"] for row in rows) / len(rows) if rows else None
 
 
-def _auc(found: Found) -> float | None:
+def _auc(found: Mapping[str, Any]) -> float | None:
     if "forget" not in found or "holdout" not in found:
         return None
     return membership.auc(*([row["min_k"] for row in found[part]] for part in ("forget", "holdout")))

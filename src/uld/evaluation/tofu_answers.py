@@ -1,26 +1,20 @@
-"""More answers to forget questions, and what other models say of those that a model gave.
+"""More answers to forget questions, and what other models say of those that a model gave: tasks of their own.
 
-Rows are kept in the folder of the evaluation as they finish, in files whose names say what decided them.
+The names of their files say what decided the rows.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.data.prompt import PromptFormat
+from uld.data.prompt import Encoded
 from uld.data.record import Record
 from uld.errors import ULDError, explained
-from uld.evaluation.resume import complete
-from uld.evaluation.scoring import Scorer, refuse_nan
-from uld.evaluation.task_log import TofuLog
-from uld.evaluation.tofu_log import FILE_NAME, write_log
-from uld.model.generate import generate_answers, length_batches
+from uld.evaluation.benchmark import Row, Subject, Task, by_length, in_order
+from uld.evaluation.scoring import Score, refuse_nan
+from uld.model.generate import BATCH_TOKENS, generate_answers
 from uld.runs.manifest import fingerprint
 
 _AT_ONCE = 64  # answers that are sampled, or classified, at a time
@@ -35,101 +29,61 @@ SAMPLING: dict[str, Any] = {
 """The model's own distribution, whatever its generation config asks for."""
 
 
-def sample_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    form: PromptFormat,
-    questions: Sequence[str],
-    folder: Path,
-    count: int,
-    seed: int,
-    *,
-    max_new_tokens: int,
-    progress: bool = True,
-) -> list[list[str]]:
-    """Answers sampled at temperature 1, or go on where that was stopped.
+def sampled(subject: Subject, questions: Sequence[str], count: int, seed: int, max_new_tokens: int) -> Task[Any]:
+    """Answers sampled at temperature 1.
 
     Args:
-        model: Any causal LM.
-        tokenizer: Its tokenizer.
-        form: How it is asked.
+        subject: The model.
         questions: In order.
-        folder: Of the evaluation.
         count: Answers to each question.
         seed: Decides them, with the place of the question.
         max_new_tokens: Most tokens of an answer.
-        progress: Show a progress bar.
 
     Returns:
-        ``count`` texts a question.
+        A task with ``samples``, ``count`` texts a question.
     """
-    size = max(1, _AT_ONCE // count)
-    batches = [list(range(i, min(i + size, len(questions)))) for i in range(0, len(questions), size)]
 
-    def work(batch: list[int]) -> list[dict[str, Any]]:
-        prompts = [ids for i in batch for ids in [form.prompt_ids(questions[i])] * count]
+    def work(batch: list[tuple[int, str]]) -> list[Row]:
+        prompts = [ids for _, question in batch for ids in [subject.form.prompt_ids(question)] * count]
         texts: list[str] = []
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(int(hashlib.sha256(f"{seed} {batch[0]}".encode()).hexdigest()[:12], 16))
+        with torch.random.fork_rng(devices=[subject.model.device] if subject.model.device.type == "cuda" else []):
+            torch.manual_seed(int(hashlib.sha256(f"{seed} {batch[0][0]}".encode()).hexdigest()[:12], 16))
             for start in range(0, len(prompts), _AT_ONCE):
                 part = prompts[start : start + _AT_ONCE]
-                texts += generate_answers(model, tokenizer, part, max_new_tokens=max_new_tokens, **SAMPLING)
+                how = {"max_new_tokens": max_new_tokens, **SAMPLING}
+                texts += generate_answers(subject.model, subject.tokenizer, part, **how)
         return [{"samples": texts[i * count : (i + 1) * count]} for i in range(len(batch))]
 
-    name = f"samples-{count}-seed{seed}"
-    done = complete(folder, name, batches, work, device=model.device.type, progress=progress)
-    return [row["samples"] for row in done]
+    batches = in_order(len(questions), max(1, _AT_ONCE // count))
+    return Task("samples", list(enumerate(questions)), work, batches, file=f"samples-{count}-seed{seed}")
 
 
-def judge(
-    log: TofuLog,
-    questions: Sequence[str],
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None = None,
-    *,
-    progress: bool = True,
-) -> TofuLog:
-    """Have another model say how likely each answer to a forget question is.
+def judged(judge: Subject, questions: Sequence[str], answers: Sequence[str]) -> Task[Any]:
+    """How likely another model finds each answer.
 
     Args:
-        log: With generated answers.
-        questions: Of its forget rows.
-        folder: Of the evaluation.
-        model: The judge, any causal LM.
-        tokenizer: Its tokenizer.
-        template: Its prompt template; None takes the tokenizer's chat template.
-        progress: Show a progress bar.
+        judge: The other model.
+        questions: In order.
+        answers: To them.
 
     Returns:
-        The log with `judged_loss` and `judged_tokens`; as it is, if it has no answers.
+        A task with ``judged_loss``, summed, in nats, and ``judged_tokens``; both 0 for an empty answer.
     """
-    answers = _answers(log)
-    if answers is None:
-        return log
-    form, scorer = PromptFormat(tokenizer, template), Scorer.of(model, tokenizer)
-    rows = {
-        i: form.encode(Record.qa(question, text, f"answer {i}"), max_length=2**31)
+    rows = [
+        judge.form.encode(Record.qa(question, text, f"answer {i}"), max_length=2**31) if text.strip() else None
         for i, (question, text) in enumerate(zip(questions, answers, strict=True))
-        if text.strip()
-    }
-    lengths = [len(rows[i].ids) if i in rows else 0 for i in range(len(answers))]
+    ]
 
-    def work(batch: list[int]) -> list[dict[str, Any]]:
-        there = [i for i in batch if i in rows]
-        scores = dict(zip(there, scorer.score([rows[i] for i in there])[0], strict=True)) if there else {}
-        refuse_nan(model, (score.loss for score in scores.values()))
-        return [
-            {"judged_loss": scores[i].loss, "judged_tokens": scores[i].tokens}
-            if i in scores
-            else {"judged_loss": 0.0, "judged_tokens": 0}
-            for i in batch
-        ]
+    def work(batch: list[Encoded | None]) -> list[Row]:
+        there = [row for row in batch if row is not None]
+        scores = iter(judge.scorer.score(there)[0] if there else [])
+        found = [next(scores) if row is not None else Score(0.0, 0) for row in batch]
+        refuse_nan(judge.model, (score.loss for score in found))
+        return [{"judged_loss": score.loss, "judged_tokens": score.tokens} for score in found]
 
-    name = f"judged-{_digest(fingerprint(model.named_parameters()), form.template, answers)}"
-    done = complete(folder, name, list(length_batches(lengths)), work, device=model.device.type, progress=progress)
-    return _with(log, folder, done, "judged_loss", "judged_tokens")
+    name = f"judged-{_digest(fingerprint(judge.model.named_parameters()), judge.form.template, list(answers))}"
+    batches = by_length([len(row.ids) if row is not None else 0 for row in rows], BATCH_TOKENS)
+    return Task("judged", rows, work, batches, file=name)
 
 
 class Classifier:
@@ -178,43 +132,22 @@ class Classifier:
         return logits.float().softmax(-1)[:, self.label].tolist()
 
 
-def classify(log: TofuLog, folder: Path, classifier: Classifier, *, progress: bool = True) -> TofuLog:
-    """Have a classifier say which answers to forget questions are no gibberish.
+def classified(classifier: Classifier, answers: Sequence[str]) -> Task[str]:
+    """Which answers are no gibberish.
 
     Args:
-        log: With generated answers.
-        folder: Of the evaluation.
         classifier: Which one.
-        progress: Show a progress bar.
+        answers: Texts.
 
     Returns:
-        The log with `clean`; as it is, if it has no answers.
+        A task with ``clean``, in [0, 1].
     """
-    answers = _answers(log)
-    if answers is None:
-        return log
 
-    def work(batch: list[int]) -> list[dict[str, Any]]:
-        return [{"clean": value} for value in classifier([answers[i] for i in batch])]
+    def work(batch: list[str]) -> list[Row]:
+        return [{"clean": value} for value in classifier(batch)]
 
-    batches = [list(range(i, min(i + _AT_ONCE, len(answers)))) for i in range(0, len(answers), _AT_ONCE)]
-    name = f"clean-{_digest(fingerprint(classifier.model.named_parameters()), classifier.label, answers)}"
-    done = complete(folder, name, batches, work, device=str(classifier.model.device.type), progress=progress)
-    return _with(log, folder, done, "clean")
-
-
-def _answers(log: TofuLog) -> list[str] | None:
-    forget = log.get("forget")
-    return None if forget is None or forget.generated is None else [text for _, text, _ in forget.generated]
-
-
-def _with(log: TofuLog, folder: Path, done: list[dict[str, Any]], *columns: str) -> TofuLog:
-    """A log with more columns of the forget task, also written in place of that without them."""
-    found: dict[str, Any] = {name: [row[name] for row in done] for name in columns}
-    log = replace(log, tasks={**log.tasks, "forget": replace(log["forget"], **found)})
-    if PartialState().is_main_process:
-        write_log(log, folder / FILE_NAME)
-    return log
+    name = f"clean-{_digest(fingerprint(classifier.model.named_parameters()), classifier.label, list(answers))}"
+    return Task("clean", answers, work, in_order(len(answers), _AT_ONCE), file=name)
 
 
 def _digest(*parts: Any) -> str:

@@ -1,14 +1,13 @@
 """From per-sample logs to the numbers of a TOFU table (Maini et al. 2024, arXiv 2401.06121)."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from uld.evaluation import metrics
+from uld.evaluation.benchmark import Result
 from uld.evaluation.log_values import LogError
 from uld.evaluation.task_log import TaskLog, TofuLog
 from uld.evaluation.tofu_field import UTILITY_METRICS, UTILITY_TASKS, FieldResult, field_result, row_values
@@ -17,7 +16,7 @@ from uld.text.table import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
-class TofuResult:
+class TofuResult(Result):
     """The aggregates of one model. None where a log lacks what the number needs.
 
     All are shares in [0, 1] (the paper prints ROUGE-L in percent). `forget_quality` needs a retain-only model's log,
@@ -51,10 +50,6 @@ class TofuResult:
     """What people read in the answers to forget questions; None without generated answers."""
     field: FieldResult | None = None
     """What the field compares models by; None without forget rows."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain JSON types."""
-        return dataclasses.asdict(self)
 
     def numbers(self) -> dict[str, float]:
         """Every number that was measured, by a name of its own."""

@@ -1,0 +1,90 @@
+"""One pipe: the worked example runs through it, and Python gives what the commands give, file for file."""
+
+import dataclasses
+import json
+import math
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import uld
+from uld.cli.main import app
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.errors import ULDError
+from uld.evaluation.pipe import BENCHMARKS, find
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def words():
+    """The benchmark of the example."""
+    return runpy.run_path(str(EXAMPLE))["Words"]
+
+
+def test_a_benchmark_of_ones_own_gives_its_numbers(words, make_target, letters, tmp_path):
+    model, asked = make_target("llama"), (("who is abe?", "bad"), ("who is fay?", "cab"))
+    result = uld.evaluate(words(asked, 5), model, letters, tmp_path, progress=False)
+    form, expected = PromptFormat(letters), []
+    for row in asked:
+        one = form.encode(Record.qa(*row), 99)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([one.ids])).logits[0, :-1]
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(one.ids[1:]), reduction="none")
+        expected.append(math.exp(-losses[torch.tensor(one.learn[1:])].sum().item()))
+    assert result.to_dict()["probability"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert json.loads((tmp_path / "result.json").read_text()) == result.to_dict()
+    assert len((tmp_path / "words.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_benchmark_of_ones_own_stops_and_continues(words, make_target, letters, tmp_path, monkeypatch):
+    model = make_target("llama")
+    whole = uld.evaluate(words(), model, letters, tmp_path, progress=False)
+    lines = (tmp_path / "words.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "words.jsonl").write_text(lines[0] + lines[1][:9])
+    assert uld.evaluate(words(), model, letters, tmp_path, progress=False) == whole
+    monkeypatch.setattr("uld.evaluation.benchmark.generate_answers", None)  # nothing is left to do
+    assert uld.evaluate(words(), model, letters, tmp_path, progress=False) == whole
+    with pytest.raises(ULDError, match=r"other settings \(max_new_tokens\)"):
+        uld.evaluate(words(max_new_tokens=3), model, letters, tmp_path, progress=False)
+
+
+def test_python_gives_what_the_command_gives(micro, tmp_path):
+    ours, theirs = (Path(shutil.copytree(micro.run, tmp_path / name / "run")) for name in ("python", "command"))
+    small = {"limit": 2, "max_new_tokens": 4}
+    result = uld.evaluate(
+        "tofu", ours, data=micro.data, retain_model=str(micro.retain_only), progress=False, split="forget10", **small
+    )
+    words = ["-m", theirs, "--data", micro.data, "--retain-model", micro.retain_only, "--limit", 2, "-q", "--json"]
+    done = CliRunner().invoke(app, ["eval", "tofu", *map(str, words), "--max-new-tokens", "4"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(json.dumps(result.to_dict()))
+    files = {path.relative_to(theirs): path for path in (theirs / "eval").rglob("*") if path.is_file()}
+    assert len(files) > 8
+    for place, path in files.items():
+        written = (ours / place).read_text().replace(str(ours), str(theirs))
+        assert written == path.read_text(), place
+
+
+def test_what_cannot_be_evaluated_is_refused(words, make_target, letters, tmp_path):
+    with pytest.raises(ULDError, match="there is no benchmark 'tofoo': choose one of attacks, copyright"):
+        uld.evaluate("tofoo", tmp_path)
+    with pytest.raises(ULDError, match="a loaded model needs its tokenizer and a folder"):
+        uld.evaluate(words(), make_target("llama"), letters)
+    with pytest.raises(ULDError, match="leave out limit"):
+        uld.evaluate(words(), make_target("llama"), letters, tmp_path / "out", limit=3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_setting_of_a_benchmark_is_an_option_of_its_command(name):
+    kind = find(name)
+    options = {one.name for one in typer.main.get_command(app).commands["eval"].commands[name].params}  # type: ignore[attr-defined]
+    settings = {one.name for one in dataclasses.fields(kind) if one.init} - {"sets", "metrics"}  # chosen by the roles
+    assert settings | set(kind.others) <= options
