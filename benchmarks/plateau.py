@@ -57,6 +57,8 @@ def figure(rows: list[dict[str, Any]], floors: list[float], path: Path) -> None:
         panel.legend(fontsize=7)
     for panel in (panels[0], panels[2]):
         panel.set_xscale("log")
+        panel.set_xticks([3, 5, 10, 20, 30], labels=["3", "5", "10", "20", "30"], minor=False)
+        panel.minorticks_off()
     image.tight_layout()
     image.savefig(path, dpi=110)
 

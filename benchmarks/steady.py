@@ -164,6 +164,13 @@ def write(cells: list[dict[str, Any]]) -> None:
         if own := [one for one in cells if one["split"] == split and (split, one["seed"]) not in SEEN]:
             names = ("picked", f"α × {1 / STEP:.2g}", f"α × {STEP:.2g}", "before")
             lines.append(f"| {' | '.join([split, str(len(own)), *(decades(own, name) for name in names)])} |")
+    for picture in sorted(OUT.glob("plateau-*.png")):
+        run = picture.stem.removeprefix("plateau-").replace("-seed", ", seed ")
+        lines += [
+            "",
+            f"What other settings give on one of these runs, {run} (`python benchmarks/plateau.py`; nothing was chosen by it):",
+        ]
+        lines += ["", f"![F.Q. and M.U. against α and margin]({picture.name})"]
     (OUT / "README.md").write_text("\n".join(lines) + "\n")
 
 
@@ -182,7 +189,7 @@ def main() -> None:
         if not path.exists() or (options.before and "before" not in json.loads(path.read_text())["settings"]):
             path.write_text(dumps(cell(options, split, int(seed)), indent=1) + "\n")
             print(f"finished {text}", flush=True)
-    write([json.loads(path.read_text()) for path in sorted(OUT.glob("*-seed*.json"))])
+    write([json.loads(path.read_text()) for path in sorted(OUT.glob("forget*-seed*.json"))])
 
 
 if __name__ == "__main__":
