@@ -4,10 +4,10 @@ FROM python:3.11-slim
 # An index of PyTorch's builds without CUDA, which are a tenth as large. Empty: PyPI's build, as on a machine with a GPU.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-COPY . /tmp/uld
+COPY . /src
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-        --constraint /tmp/uld/requirements.lock "/tmp/uld[augment,documents]" \
-    && rm -rf /tmp/uld \
+        --constraint /src/requirements.lock "/src[augment,documents]" \
+    && rm -rf /src \
     && useradd --create-home --uid 1000 uld \
     && install --directory --owner uld --group uld /work
 

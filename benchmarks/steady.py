@@ -5,8 +5,8 @@ retain-only model), and evaluated at what was picked; at 2/3 and 1.5 times that 
 ``--before`` under the rule without margin and floor as well. What is finished is kept in ``--work``.
 
 Chosen by looking at benchmark rows: that the floor is the target's surprise, and α = 20 (forget10, seed 0); that no margin
-is larger than 2/3 log V (forget10, seeds 0 and 10; forget05, seed 10, where 7 nats had been picked without that bound: F.Q.
-.016, and .71 to .96 at 5 to 6 nats). Claims rest on the other cells.
+is larger than 2/3 log V (forget10, seeds 0 and 10; forget05, seed 10, where 7 nats had been picked without that bound:
+``plateau.py`` shows that run). Claims rest on the other cells.
 
     python benchmarks/steady.py --data DATA --models MODELS --work runs/steady
 """
@@ -103,11 +103,22 @@ def cell(options: argparse.Namespace, split: str, seed: int) -> dict[str, Any]:
         }
         for name, setting in settings_of(choice["point"], options.before).items()
     }
-    about = {"split": split, "seed": seed, "set": options.set, "training": json.loads((run / "uld.json").read_text())}
+    from uld.evaluation.tofu_log import read_log
+    from uld.evaluation.tofu_result import aggregate
+
+    only = aggregate(read_log(options.work / "eval" / RETAIN_ONLY[split])).to_dict()
+    about = {
+        "split": split,
+        "seed": seed,
+        "seen": (split, seed) in SEEN,
+        "set": options.set,
+        "training": json.loads((run / "uld.json").read_text()),
+    }
     about["training"] = about["training"]["training"]
     return about | {
         "tuning": {"point": choice["point"], "reason": choice["reason"], "probes": choice["probes"]},
         "target": target,
+        "retain_only": only,
         "settings": results,
         "machine": machine(),
         "versions": library_versions(),
@@ -132,7 +143,7 @@ def write(cells: list[dict[str, Any]]) -> None:
         "every number. Runs in brackets were looked at while the protocol was chosen, so nothing is claimed from them. Re-entry and degenerate answers are those at what was picked ([evaluation](../../evaluation.md)).",
         "",
         "| split | seed | α | margin | floor | F.Q. | at ⅔ α | at 1.5 α | rule before | M.U. (target's) | retain ROUGE-L "
-        "(target's) | re-entry | degenerate |",
+        "(target's) | re-entry (target's, retain-only model's) | degenerate (the same) |",
         f"|{'---|' * 13}",
     ]
     for one in cells:
@@ -140,9 +151,8 @@ def write(cells: list[dict[str, Any]]) -> None:
         picked = settings["picked"]
         result = picked["result"]
         sides = [settings.get(f"α × {factor:.2g}", picked)["result"] for factor in (1 / STEP, STEP)]
-        seen = (one["split"], one["seed"]) in SEEN
         row = [
-            f"({one['split']})" if seen else one["split"],
+            f"({one['split']})" if one["seen"] else one["split"],
             str(one["seed"]),
             f"{picked['weight']:g}",
             f"{picked['margin']:g}",
@@ -152,8 +162,10 @@ def write(cells: list[dict[str, Any]]) -> None:
         row.append(f"{settings['before']['result']['forget_quality']:.2g}" if "before" in settings else "–")
         for name in ("model_utility", "retain_rouge_l"):
             row.append(f"{result[name]:.4f} ({target[name]:.4f})")
-        read = result["reading"]
-        row += ["–" if read[name] is None else f"{read[name]:.1%}" for name in ("re_entry", "degenerate")]
+        reads = [found["reading"] for found in (result, target, one["retain_only"])]
+        for name in ("re_entry", "degenerate"):
+            own, before, only = (f"{read[name]:.1%}" for read in reads)
+            row.append(f"{own} ({before}, {only})")
         lines.append(f"| {' | '.join(row)} |")
     lines += [
         "",
@@ -161,7 +173,7 @@ def write(cells: list[dict[str, Any]]) -> None:
         f"|{'---|' * 6}",
     ]
     for split in RETAIN_ONLY:
-        if own := [one for one in cells if one["split"] == split and (split, one["seed"]) not in SEEN]:
+        if own := [one for one in cells if one["split"] == split and not one["seen"]]:
             names = ("picked", f"α × {1 / STEP:.2g}", f"α × {STEP:.2g}", "before")
             lines.append(f"| {' | '.join([split, str(len(own)), *(decades(own, name) for name in names)])} |")
     for picture in sorted(OUT.glob("plateau-*.png")):

@@ -58,13 +58,6 @@ def test_the_picture_shows_every_room_in_its_order():
     assert {name.split("/")[0] for name in MODULES} - {"", "__main__"} == set(rooms())
 
 
-def test_a_room_imports_only_rooms_below_it():
-    for name in MODULES.keys() - {"", "__main__"}:
-        for other in imports(name) - {""}:  # the command says which version it is
-            own, room = name.split("/")[0], other.split("/")[0]
-            assert rooms().index(own) <= rooms().index(room), f"{name} imports {other}"
-
-
 def test_every_file_says_what_it_is():
     for name, path in MODULES.items():
         assert ast.get_docstring(ast.parse(path.read_text())), f"{name} does not begin with a sentence"

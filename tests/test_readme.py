@@ -132,3 +132,22 @@ def test_a_method_of_ones_own_trains(home, monkeypatch):
     assert manifest.method == "uld-entropy" and -4 < manifest.training["entropy_loss"] < 0
     model: Any = uld.load("runs/entropy")[0]
     assert model.combination.rule == "suppress"
+
+
+def test_the_table_of_tuned_runs_is_that_of_the_results():
+    rows = re.findall(r"^\| (forget\d\d) \| (.*) \|$", README, re.MULTILINE)
+    assert [split for split, _ in rows] == ["forget10", "forget05", "forget01"]
+    for split, cells in rows:
+        files = sorted((ROOT / "docs" / "results" / "tofu-4m-steady").glob(f"{split}-seed*.json"))
+        runs = [run for run in (json.loads(path.read_text()) for path in files) if not run["seen"]]
+        picked = [run["settings"]["picked"]["result"] for run in runs]
+        beside = [run["settings"][name]["result"]["forget_quality"] for run in runs for name in ("α × 0.67", "α × 1.5")]
+        shown = [
+            ", ".join(f"{one['forget_quality']:.2f}" for one in picked),
+            f"{min(beside):.2f}",
+            ", ".join(f"{one['model_utility']:.3f}" for one in picked),
+            ", ".join(f"{100 * one['retain_rouge_l']:.1f}" for one in picked),
+            ", ".join(f"{100 * one['forget_rouge_l']:.1f}" for one in picked),
+            ", ".join(f"{100 * one['reading']['re_entry']:.0f}" for one in picked),
+        ]
+        assert cells.split(" | ") == shown

@@ -65,11 +65,16 @@ def test_steady_is_the_largest_margin_within_a_standard_error_of_the_lowest_adva
     assert choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5, error=0.1)], 0.01, "steady")[0].margin == 3.0
 
 
+def test_an_assistant_that_has_learnt_too_little_is_spoken_of():
+    assert "learnt too little" in choose([*points(), *curve(0.5, 0.4, 0.6)], 0.01, "steady")[1]
+    assert "learnt too little" not in choose([*points(), *curve(0.5, -0.4, 0.6)], 0.01, "steady")[1]
+
+
 def test_steady_keeps_the_budget():
     harmful, kind = curve(-2.0, -2.0, kept=0.9), curve(9, 9, -1.0, -1.0, 0.5)[6:]
     assert choose([*points(), *harmful, *kind], 0.01, "steady")[0].margin == 3.0
     assert choose([*points(), *harmful, *kind], 0.2, "steady")[0].margin == 1.0
-    with pytest.raises(ULDError, match="--budget"):
+    with pytest.raises(ULDError, match="--budget, or try smaller weights or larger margins"):
         choose([*points(), *harmful], 0.01, "steady")
 
 

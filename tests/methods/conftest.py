@@ -10,11 +10,11 @@ from torch import Tensor
 from uld.data.collate import FORGET, NO_LOSS
 from uld.model.load import load_tokenizer
 from uld.training.learners import States
-from uld.training.objective import Side
+from uld.training.objective import BatchSide
 
 
 @pytest.fixture
-def make_side() -> Callable[..., Side]:
+def make_side() -> Callable[..., BatchSide]:
     """``make_side(logits, labels, lengths, frozen=…, reference=…, layer=…, frozen_layer=…)``.
 
     ``logits`` ``(rows, tokens, vocab)``, ``labels`` ``(rows, tokens)``; a loss falls on the first ``lengths[i]``
@@ -33,7 +33,7 @@ def make_side() -> Callable[..., Side]:
         reference: Tensor | None = None,
         layer: Tensor | None = None,
         frozen_layer: Tensor | None = None,
-    ) -> Side:
+    ) -> BatchSide:
         inside = torch.arange(labels.shape[1]) < torch.tensor(lengths)[:, None]
         batch = {
             "labels": labels,
@@ -42,7 +42,9 @@ def make_side() -> Callable[..., Side]:
             "reference": torch.full((len(labels),), torch.nan) if reference is None else reference,
         }
         other = frozen if frozen is not None else torch.zeros_like(logits)
-        return Side(states(logits, layer), batch, FORGET, lambda rows: states(other[rows], _pick(frozen_layer, rows)))
+        return BatchSide(
+            states(logits, layer), batch, FORGET, lambda rows: states(other[rows], _pick(frozen_layer, rows))
+        )
 
     return make
 

@@ -216,9 +216,9 @@ def _grid(
     tofu, template = Tofu(**settings), options.prompt_template()
     folder, retained = evaluation_folder(options, tofu.name, output, tofu.changed), tofu.retained
     if retain_model is not None:
-        how = tofu.others["retain_model"]
-        other = options.beside(retain_model, "--retain-model", *how.shared).candidate()
-        place = how.place(folder, retain_model)
+        beside = tofu.others["retain_model"]
+        other = options.beside(retain_model, "--retain-model", *beside.shared).candidate()
+        place = beside.place(folder, retain_model)
         with resumable(folder):
             found = evaluate(tofu.retain_only, other.subject(template), place, progress=not quiet)
         retained = tofu.retain_only.log_of(found)

@@ -93,7 +93,7 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
     if not within:
         raise ULDError(
             f"every α that was tried loses more than {budget:.1%} of the retain answers' probability: "
-            "raise --budget, or try smaller weights"
+            "raise --budget, or try smaller weights or larger margins"
         )
     if aim == "steady":
         return _steady(points, within)
@@ -125,9 +125,11 @@ def _steady(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, st
     alike = [point for point in asked if point.advantage <= lowest.advantage + lowest.error]
     chosen = max(alike, key=lambda point: (point.margin, point.kept, -point.weight))
     beside = [f"{known[_place(chosen, near)]:+.2f} at α = {near:.3g}" for near in neighbours(chosen.weight)]
+    short = ": right answers stay likelier than wrong ones under all of them, so the assistant has learnt too little"
     return chosen, (
         "the largest margin at which the advantage of right answers cannot be told from the lowest "
         f"({lowest.advantage:+.2f} ± {lowest.error:.2f}): {', '.join(dict.fromkeys(beside))}"
+        f"{short if lowest.advantage > 0 else ''}"
     )
 
 

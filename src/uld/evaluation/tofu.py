@@ -43,7 +43,6 @@ from uld.model.unlearned import ULDForCausalLM
 from uld.runs.rows import CLAIM
 
 _BEYOND = {"samples": ("samples",), "judged": ("judged_loss", "judged_tokens"), "clean": ("clean",)}  # of a task
-_BATCH_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 
 
 @dataclass
@@ -203,7 +202,7 @@ def evaluate(
     progress: bool = True,
     **settings: Any,
 ) -> TofuLog:
-    """The log of a loaded model: `uld.evaluation.benchmark.run` on `Tofu`.
+    """The log of a loaded model: `uld.evaluation.pipe.run` on `Tofu`.
 
     Args:
         model: Any causal LM.
@@ -255,7 +254,7 @@ def _batches(rows: list[dict[str, Any]]) -> list[list[int]]:
     A row's last digits depend on the rows that it is padded with, so this gives the same numbers however it is run.
     """
     lengths = [len(row["question"]) // 4 + len(row["answer"]) // 8 + 1 for row in rows]  # about tokens; only to sort
-    return by_length(lengths, _BATCH_TOKENS)
+    return by_length(lengths)
 
 
 def score_grid(

@@ -122,7 +122,7 @@ def surprise(model: ULDForCausalLM, form: PromptFormat, pad_token_id: int, probe
     def behind(logits: Sequence[Tensor], labels: Tensor, _: Tensor) -> Tensor:
         return (logits[0].gather(-1, labels[:, None])[:, 0] - logits[0].amax(-1))[None]
 
-    found = [one[0].double() for _, one in Scorer(model, pad_token_id, [model.combination]).measure(rows, behind)]
+    found = [one[0].double() for _, one in Scorer(model.target, pad_token_id).measure(rows, behind)]
     unexpected = torch.cat(found)
     unexpected = unexpected[unexpected < 0]
     if not len(unexpected):

@@ -16,17 +16,14 @@ class Side(Protocol):
         rows: Number of rows.
         frozen_log_likelihood: ``(rows,)`` of each answer under the model before training, nats; NaN where no loss
             asks for it.
+        alternative: The alternative answers to the same questions, row by row, if the method has them.
     """
 
     labels: Tensor
     row: Tensor
     rows: int
     frozen_log_likelihood: Tensor
-
-    @property
-    def alternative(self) -> "Side | None":
-        """The alternative answers to the same questions, row by row, if the method has them."""
-        ...
+    alternative: "Side | None"
 
     @property
     def lengths(self) -> Tensor:

@@ -12,6 +12,8 @@ from uld.methods.registry import Loss, Method, register
 from uld.methods.side import Side
 from uld.methods.terms import GD, ON_TARGET
 
+PAPER = "https://arxiv.org/abs/2402.10052"
+
 
 def self_distillation(logits: Tensor, labels: Tensor, frozen: Tensor, strength: float) -> Tensor:
     """Cross-entropy from the frozen model with the label's logit lowered: ``CE(softmax(l₀ − γ·1[label]), softmax(l))``.
@@ -30,9 +32,6 @@ def self_distillation(logits: Tensor, labels: Tensor, frozen: Tensor, strength: 
     lowered = torch.zeros_like(frozen, dtype=torch.float32).scatter_(-1, labels[:, None], strength)
     wanted = (frozen.float() - lowered).softmax(-1)
     return F.cross_entropy(logits.float(), wanted, reduction="none")
-
-
-PAPER = "https://arxiv.org/abs/2402.10052"
 
 
 def forget(side: Side, *, strength: float = 10.0) -> Tensor:

@@ -21,6 +21,7 @@ from uld.errors import ULDError
 from uld.model.caches import FusedCache, PairedCache
 from uld.model.context import check_positions
 from uld.model.fields import field
+from uld.model.trial import continues
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class JointGeneration(GenerationMixin):
 
     target: Any
     one_pass: Any
+    _continues: dict[tuple[bool, bool], bool]  # what was tried: whether tokens behind a cache are read as such
 
     @abstractmethod
     def _each(self, cache: Any) -> Iterator[tuple[Any, Any]]:
@@ -56,6 +58,26 @@ class JointGeneration(GenerationMixin):
         if not self.takes_cache:
             raise ULDError(f"transformers makes no cache for {type(self.target).__name__}: set use_cache=False")
         return self._joined(lambda model: DynamicCache(config=model.config))
+
+    def refuse_to_begin_anew(self, cache: Cache | None, tokens: Tensor | None, position_ids: Tensor | None) -> None:
+        """Refuse tokens behind a cache that the family would read as if nothing came before.
+
+        A step of one token with its position is what `generate` asks for, and was tried before training.
+        """
+        if cache is None or tokens is None or (tokens.shape[1] == 1 and position_ids is not None):
+            return
+        if not cache.get_seq_length():
+            return
+        asked = (tokens.shape[1] > 1, position_ids is not None)
+        if asked not in self._continues:
+            several, positions = asked
+            self._continues[asked] = continues(self.target, several=several, positions=positions)  # type: ignore[call-arg]
+        if self._continues[asked]:
+            return
+        raise ULDError(
+            f"{type(self.target).__name__} reads such tokens behind a cache as if nothing came before: give them one "
+            "at a time with position_ids, or the whole text without past_key_values"
+        )
 
     def _joined(self, made: Callable[[Any], Cache]) -> PairedCache | FusedCache:
         """One cache for all models, from what makes that of each."""

@@ -22,8 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.errors import ULDError
-from uld.model.adapters import load_adapter, small_pair, verify_target
-from uld.model.assistant import base_model, build_assistant, gated_logits, head_logits, text_decoder, through_gate
+from uld.model.assistant import base_model, gated_logits, head_logits, text_decoder, through_gate
 from uld.model.caches import FusedCache, PairedCache
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination, combine_all
@@ -33,11 +32,11 @@ from uld.model.fields import field
 from uld.model.gate import gate_of
 from uld.model.lora import on_bytes
 from uld.model.one_pass import FusedModel, NotFusable
-from uld.model.trial import continues
+from uld.model.stored import assistants_of, combination_of
 from uld.model.weights import save_adapter
 from uld.runs.digests import weights_digests
 from uld.runs.files import new_folder, writing
-from uld.runs.manifest import ADAPTER, MANIFEST, PAIR, Manifest, refuse_changed
+from uld.runs.manifest import ADAPTER, MANIFEST, PAIR, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,6 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _continues: dict[tuple[bool, bool], bool]
 
     def __init__(
         self,
@@ -199,7 +197,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             use_cache = self.takes_cache
             past_key_values = self.new_cache() if use_cache else None
         tokens = input_ids if input_ids is not None else inputs_embeds
-        self._refuse_to_begin_anew(past_key_values, tokens, position_ids)
+        self.refuse_to_begin_anew(past_key_values, tokens, position_ids)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -249,26 +247,6 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         return [
             text_decoder(model)(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
         ]
-
-    def _refuse_to_begin_anew(self, cache: Cache | None, tokens: Tensor | None, position_ids: Tensor | None) -> None:
-        """Refuse tokens behind a cache that the family would read as if nothing came before.
-
-        A step of one token with its position is what `generate` asks for, and was tried before training.
-        """
-        if cache is None or tokens is None or (tokens.shape[1] == 1 and position_ids is not None):
-            return
-        if not cache.get_seq_length():
-            return
-        asked = (tokens.shape[1] > 1, position_ids is not None)
-        if asked not in self._continues:
-            several, positions = asked
-            self._continues[asked] = continues(self.target, several=several, positions=positions)  # type: ignore[call-arg]
-        if self._continues[asked]:
-            return
-        raise ULDError(
-            f"{type(self.target).__name__} reads such tokens behind a cache as if nothing came before: give them one "
-            "at a time with position_ids, or the whole text without past_key_values"
-        )
 
     def heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Logits of each model from its final hidden states, through the gates of those that have one.
@@ -339,15 +317,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             raise ULDError("name at least one run to load")
         manifests = [Manifest.read(folder) for folder in folders]
         changes = {name: kwargs.pop(name, None) for name in Combination.__dataclass_fields__}
-        settings = [_stored(one, folder).override(**changes) for one, folder in zip(manifests, folders, strict=True)]
-        for one, how, folder in zip(manifests, settings, folders, strict=True):
-            if one.trains == "target":
-                raise ULDError(f"{folder} holds a target that {one.method} has trained, not an assistant: use uld.load")
-            if how.paired != (one.trains in ("offset", "pair")):
-                raise ULDError(
-                    f"{folder} was trained by {one.method}: the rule {how.rule} does not go with it (--rule)"
-                )
-            refuse_changed(folder, one)
+        settings = [combination_of(one, folder, changes) for one, folder in zip(manifests, folders, strict=True)]
         config = kwargs.pop("config", None)
         moved = kwargs.pop("target", None) or getattr(config, "target", None)  # the Auto classes put it into the config
         place = str(moved or manifests[0].target)
@@ -365,16 +335,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
-            if manifest.trains in ("offset", "pair"):
-                assistants += small_pair(target, manifest, folder, place, **trust)
-                fused = fused and manifest.small is None
-                continue
-            try:
-                assistant = build_assistant(target, manifest.num_layers)
-            except ULDError as error:
-                raise ULDError(f"{folder}: {error}") from error
-            verify_target(assistant, manifest, place, **trust)
-            assistants.append(load_adapter(assistant, folder / ADAPTER))
+            assistants += assistants_of(manifest, folder, target, place, **trust)
+            fused = fused and manifest.small is None
         settings = [part for one in settings for part in one.parts]
         manifests = [manifest.model_copy(update={"target": place}) for manifest in manifests]
         return cls.join(target, assistants, settings, manifests, name=str(folders[0]), fused=fused)
@@ -423,14 +385,6 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         changed = {"combination": self.combination.to_dict(), "weights": weights_digests(folder)}
         updated = self.manifest.model_dump() | changed
         Manifest.model_validate(updated).write(folder)
-
-
-def _stored(manifest: Manifest, folder: Path) -> Combination:
-    """The combination that a run's manifest says."""
-    try:
-        return Combination(**manifest.combination.model_dump())
-    except ULDError as error:
-        raise ULDError(f"{folder / MANIFEST} is damaged: {error}") from error
 
 
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)

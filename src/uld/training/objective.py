@@ -1,7 +1,7 @@
 """What a training minimises, and how it is computed: tokens in, sums of losses out.
 
-A `Term` is a loss and the rows that it falls on. A `Side` is what a loss sees of these rows of a batch: positions,
-rows, logits of what is trained (`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a
+A `Term` is a loss and the rows that it falls on. A `BatchSide` is what a loss sees of these rows: positions, rows,
+logits of what is trained (`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a
 loss falls, in chunks that are recomputed in the backward pass, never as a ``(batch, tokens, vocab)`` block.
 """
 
@@ -19,6 +19,7 @@ from uld.data.collate import ALTERNATIVE, FORGET, LEARN, RETAIN, Collator, Row
 from uld.data.prompt import Encoded
 from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
 from uld.methods.registry import Method, own_options
+from uld.methods.side import Side
 from uld.training.learners import Learner, States
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
@@ -26,17 +27,8 @@ _REFERENCE_ROWS = 32
 _POSITION_MULTIPLE = 64  # few shapes of the gathered positions: each costs a kernel build on a CPU
 
 
-class Side:
-    """The rows of a batch that are on one side, as a loss sees them.
-
-    Attributes:
-        labels: ``(positions,)`` the token at each position that carries a loss.
-        row: ``(positions,)`` the row, 0 … rows − 1, of each of these positions.
-        rows: Number of rows.
-        frozen_log_likelihood: ``(rows,)`` of each answer under the model before training, nats; NaN where no loss
-            asks for it.
-        alternative: The alternative answers to the same questions, row by row, if the method has them.
-    """
+class BatchSide(Side):
+    """The rows of a batch that are on one side, as a loss sees them."""
 
     def __init__(
         self, states: States, batch: Mapping[str, Tensor], side: int, frozen: Callable[[Tensor], States] | None
@@ -59,7 +51,7 @@ class Side:
         self.row = self._rank[index // self._tokens]
         self.rows = int(self._mask.sum())
         self.frozen_log_likelihood = batch["reference"][self._mask]
-        self.alternative: Side | None = None
+        self.alternative = None
 
     def total(self, loss: PositionLoss) -> Tensor:
         """Sum of a loss over all positions."""
@@ -159,7 +151,7 @@ def frozen_log_likelihoods(learner: Learner, rows: Sequence[Encoded], pad_token_
         some = order[start : start + _REFERENCE_ROWS]
         batch = {name: tensor.to(device) for name, tensor in collate([Row(rows[i], LEARN) for i in some]).items()}
         states = learner.frozen_states(batch["input_ids"], batch["attention_mask"])
-        values = Side(states, batch, LEARN, None).log_likelihood().tolist()
+        values = BatchSide(states, batch, LEARN, None).log_likelihood().tolist()
         for i, value in zip(some, values, strict=True):
             found[i] = value
     return found
@@ -262,9 +254,9 @@ class Objective(nn.Module):
 
         sums = []
         for term in self.terms:
-            seen = Side(states, batch, term.side, frozen)
+            seen = BatchSide(states, batch, term.side, frozen)
             if term.alternative is not None:
-                seen.alternative = Side(states, batch, term.alternative, frozen)
+                seen.alternative = BatchSide(states, batch, term.alternative, frozen)
             sums.append(term.value(seen).float())
         return torch.stack(sums)
 
