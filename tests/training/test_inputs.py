@@ -9,9 +9,11 @@ import pytest
 import uld.training.retain_set
 import uld.training.run
 from uld.errors import ULDError
+from uld.methods.registry import get_method
 from uld.runs.manifest import Manifest, file_digest
 from uld.training.config import TrainConfig, train_config
 from uld.training.draw import LEAST_ROWS
+from uld.training.inputs import read_inputs
 from uld.training.run import train
 
 
@@ -104,6 +106,22 @@ def test_tofus_retain_rows_give_way_to_drawn_ones(micro, tmp_path) -> None:
     assert manifest.training["retain_rows"] == 6 == manifest.data["retain"][0].rows
     rows = [json.loads(line) for line in (tmp_path / "x/retain_drawn.jsonl").read_text().splitlines()]
     assert all({"question", "answer", "drawn_from"} == row.keys() for row in rows)
+
+
+def test_retain_files_stand_beside_tofus_retain_rows(micro, task, tmp_path) -> None:
+    places = {"target": str(micro.target), "data": str(micro.data), "split": "forget10", "retain_rows": 4}
+    small = {"num_layers": 1, "lora_rank": 4, "max_length": 96, "output": str(tmp_path / "x")}
+    files = {"retain": (str(task.retain),)}
+    alone, both = (
+        read_inputs(config, get_method("uld"))
+        for config in (train_config([("test", places | small | more)]) for more in ({}, files))
+    )
+    added = both.files["retain"][0].rows
+    assert added > 0 and both.counts["retain_rows"] == alone.counts["retain_rows"] + added
+    with pytest.raises(ULDError, match="give one or the other"):
+        read_inputs(train_config([("test", places | small | files | {"draw_retain": 4})]), get_method("uld"))
+    with pytest.raises(ULDError, match="--split forgets a part of TOFU, --forget files"):
+        read_inputs(train_config([("test", places | small | {"forget": (str(task.forget),)})]), get_method("uld"))
 
 
 def test_contradictions_are_refused_before_anything_is_drawn(task, tmp_path, monkeypatch) -> None:

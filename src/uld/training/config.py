@@ -30,7 +30,10 @@ class TrainConfig(RunConfig):
         "Model and data",
     )
     retain: tuple[str, ...] = setting(
-        (), "What to retain, in the same forms; without any, rows are drawn from the target.", "Model and data"
+        (),
+        "What to retain, in the same forms, beside TOFU's retain rows with --split; without any, rows are drawn from "
+        "the target.",
+        "Model and data",
     )
     draw_retain: int | None = setting(
         None,

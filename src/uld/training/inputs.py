@@ -53,6 +53,8 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
         ULDError: what is missing or wrong.
     """
     remote = {"trust_remote_code": config.trust_remote_code}
+    if config.retain and config.draw_retain is not None:
+        raise ConfigError("--retain reads a retain set and --draw-retain makes one: give one or the other")
     text = slice_config(load_config(config.target, revision=config.revision, **remote), config.num_layers)
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer, date=config.date, **remote)
@@ -113,9 +115,9 @@ def _encoded(
 
 
 def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
-    """TOFU's forget and retain records for a method."""
-    if config.forget or config.retain:
-        raise ConfigError("--split trains on TOFU, --forget and --retain on files: give one or the other")
+    """TOFU's forget and retain records for a method, and the user's retain files beside them."""
+    if config.forget:
+        raise ConfigError("--split forgets a part of TOFU, --forget files: give one or the other")
     assert config.split is not None
     augmented, extra = config.augmented, _Augmented([], [], [])
     if config.augment != NONE:
@@ -136,7 +138,10 @@ def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Recor
         alternatives=method.alternatives is not None and config.alternatives == "given",
     )
     files = {"tofu": tofu.files} | ({"augment": extra.files} if extra.files else {})
-    return extra.forget or tofu.forget, tofu.retain + extra.wrong, files
+    own: list[Record] = []
+    if method.retain is not None and config.retain:
+        own, files["retain"] = read_sources(config.retain)
+    return extra.forget or tofu.forget, tofu.retain + own + extra.wrong, files
 
 
 @dataclass(frozen=True)
@@ -179,8 +184,6 @@ def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Reco
     """The records of the user's files; a method without a retain loss reads no retain file."""
     if not config.forget:
         raise ConfigError("nothing to forget: name a file or a folder with --forget, or a TOFU split with --split")
-    if config.retain and config.draw_retain is not None:
-        raise ConfigError("--retain reads a retain set and --draw-retain makes one: give one or the other")
     forget, forget_files = read_sources(config.forget)
     files = {"forget": forget_files}
     wrong: list[Record] = []
