@@ -26,11 +26,11 @@ COPIES = {
 }
 """How often a model learns each text, in one epoch; each goes on from the one above, the first from tofu-4m-full."""
 FINETUNING = ["--learning-rate", "1e-3", "--warmup", "50", "--schedule", "cosine", "--floor", "0.05", "--beta2", "0.95"]
-FINETUNING += ["--epochs", "1", "--batch-size", "16", "--max-length", "512", "--learn", "all", "--dtype", "bf16"]
+FINETUNING += ["--epochs", "1", "--batch-size", "16", "--max-length", "512", "--learn", "all"]
 UNLEARNING = ["--batch-size", "8", "--max-length", "512"]
 METHODS = {
-    "uld": "--dtype bf16 --epochs 14 --num-layers 3 --learning-rate 4e-3 --retain-weight 2 --uniform-on all --weight 1.5",
-    "uld-wide": "--dtype bf16 --epochs 14 --num-layers 3 --learning-rate 4e-3 --retain-weight 6.5 --uniform-on all --weight 1.5",
+    "uld": "--epochs 14 --num-layers 3 --learning-rate 4e-3 --retain-weight 2 --uniform-on all",
+    "uld-wide": "--epochs 14 --num-layers 3 --learning-rate 4e-3 --retain-weight 6.5 --uniform-on all",
     "npo+kl": "--epochs 5 --learning-rate 3e-4",
     "npo+gd": "--epochs 5 --learning-rate 3e-4",
     "ga+kl": "--epochs 5 --learning-rate 3e-5",
@@ -38,7 +38,18 @@ METHODS = {
 """Settings of a method. ULD's are those of the preset tofu-4m, and then with the paper's β and more to retain. The
 others' epochs are the paper's for its book, and their learning rates those that the rule of docs/compare.md chose on
 TOFU for the same architecture."""
-WEIGHTS = ("0.5", "1.0")  # of the same ULD run; 0.5 is the paper's α for its book
+RULES = {
+    "α = 20, margin 5.5, floor 4.8e-4": "--weight 20 --margin 5.5 --floor 4.8e-4",
+    "the same at ⅔ α": "--weight 13.33 --margin 5.5 --floor 4.8e-4",
+    "the same at 1.5 α": "--weight 30 --margin 5.5 --floor 4.8e-4",
+    "margin 4 instead": "--weight 20 --margin 4 --floor 4.8e-4",
+    "margin 3 instead": "--weight 20 --margin 3 --floor 4.8e-4",
+    "α = 1.5, no margin or floor": "--weight 1.5",
+    "α = 1, no margin or floor": "--weight 1",
+    "α = 0.5, no margin or floor": "--weight 0.5",
+}
+"""How the same ULD run is combined. The first is what `uld tune` had picked for TOFU's forget10 (the preset tofu-4m), so
+nothing about it was chosen on a book; the last is the paper's α for its book."""
 LABELS = {
     "uld": "ULD",
     "uld-wide": "ULD, β = 6.5, all retained",
@@ -78,23 +89,24 @@ def write_texts(data: Path, work: Path) -> None:
         write_lines(texts / f"{model}.jsonl", [one for name, count in copies.items() for one in learnt[name] * count])
 
 
-def finetune(name: str, start: Path, work: Path) -> Path:
+def finetune(name: str, start: Path, work: Path, dtype: str) -> Path:
     made = work / name
     if not (made / "finetune.json").exists():
         begun = ["--resume"] if (made / "finetune.yaml").exists() else []
         files = ["--model", str(start), "--file", str(work / "texts" / f"{name}.jsonl"), "--output", str(made)]
-        uld("finetune", *files, *FINETUNING, *begun, "--quiet")
+        uld("finetune", *files, *FINETUNING, "--dtype", dtype, *begun, "--quiet")
     return made
 
 
-def unlearn(method: str, target: Path, work: Path) -> Path:
+def unlearn(method: str, target: Path, work: Path, dtype: str) -> Path:
     made, name, wide = work / method, method.removesuffix("-wide"), method.endswith("-wide")
     if not (made / "uld.json").exists():
         begun = ["--resume"] if (made / "train.yaml").exists() else []
         retain = [work / "texts" / f"{kept}_{'wide' if wide else 'retain'}.jsonl" for kept in RETAIN]
         files = ["--target", str(target), "--forget", str(work / "texts" / "alice.jsonl"), "--output", str(made)]
         files += [word for path in retain for word in ("--retain", str(path))]
-        uld("train", *files, "--method", name, *UNLEARNING, *METHODS[method].split(), *begun, "--quiet")
+        how = [*UNLEARNING, *METHODS[method].split(), *(("--dtype", dtype) if name == "uld" else ())]
+        uld("train", *files, "--method", name, *how, *begun, "--quiet")
     return made
 
 
@@ -123,20 +135,22 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "books", help="kept between calls")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="rows of the table")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the target's and ULD's trainings")
     options = parser.parse_args()
     write_texts(options.data, options.work)
-    before = finetune("before", options.models / "tofu-4m-full", options.work)
-    target = finetune("target", finetune("reading", before, options.work), options.work)
+    place = (options.work, options.dtype)
+    before = finetune("before", options.models / "tofu-4m-full", *place)
+    target = finetune("target", finetune("reading", before, *place), *place)
     results = {"target": evaluated("target", target, options.work)}
     results["before memorising"] = evaluated("before-memorising", before, options.work)
     for method in options.methods:
         label = LABELS[method]
-        run = unlearn(method, target, options.work)
-        results[label] = evaluated(label, run, options.work)
-        for weight in WEIGHTS if method.startswith("uld") else ():
-            name = f"{label}, α = {weight}"
-            results[name] = evaluated(f"{label}-{weight}", run, options.work, "--weight", weight)
-        write(results)
+        run = unlearn(method, target, *place)
+        ways = RULES if method.startswith("uld") else {"": ""}
+        for number, (way, words) in enumerate(ways.items()):
+            name = f"{method}-{number}"
+            results[f"{label}, {way}".removesuffix(", ")] = evaluated(name, run, options.work, *words.split())
+            write(results)
 
 
 def write(results: dict[str, dict[str, Any]]) -> None:
