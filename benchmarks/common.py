@@ -57,6 +57,14 @@ def in_turn(things: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str,
     return seconds
 
 
+def series() -> int:
+    """How often steps behind a growing cache are measured; the last counts.
+
+    A GPU's attention kernels are planned anew at every length: without a first series, whoever comes first pays for all.
+    """
+    return 2 if device() == "cuda" else 1
+
+
 def ratio(seconds: dict[str, list[float]], one: str, other: str) -> dict[str, float]:
     """Median, least and greatest of the ratio of two things, round by round."""
     ratios = [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]

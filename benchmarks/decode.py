@@ -9,7 +9,7 @@ over such a cache, too. Floors: bytes for single-token steps at batch 1, FLOPs f
 import copy
 
 import torch
-from common import DEPTH, LAYERS, in_turn, random_llama, rates, ratio, report, shown, unlearned
+from common import DEPTH, LAYERS, in_turn, random_llama, rates, ratio, report, series, shown, unlearned
 from transformers import DynamicCache
 
 from uld.model.caches import FusedCache
@@ -59,16 +59,19 @@ def main() -> None:
     lora = sum(p.numel() * p.element_size() for n, p in model.assistant.named_parameters() if "lora_" in n)
     for batch in (1, 4, 16):
         ids = torch.randint(1, 32_000, (batch, CONTEXT), device=target.device)
-        one, two, copies = caches()
-        seconds = in_turn(
-            {
-                "target": steps(target, DynamicCache(config=target.config), ids),
-                "target, our cache": steps(target, FusedCache(DynamicCache(config=target.config), [1] * LAYERS), ids),
-                "one pass": steps(one_pass, one, ids),
-                "two passes": steps(two_passes, two, ids),
-                "two copies": steps(two_copies, copies, ids),
-            }
-        )
+        seconds = {}
+        for _ in range(series()):
+            one, two, copies = caches()
+            ours = FusedCache(DynamicCache(config=target.config), [1] * LAYERS)
+            seconds = in_turn(
+                {
+                    "target": steps(target, DynamicCache(config=target.config), ids),
+                    "target, our cache": steps(target, ours, ids),
+                    "one pass": steps(one_pass, one, ids),
+                    "two passes": steps(two_passes, two, ids),
+                    "two copies": steps(two_copies, copies, ids),
+                }
+            )
         floor = (weights + lora) / weights
         found = {name: ratio(seconds, name, "target") for name in ("one pass", "two passes", "two copies")}
         found["same cache"] = ratio(seconds, "one pass", "target, our cache")

@@ -54,7 +54,7 @@ search)
         cd "$WORK/search" # rows of an evaluation stand in its log as well; weights come back for the first run only
         find "$plan" -name checkpoints -prune -o -type f -print0 | grep -zv '/tokenizer\|/adapter/\|/eval/.*\.jsonl' |
             tar cf - --null -T - | xz -1 -T8 >"$OUT/$plan.tar.xz"
-        tar cf - "$plan"/runs/*seed?0 --exclude checkpoints | xz -1 -T8 | split -b 15M - "$OUT/$plan-runs.tar.xz."
+        tar cf - --exclude checkpoints $(ls -d "$plan"/runs/*seed?0) | xz -1 -T8 | split -b 15M - "$OUT/$plan-runs.tar.xz."
         cd - >/dev/null
         tail -40 "$OUT/$plan.log"
     done

@@ -7,7 +7,7 @@ Decoding is that of ``decode.py``: a Llama of 370 million parameters, K = 6 of 2
 import math
 
 import torch
-from common import arguments, device, in_turn, random_llama, ratio, report, shown, unlearned
+from common import arguments, device, in_turn, random_llama, ratio, report, series, shown, unlearned
 
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
@@ -50,9 +50,11 @@ def main() -> None:
     with torch.inference_mode():
         for batch in (1, 16):
             ids = torch.randint(1, 32_000, (batch, CONTEXT), device=target.device)
-            things = {name: steps(model, how, ids) for name, how in RULES.items()}
-            things["gate"] = steps(gated, RULES["as before"], ids)
-            seconds = in_turn(things)
+            things, seconds = {}, {}
+            for _ in range(series()):
+                things = {name: steps(model, how, ids) for name, how in RULES.items()}
+                things["gate"] = steps(gated, RULES["as before"], ids)
+                seconds = in_turn(things)
             found = {name: ratio(seconds, name, "as before") for name in things if name != "as before"}
             numbers[f"step, batch {batch}"] = {"seconds": seconds, "ratios": found}
             rows.append([f"step, batch {batch}", *map(shown, found.values())])

@@ -5,7 +5,9 @@ A plan (``plans/*.yaml``) names a target, its retain-only model, and what to try
 among the tries by these numbers alone. Then it is trained with other seeds, tuned and evaluated on the benchmark. Every
 try is also scored on the benchmark, without generated answers, for the page; nothing is chosen by that.
 
-What is finished is kept in ``--work``; when ``--minutes`` are over, what runs is stopped and what is there is written.
+What is finished is kept in ``--work``, trainings from their last checkpoint on; when ``--minutes`` are over, what runs is
+stopped and what is there is written: the same command continues. The losses of all trainings, also of those that were
+stopped, go into ``--losses``.
 
     python benchmarks/search.py plans/smollm2.yaml --models MODELS --data DATA --work runs/search --jobs 8 --minutes 7
 """
@@ -15,6 +17,7 @@ import itertools
 import json
 import multiprocessing
 import shutil
+import statistics
 import time
 import traceback
 from pathlib import Path
@@ -51,11 +54,11 @@ def train(plan: dict[str, Any], name: str, settings: dict[str, Any], work: Path,
         return folder
     from uld.training.config import train_config
 
-    own = plan["common"] | settings | {"output": str(folder), "save_steps": 100_000}
+    own = plan["common"] | settings | {"output": str(folder)}
     if few:
         own |= {"split": "forget01", "retain": [], "retain_rows": 8, "epochs": 1, "batch_size": 64, "dtype": "fp32"}
         own |= {"paraphrases": 1, "wrong_answers": 1}
-    uld.train(train_config([(name, own)]), overwrite=folder.exists(), progress=False)
+    uld.train(train_config([(name, own)]), resume=(folder / "train.yaml").exists(), progress=False)
     return folder
 
 
@@ -199,6 +202,36 @@ def winner(tries: list[dict[str, Any]]) -> tuple[dict[str, Any], float]:
     raise SystemExit("no try was finished")
 
 
+MARKS = (100, 300, 500, 700)
+"""Steps at which losses are shown: means over the twenty steps before."""
+
+
+def losses(plan: dict[str, Any], work: Path, out: Path) -> None:
+    """Forget and uniform loss along every training, as JSON and as a table."""
+    found: dict[str, Any] = {}
+    for path in sorted((work / "runs").glob("*/metrics.jsonl")):
+        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        means = {}
+        for mark in sorted({mark for mark in MARKS if mark <= len(steps)} | {len(steps)}):
+            some = steps[max(0, mark - 20) : mark]
+            means[mark] = {name: sum(one[name] for one in some) / len(some) for name in ("forget_loss", "uniform_loss")}
+        name = path.parent.name
+        seconds = statistics.median(one["seconds"] for one in steps)
+        own = {
+            "settings": plan["tries"].get(name, plan["finals"].get(name)),
+            "finished": (path.parent / "uld.json").exists(),
+        }
+        found[name] = own | {"steps": len(steps), "seconds_a_step": seconds, "losses": means}
+    write(out / "losses.json", {"common": plan["common"], "trainings": found})
+    lines = [f"| | {' | '.join(map(str, MARKS))} | last step | |", f"|{'---|' * (len(MARKS) + 3)}"]
+    for name, one in found.items():
+        cells = [one["losses"].get(mark) for mark in (*MARKS, one["steps"])]
+        shown = ["–" if cell is None else f"{cell['forget_loss']:.2f} / {cell['uniform_loss']:.2f}" for cell in cells]
+        state = "" if one["finished"] else "stopped"
+        lines.append(f"| {name} | {' | '.join(shown)} ({one['steps']}) | {state} |")
+    (out / "losses.md").write_text("\n".join(lines) + "\n")
+
+
 def job(call: str, *args: Any) -> tuple[str, Any]:
     """What a worker does; a failure is written beside the results and ends nothing else."""
     work: Path = next(one for one in args if isinstance(one, Path))
@@ -222,10 +255,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=7.0)
-    parser.add_argument("--tries", type=float, default=0.6, help="share of the time after which no try is waited for")
+    parser.add_argument("--tries", type=float, default=0.6, help="share of the time after which one try is enough")
+    parser.add_argument("--losses", type=Path, help="folder for losses.json and a table of them; nothing else is done")
     parser.add_argument("--few", action="store_true", help="a few steps and rows each, to see that all of it runs")
     options = parser.parse_args()
-    plan, work = read_plan(options.plan, options), options.work
+    work: Path = options.work
+    if options.losses is not None:
+        return losses(yaml.safe_load(options.plan.read_text()), work, options.losses)
+    plan = read_plan(options.plan, options)
     work.mkdir(parents=True, exist_ok=True)
     start = time.time()
 
@@ -239,8 +276,10 @@ def main() -> None:
             name: pool.apply_async(job, ("attempt", plan, name, settings, work, options.few))
             for name, settings in plan["tries"].items()
         }
-        for one in waiting.values():
-            one.wait(left(options.tries))
+        while any(not one.ready() for one in waiting.values()) and left():
+            if not left(options.tries) and any((work / "tries").glob("*.json")):
+                break
+            time.sleep(1)
         tries = [json.loads(path.read_text()) for path in sorted((work / "tries").glob("*.json"))]
         best, budget = winner(tries)
         among = [one["name"] for one in tries]

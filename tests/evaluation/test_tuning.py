@@ -14,8 +14,8 @@ from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point, choose, neighbours
 from uld.evaluation.held_out import Probe, file_probes
-from uld.evaluation.tuning import STEADY_WEIGHT, Grid, measure, surprise, tune
-from uld.model.combine import Combination
+from uld.evaluation.tuning import Grid, measure, surprise, tune
+from uld.model.combine import STEADY_WEIGHT, Combination
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
 
@@ -300,7 +300,7 @@ def test_the_template_and_the_chunks_are_those_of_the_run(run, rows, tmp_path, g
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     model, tokenizer = load(run)
-    form, how = PromptFormat(tokenizer, used), [Combination(weight=0.3)]
+    form, how = PromptFormat(tokenizer, used), [model.combination.override(weight=0.3)]
     expected = measure(model, form, 0, *file_probes(files[1], files[3]), how, max_length=24)
     told = json.loads((run / "tune.json").read_text())
     assert told["retain"] == 2

@@ -19,7 +19,7 @@ import uld.training.trainer
 from uld.errors import ConfigError, ULDError
 from uld.model.load import load
 from uld.runs.manifest import Manifest
-from uld.training.config import FinetuneConfig, TrainConfig
+from uld.training.config import FinetuneConfig, TrainConfig, train_config
 from uld.training.finetune import finetune
 from uld.training.objective import frozen_log_likelihoods
 from uld.training.run import TrainResult, train
@@ -267,7 +267,7 @@ def test_cut_rows_are_counted_in_the_log(task, tmp_path, caplog):
         ({"output": ""}, "--output"),
         ({"target": "no/such/model"}, "no/such/model"),
         ({"forget": ()}, "--forget"),
-        ({"split": "forget10"}, "--split trains on TOFU"),
+        ({"split": "forget10"}, "--split forgets a part of TOFU"),
         ({"num_layers": 9}, "the target has 4 layers"),
         ({"max_length": 8}, "--max-length"),
         ({"batch_size": 6, "micro_batch_size": 4}, "--micro-batch-size 4"),
@@ -476,3 +476,20 @@ def test_rows_longer_than_the_positions_of_a_target_are_refused_before_anything_
     with pytest.raises(ULDError, match=r"the longest row .* no more than 12"):
         finetune(FinetuneConfig(**changes), progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (20.0, 2.0, 5e-4)),  # two thirds of log V are 2.3 nats
+        ({"filter": 0.1}, (20.0, 2.0, 5e-4)),
+        ({"weight": 0.7}, (0.7, 0.0, 0.0)),
+        ({"margin": 2.0}, (1.5, 2.0, 0.0)),
+        ({"rule": "subtract"}, (1.5, 0.0, 0.0)),
+    ],
+)
+def test_an_assistant_gets_the_margin_of_its_vocabulary_unless_something_is_said(task, tmp_path, changes, expected):
+    settings = {"epochs": 1} | changes
+    result = train(train_config([("test", task.settings(tmp_path / "x", **settings))]), progress=False)
+    how = Manifest.read(result.output).combination
+    assert (how.weight, how.margin, how.floor) == expected

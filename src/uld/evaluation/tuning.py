@@ -27,7 +27,7 @@ from uld.errors import ULDError
 from uld.evaluation.choosing import Aim, Choice, Point, choose, neighbours
 from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
-from uld.model.combine import Combination
+from uld.model.combine import MARGIN_STEP, STEADY_WEIGHT, Combination, largest_margin
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
@@ -37,13 +37,6 @@ from uld.training.stored import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try."""
-STEADY_WEIGHT = 20.0
-"""α of ``steady``: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
-MARGIN_STEP = 0.5
-"""Nats between the margins that ``steady`` tries, from 0 to `MOST_MARGIN`."""
-MOST_MARGIN = 2 / 3
-"""Largest margin that ``steady`` tries, as a share of log V, the most that an assistant can be sure of: held-out
-paraphrases hardly tell larger margins apart, and other wordings come through under them."""
 _WHOLE = 2**31
 
 
@@ -161,9 +154,12 @@ class Grid:
         weights: Sequence[float] = self.weights or ((STEADY_WEIGHT,) if steady else WEIGHTS)
         if steady:
             weights = [near for weight in weights for near in neighbours(weight)]
+        if own.rule != "suppress":  # which alone has them, whatever the run holds
+            own = dataclasses.replace(own, margin=0.0, floor=0.0)
         margins = self.margins or (own.margin,)
         if steady and not self.margins:
-            margins = [step * MARGIN_STEP for step in range(int(MOST_MARGIN * math.log(vocabulary) / MARGIN_STEP) + 1)]
+            # Held-out paraphrases hardly tell larger margins apart, and other wordings come through under them.
+            margins = [step * MARGIN_STEP for step in range(round(largest_margin(vocabulary) / MARGIN_STEP) + 1)]
         weights = sorted({round(weight, 9): weight for weight in weights}.values())
         return [
             own.override(filter=filter, margin=margin, floor=floor, weight=weight)

@@ -26,6 +26,19 @@ Outside = Literal["keep", "mask"]
 
 MOST_WEIGHT = 10**6
 """Largest finite α: α · r must be a number in fp32; far smaller weights already do what inf does."""
+STEADY_WEIGHT = 20.0
+"""An α so large that it hardly matters: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
+MARGIN_STEP = 0.5
+"""Nats between the margins that `uld.evaluation.tuning` tries."""
+MOST_MARGIN = 2 / 3
+"""Largest sensible margin, as a share of log V, the most that an assistant can be sure of."""
+USUAL_FLOOR = 5e-4
+"""Floor of a run that nobody has tuned: what tuning found on TOFU lies between 4.2e-4 and 5.3e-4."""
+
+
+def largest_margin(vocabulary: int) -> float:
+    """The largest margin that tuning tries, nats: `MOST_MARGIN` of log V, in steps of `MARGIN_STEP`."""
+    return int(MOST_MARGIN * math.log(vocabulary) / MARGIN_STEP) * MARGIN_STEP
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,15 @@ class Combination:
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ULDError(f"{name} must lie between 0 and 1, not {value}")
+
+    @classmethod
+    def steady(cls, vocabulary: int) -> "Combination":
+        """``suppress`` with margin and floor, for an assistant that nobody has tuned.
+
+        Args:
+            vocabulary: V; an assistant can be log V nats surer than uniform, so the margin follows from it.
+        """
+        return cls(weight=STEADY_WEIGHT, margin=largest_margin(vocabulary), floor=USUAL_FLOOR)
 
     @property
     def paired(self) -> bool:

@@ -239,6 +239,7 @@ class Unlearning(Training[TrainResult]):
     def begin(self, learner: Learner, inputs: Inputs) -> Started:
         """Note what ``uld.json`` will say."""
         config, method = self.config, self.method
+        text = learner.base.config.get_text_config(decoder=True)
         self.manifest = Manifest(
             method=method.name,
             trains=method.trains,
@@ -247,14 +248,22 @@ class Unlearning(Training[TrainResult]):
             target_fingerprint=learner.fingerprints["target"],
             small=place(config.small) if config.small is not None and "small" in learner.fingerprints else None,
             small_fingerprint=learner.fingerprints.get("small"),
-            num_layers=learner.base.config.get_text_config(decoder=True).num_hidden_layers,
-            combination=CombinationSettings(**self.combination.to_dict()),
+            num_layers=text.num_hidden_layers,
+            combination=CombinationSettings(**self._combination(text.vocab_size).to_dict()),
             template=config.template,
             date=pinned_date(inputs.tokenizer),
             data=inputs.files,
             versions=library_versions(),
         )
         return Started.model_validate(self.manifest, from_attributes=True)
+
+    def _combination(self, vocabulary: int) -> Combination:
+        """What is asked for; an assistant of whose α, margin and floor nothing is said gets those of `steady`."""
+        given = any(getattr(self.config, name) is not None for name in ("weight", "margin", "floor"))
+        if given or self.method.trains != "assistant" or self.combination.rule != "suppress":
+            return self.combination
+        steady = Combination.steady(vocabulary)
+        return self.combination.override(weight=steady.weight, margin=steady.margin, floor=steady.floor)
 
     def objective(self, learner: Learner, dtype: str, progress: bool) -> Objective:
         """The method's losses; a run that it learns from is trained first."""
