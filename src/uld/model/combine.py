@@ -13,19 +13,14 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.ranking import standing_out
-
-Rule = Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
-Outside = Literal["keep", "mask"]
-
-MOST_WEIGHT = 10**6
-"""Largest finite α: α · r must be a number in fp32; far smaller weights already do what inf does."""
+from uld.runs.values import MOST_WEIGHT, PAIRED, Outside, Rule, Share, range_fault
 
 
 @dataclass(frozen=True)
@@ -88,14 +83,13 @@ class Combination:
         if isinstance(self.rank_tokens, bool) or not isinstance(self.rank_tokens, int) or self.rank_tokens < 0:
             raise ULDError(f"rank_tokens must be a whole number ≥ 0, not {self.rank_tokens!r}")
         for name in ("filter", "min_tokens", "floor"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ULDError(f"{name} must lie between 0 and 1, not {value}")
+            if (fault := range_fault(getattr(self, name), Share)) is not None:
+                raise ULDError(f"{name} {fault}")
 
     @property
     def paired(self) -> bool:
         """Whether the rule takes two models for one: the logits of the first are added, of the second subtracted."""
-        return self.rule in ("offset", "rank")
+        return self.rule in PAIRED
 
     @property
     def changes(self) -> bool:
