@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from uld.errors import ConfigError, flag
+from uld.errors import ConfigError
 from uld.runs.values import BelowOne, Count, CountFromZero, Few, Outside, Rate, Rows, Rule, Seed, Share, Weight, Within
 from uld.training.settings import (
     Epochs,
@@ -22,22 +22,9 @@ from uld.training.settings import (
 )
 
 
-def _defaults(method: str) -> Mapping[str, Any]:
-    """The settings that a method has defaults of its own for.
-
-    Raises:
-        ULDError: there is no such method.
-    """
-    if method == "uld":  # which has the class's; asking for it would import torch
-        return {}
-    from uld.methods.registry import get_method
-
-    return get_method(method).defaults
-
-
 def _known(method: str) -> None:
     """Refuse a method that there is not."""
-    _defaults(method)
+    TrainConfig.under({"method": method})
 
 
 Layers = Annotated[int, Within(1, 10**4)]
@@ -134,10 +121,14 @@ class TrainConfig(RunConfig):
         """The method's own defaults.
 
         Raises:
-            ConfigError: there is no such method.
+            ULDError: there is no such method.
         """
         method = given.get("method", "uld")
-        return f"method {method}", _defaults(method)
+        if method == "uld":  # which has the class's; asking for it would import torch
+            return cls.__name__, {}
+        from uld.methods.registry import get_method
+
+        return f"method {method}", get_method(method).defaults
 
     @classmethod
     def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":
@@ -176,7 +167,7 @@ class FinetuneConfig(RunConfig):
 
     scratch: bool = setting(False, "Start from a small Llama with random weights instead of --model.", "From scratch")
     hidden_size: Width | None = setting(None, "Width of the model; default: 192.", "From scratch")
-    num_layers: Layers | None = setting(None, "float of layers; default: 6.", "From scratch")
+    num_layers: Layers | None = setting(None, "Number of layers; default: 6.", "From scratch")
     num_heads: Layers | None = setting(
         None, "Attention heads; default: 3. From 64 of width each, bf16 is fast.", "From scratch"
     )
@@ -257,14 +248,13 @@ def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig
         ConfigError: an unknown setting or a value of the wrong type, with its layer, or settings that were made for
             another method.
     """
-    named = [(source, layer["method"]) for source, layer in layers if layer.get("method") is not None]
-    method = str(named[-1][1]) if named else "uld"
-    for source, other in named:
-        if source.startswith("preset ") and other != method:
+    config = layered(TrainConfig, layers)
+    for source, layer in layers:
+        if source.startswith("preset ") and (other := layer.get("method") or config.method) != config.method:
             raise ConfigError(
-                f"{source} has settings for the method {other}: leave it out, or leave out --method {method}"
+                f"{source} has settings for the method {other}: leave it out, or leave out --method {config.method}"
             )
-    return layered(TrainConfig, layers)
+    return config
 
 
 def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> FinetuneConfig:
@@ -281,12 +271,10 @@ def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Finetune
 
 __all__ = [
     "SCRATCH",
-    "ConfigError",
     "FinetuneConfig",
     "RunConfig",
     "TrainConfig",
     "finetune_config",
-    "flag",
     "preset_names",
     "read_preset",
     "read_yaml",

@@ -39,7 +39,7 @@ Warmup = Annotated[float, Within(0, 10**6), _step_fault]
 
 
 def setting(default: Any, text: str, group: str = "Training") -> Any:
-    """A dataclass field with the text that ``--help`` and the documentation show."""
+    """A dataclass field with the text that ``--help`` and the documentation show; its type has the range."""
     return field(default=default, metadata={"help": text, "group": group})
 
 
