@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 
 from uld.cli.common import ModelOptions
@@ -24,6 +25,7 @@ from uld.training.settings import kind_of
         (3, values.Seed, 3),
         (1, values.Share, 1.0),
         ("1e-3", values.Rate, 0.001),
+        (np.float64(0.25), values.Share, 0.25),
         (math.inf, values.Weight, math.inf),
         (Path("a") / "b", str, "a/b"),
         (datetime.date(2024, 12, 31), str, "2024-12-31"),

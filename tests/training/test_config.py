@@ -287,7 +287,7 @@ def test_a_warm_up_of_more_steps_than_the_training_has_is_refused(caplog: pytest
 
 def test_a_method_that_there_is_not_is_told_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    for text, said in (("npu", "there is no method 'npu': did you mean"), ("9" * 6000, "method must be a text, not")):
+    for text, said in (("npu", "there is no method 'npu': did you mean"), ("7", "method must be a text, not 7")):
         path.write_text(f"epochs: 3\nmethod: {text}\n")
         with pytest.raises(ConfigError, match=f"^{path}:2: {said}"):
             train_config([(str(path), read_yaml(path))])

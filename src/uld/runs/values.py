@@ -96,7 +96,7 @@ def bounds(kind: Any) -> dict[str, Any]:
 def _typed(value: Any, kind: Any) -> Any:
     """Bring a value to a type."""
     base = get_origin(kind) or kind
-    if base is float and type(value) in (int, float, str):
+    if base is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:  # YAML reads 1e-3 as a text
             return float(value)
         except OverflowError:
