@@ -20,7 +20,7 @@ from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.ranking import standing_out
-from uld.runs.values import MOST_WEIGHT, PAIRED, Outside, Rule, Share, range_fault
+from uld.runs.values import MOST_WEIGHT, PAIRED, Outside, Rule, Share, Weight, range_fault
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Combination:
                 raise ULDError(f"{name} must be a number, not {value!r}")
         if self.weight == math.inf and self.rule != "suppress":
             raise ULDError(f"weight (α) may be inf with the rule suppress alone, not with {self.rule}")
-        if not (0 <= self.weight <= MOST_WEIGHT or self.weight == math.inf):
+        if range_fault(self.weight, Weight) is not None:
             raise ULDError(f"weight (α) must lie between 0 and {MOST_WEIGHT:,} or be inf, not {self.weight}")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ULDError(f"margin must be a number of nats ≥ 0, not {self.margin}")

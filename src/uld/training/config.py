@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from uld.errors import ConfigError
@@ -257,17 +258,8 @@ def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig
     return config
 
 
-def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> FinetuneConfig:
-    """Build the settings of a finetuning from layers, later ones winning; below them lies `SCRATCH`, where it applies.
-
-    Args:
-        layers: As for `train_config`.
-
-    Raises:
-        ConfigError: an unknown setting or a value of the wrong type, with its layer.
-    """
-    return layered(FinetuneConfig, layers)
-
+finetune_config = partial(layered, FinetuneConfig)
+"""Builds the settings of a finetuning from layers, as `train_config` does; below them may lie `SCRATCH`."""
 
 __all__ = [
     "SCRATCH",

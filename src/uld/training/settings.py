@@ -117,9 +117,9 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def preset_names(folder: str = ".") -> list[str]:
-    """Names of the presets that ship with the package; in the folder ``grids``, of the grids."""
-    inside = (files("uld.training.presets") / folder).iterdir()
+def preset_names(*folder: str) -> list[str]:
+    """Names of the presets that ship with the package; of the grids in their folder ``grids``."""
+    inside = files("uld.training.presets").joinpath(*folder).iterdir()
     return sorted(path.name.removesuffix(".yaml") for path in inside if path.name.endswith(".yaml"))
 
 
