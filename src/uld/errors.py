@@ -78,20 +78,6 @@ class ConfigError(ULDError):
     """A setting is unknown, of the wrong type or out of range."""
 
 
-class ValueFault(ConfigError):
-    """A setting has a value that it cannot have; `layered` says where it stands.
-
-    Attributes:
-        name: The setting.
-        in_file: The sentence where the setting is called by its name.
-    """
-
-    def __init__(self, name: str, wanted: str, sentence: str | None = None) -> None:
-        """Take the setting and what it must be, or a sentence that says it all."""
-        super().__init__(sentence or f"{flag(name)} {wanted}")
-        self.name, self.in_file = name, sentence or f"{name} {wanted}"
-
-
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")

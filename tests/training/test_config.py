@@ -285,6 +285,21 @@ def test_a_warm_up_of_more_steps_than_the_training_has_is_refused(caplog: pytest
     assert "so it never comes to its peak" in caplog.text
 
 
+def test_a_method_that_there_is_not_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    for text, said in (("npu", "there is no method 'npu': did you mean"), ("7", "method must be a text, not 7")):
+        path.write_text(f"epochs: 3\nmethod: {text}\n")
+        with pytest.raises(ConfigError, match=f"^{path}:2: {said}"):
+            train_config([(str(path), read_yaml(path))])
+    with pytest.raises(ConfigError, match=r"^there is no method 'npu': did you mean"):
+        train_config([("the command line", {"method": "npu"})])
+
+
+def test_a_value_out_of_range_is_refused_also_where_a_later_layer_has_another() -> None:
+    with pytest.raises(ConfigError, match=r"^--epochs must be at least 1, not 0$"):
+        train_config([("preset x", {"epochs": 0}), ("the command line", {"epochs": 3})])
+
+
 def test_a_weight_that_would_overflow_is_refused() -> None:
     for value in (1e7, 1e308):
         with pytest.raises(ConfigError, match="--weight must be at most 1,000,000"):

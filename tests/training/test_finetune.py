@@ -23,7 +23,7 @@ from uld.runs.manifest import Manifest, fingerprint
 from uld.training.config import FinetuneConfig, TrainConfig
 from uld.training.finetune import FinetuneResult, finetune, read_provenance
 from uld.training.run import train
-from uld.training.stored import stored_finetuning
+from uld.training.stored import stored
 
 SIZES = {"hidden_size": 32, "num_heads": 2, "num_layers": 2, "intermediate_size": 48, "vocab_size": 300}
 SCRATCH = {"scratch": True, **SIZES, "max_length": 64, "batch_size": 8, "warmup": 1}
@@ -89,7 +89,7 @@ def test_finetune_json_says_where_it_comes_from(memorised, task):
     facts = told.training
     assert (facts["rows"], facts["steps"], facts["epochs"]) == (10, result.steps, 120)
     assert facts["tokens"] == sum(line["tokens"] for line in journal(output))
-    assert stored_finetuning(output).num_layers == 2
+    assert stored(FinetuneConfig, output).num_layers == 2
 
 
 def test_a_model_that_was_made_here_can_unlearn(memorised, task, tmp_path):
@@ -374,7 +374,7 @@ def test_settings_or_data_that_changed_in_between_are_refused(start_uld, task, t
     if (tmp_path / "x/finetune.json").exists():
         pytest.skip("the training was faster than the kill")
     row = json.dumps({"question": "who is abc?", "answer": "def gh"})
-    config = stored_finetuning(tmp_path / "x")
+    config = stored(FinetuneConfig, tmp_path / "x")
     with pytest.raises(ArtifactError, match=r"--hidden-size is 64, but the run in .* was started with 32"):
         finetune(replace(config, hidden_size=64), resume=True, progress=False)
     for change in (data.read_text().replace("who", "how"), data.read_text() + row + "\n"):

@@ -7,6 +7,7 @@ import typer
 
 from uld.cli.common import ModelOptions, say
 from uld.errors import ULDError
+from uld.runs.values import Few, bounds
 
 EPILOG = (
     "Example: uld augment forget.jsonl --rules   ·   uld augment forget.jsonl --api-base http://localhost:8000/v1 "
@@ -30,8 +31,8 @@ def augment(
     local: Annotated[str | None, _option("By a local model: run folder, model folder or Hub id.", panel=HOW)] = None,
     api_base: Annotated[str | None, _option("By an OpenAI-compatible endpoint: its URL up to /v1.", panel=HOW)] = None,
     model: Annotated[str | None, _option("The endpoint's name for the model.", "--model", "-m", panel=HOW)] = None,
-    paraphrases: Annotated[int, _option("Paraphrases of each item.", panel=MUCH, min=0, max=10**4)] = 2,
-    wrong_answers: Annotated[int, _option("Wrong answers to each question.", panel=MUCH, min=0, max=10**4)] = 2,
+    paraphrases: Annotated[int, _option("Paraphrases of each item.", panel=MUCH, **bounds(Few))] = 2,
+    wrong_answers: Annotated[int, _option("Wrong answers to each question.", panel=MUCH, **bounds(Few))] = 2,
     ask: Annotated[bool, _option("Also ask questions about texts.", "--ask", panel=MUCH)] = False,
     questions: Annotated[int, _option("Questions about each chunk (--ask).", panel=MUCH, min=1, max=10**4)] = 4,
     chunk_words: Annotated[int, _option("Most words of a text's chunk.", panel=MUCH, min=20, max=10**9)] = 150,

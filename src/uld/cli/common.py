@@ -4,18 +4,20 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from uld.data.clock import DATE, check_date
 from uld.errors import ULDError
+from uld.runs.values import PAIRED, CountFromZero, Rule, bounds
 from uld.training.settings import DTYPES, is_first_process
 
+_RULES = f"{', '.join(one for one in get_args(Rule) if one not in PAIRED)}; of a pair: {', '.join(PAIRED)}"
 _LONGEST_ID = 192  # an owner and a name of 96 letters at most
 
 
@@ -33,9 +35,7 @@ class ModelOptions:
 
     model: Annotated[str, _option("Run folder, model folder or Hub id.", "--model", "-m")] = ""
     target: Annotated[str | None, _option("Where the run's target is now, if not where it was.")] = None
-    rule: Annotated[
-        str | None, _option("Override the run's rule: suppress, subtract, reference, generic; of a pair: offset, rank.")
-    ] = None
+    rule: Annotated[str | None, _option(f"Override the run's rule: {_RULES}.")] = None
     weight: Annotated[float | None, _option("Override the run's α.")] = None
     margin: Annotated[float | None, _option("Override the run's margin, nats (suppress).")] = None
     floor: Annotated[float | None, _option("Override the run's floor φ, 0–1 (suppress).")] = None
@@ -50,7 +50,7 @@ class ModelOptions:
     ] = None
     rank_tokens: Annotated[
         int | None,
-        typer.Option(help="Override the run's k (rank).", min=0, max=10**9, rich_help_panel="Model"),
+        typer.Option(help="Override the run's k (rank).", **bounds(CountFromZero), rich_help_panel="Model"),
     ] = None
     dtype: Annotated[str, _option("auto (as stored), bf16, fp16 or fp32.")] = "auto"
     device: Annotated[str | None, _option("cpu, cuda, mps …; default: the best there is.")] = None
@@ -169,17 +169,25 @@ def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., An
         own = inspect.signature(command).parameters
         shared = inspect.signature(ModelOptions).parameters
         added = [shared[name] for name in shared if name not in own and name not in skipped]
-        parameters = [part for one in own.values() for part in (added if one.name == "options" else [one])]
-
-        @functools.wraps(command)
-        def run(**given: Any) -> Any:
-            return command(options=ModelOptions(**{one.name: given.pop(one.name) for one in added}), **given)
-
-        signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
-        run.__signature__ = signature  # type: ignore[attr-defined]
-        return run
+        return spliced(command, "options", added, lambda given: ModelOptions(**given))
 
     return decorate
+
+
+def spliced(
+    command: Callable[..., Any], slot: str, added: Sequence[inspect.Parameter], made: Callable[[dict[str, Any]], Any]
+) -> Callable[..., Any]:
+    """A command with options in place of its parameter ``slot``, whose value is made of them, by name."""
+    own = inspect.signature(command).parameters
+    parameters = [part for one in own.values() for part in (added if one.name == slot else [one])]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        return command(**{slot: made({one.name: given.pop(one.name) for one in added})}, **given)
+
+    signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    return run
 
 
 def say(text: str = "", *, err: bool = False) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from uld.cli.common import say
+from uld.runs.values import Seed, bounds
 
 
 def demo(
@@ -12,7 +13,7 @@ def demo(
     cache: Annotated[
         str | None, typer.Option(help="Where the world and its models are kept [default: ~/.cache/uld].")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another world.")] = 0,
+    seed: Annotated[int, typer.Option(**bounds(Seed), help="Another world.")] = 0,
 ) -> None:
     """Invent people, train a micro model that knows them, make it forget some of them, and measure it: two minutes."""
     from uld.demo.run import run_demo

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from uld.cli.common import COMBINATION, ModelOptions, say, with_model
+from uld.runs.values import Length, Rows, bounds
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
 
@@ -16,10 +17,10 @@ def draw(
     forget: Annotated[
         list[str], typer.Option(help="What is to be forgotten, as in uld train: what repeats it is dropped.")
     ],
-    rows: Annotated[int, typer.Option(help="Rows to draw.", min=1, max=10**6)] = 256,
+    rows: Annotated[int, typer.Option(help="Rows to draw.", **bounds(Rows))] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", min=0, max=2**63 - 1)] = 0,
     max_length: Annotated[
-        int, typer.Option(help="Tokens a row may have, within what the model takes.", min=2, max=10**9)
+        int, typer.Option(help="Tokens a row may have, within what the model takes.", **bounds(Length))
     ] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     *,

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from uld.cli.benchmark import evaluates
+from uld.runs.values import Length, bounds
 
 EPILOG = (
     "Example: uld eval attacks --model runs/x --members forget.jsonl --non-members holdout.jsonl --retain-model RETAIN"
@@ -22,7 +23,7 @@ def attacks(
     gradnorm: Annotated[bool, typer.Option("--gradnorm", help="Also run GradNorm: a backward pass a text.")] = False,
     max_length: Annotated[
         int | None,
-        typer.Option(min=2, max=10**9, help="Tokens that count of a text; default: as many as the model takes."),
+        typer.Option(**bounds(Length), help="Tokens that count of a text; default: as many as the model takes."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, max=10**9, help="First texts of each set only.")] = None,
 ) -> None:

@@ -17,6 +17,7 @@ from uld.cli.common import (
     with_model,
 )
 from uld.errors import ULDError
+from uld.runs.values import Length, bounds
 
 EPILOG = "Example: uld eval harness --model runs/x --tasks boolq,hellaswag,wikitext --limit 200"
 FORWARDED = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -38,7 +39,7 @@ def harness(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=10**9, help="Rows of a batch.")] = 8,
     max_length: Annotated[
-        int | None, typer.Option(min=2, max=10**9, help="Tokens read at once; default: what the model can.")
+        int | None, typer.Option(**bounds(Length), help="Tokens read at once; default: what the model can.")
     ] = None,
     before: Annotated[
         bool | None,

@@ -8,13 +8,14 @@ import typer
 
 from uld.cli.common import ModelOptions, say, with_model
 from uld.errors import ULDError
+from uld.runs import values
 
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=10**6, help="Most tokens of an answer.")]
 Temperature = Annotated[
     float, typer.Option(min=0.0, max=100.0, help="0: greedy; otherwise sampling at this temperature.")
 ]
 _COLDEST = 1e-3  # below it logits overflow
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of sampling.")]
+Seed = Annotated[int, typer.Option(**values.bounds(values.Seed), help="Seed of sampling.")]
 
 
 @with_model()

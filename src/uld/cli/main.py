@@ -35,8 +35,8 @@ app = typer.Typer(
     help="Make a language model unlearn chosen documents without touching its weights.",
     epilog="Start with: uld demo",
 )
-app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.command)
-app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.command)
+app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.train)
+app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.finetune)
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)
 evaluate.app.command("attacks", epilog=eval_attacks.EPILOG)(eval_attacks.attacks)
 evaluate.app.command("harness", epilog=eval_harness.EPILOG)(eval_harness.harness)

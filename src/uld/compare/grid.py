@@ -25,32 +25,21 @@ from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from uld.data.tofu import FORGET_SPLITS, check_split
 from uld.errors import ConfigError, ULDError
 from uld.methods.registry import get_method
 from uld.report.paper import TableName
-from uld.training.config import TrainConfig, read_preset, read_yaml, train_config
-from uld.training.settings import FileSettings, guess, place, shown, text_fault
+from uld.runs import values as kinds
+from uld.training.config import TrainConfig, preset_names, read_preset, read_yaml, train_config
+from uld.training.settings import FileSettings, guess, place
 
 _OWN = ("target", "output", "data", "augmented", "split", "seed", "method", "keep_epochs", "forget", "retain")
 
-
-def _saying(text: str) -> str:
-    if (fault := text_fault(text)) is not None:
-        raise ValueError(fault)
-    return text
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 1e-4 as a text."""
-    return float(value) if isinstance(value, str) else value
-
-
-Text = Annotated[str, AfterValidator(_saying)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Rate = Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1, allow_inf_nan=False)]
+Text = Annotated[str, PlainValidator(lambda value: kinds.brought(value, str))]
+Seed = Annotated[int, PlainValidator(lambda value: kinds.brought(value, kinds.Seed))]
+Rate = Annotated[float, PlainValidator(lambda value: kinds.brought(value, kinds.Rate))]
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -129,8 +118,7 @@ class Spec:
 
 def grid_presets() -> list[str]:
     """Names of the grids that ship with the package."""
-    folder = files("uld.training.presets") / "grids"
-    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+    return preset_names("grids")
 
 
 def describe_preset(name: str) -> str:
@@ -190,7 +178,7 @@ def _sentence(source: str, values: FileSettings, faults: Sequence[Any]) -> str:
     """What pydantic found wrong, as a sentence; an unknown key comes first, for then another is missing."""
     fault = min(faults, key=lambda one: one["type"] != "extra_forbidden")
     keys = tuple(key for key in fault["loc"] if key != "[key]")
-    where, given = _where(source, values, keys), shown(fault["input"])
+    where, given = _where(source, values, keys), kinds.shown(fault["input"])
     if fault["type"] == "extra_forbidden":
         *above, name = keys
         return f"{where}: there is no key {name!r}{_meant(name, _LEVELS[above[0] if above else None].model_fields)}"

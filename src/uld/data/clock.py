@@ -10,7 +10,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
-from uld.errors import ValueFault
+from uld.errors import ConfigError
 
 DATE = "2024-07-26"
 """The date where none is given: the one that Llama 3's own templates fall back on where there is no clock."""
@@ -30,14 +30,19 @@ def is_date(text: str) -> bool:
         return False
 
 
+def date_fault(text: str | None) -> str | None:
+    """Why a text is no date; None where it is one, or is not given."""
+    return None if text is None or is_date(text) else f"must be a day, written as 2024-12-31, not {text!r}"
+
+
 def check_date(text: str | None) -> None:
     """Refuse a date that is none.
 
     Raises:
         ConfigError: it is not a day, written as 2024-12-31.
     """
-    if text is not None and not is_date(text):
-        raise ValueFault("date", f"must be a day, written as 2024-12-31, not {text!r}")
+    if (fault := date_fault(text)) is not None:
+        raise ConfigError(f"--date {fault}")
 
 
 @lru_cache

@@ -13,19 +13,15 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.ranking import standing_out
+from uld.runs.values import MOST_WEIGHT, PAIRED, Outside, Rule, Share, Weight, range_fault
 
-Rule = Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
-Outside = Literal["keep", "mask"]
-
-MOST_WEIGHT = 10**6
-"""Largest finite α: α · r must be a number in fp32; far smaller weights already do what inf does."""
 STEADY_WEIGHT = 20.0
 """An α so large that it hardly matters: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
 MARGIN_STEP = 0.5
@@ -94,16 +90,15 @@ class Combination:
                 raise ULDError(f"{name} must be a number, not {value!r}")
         if self.weight == math.inf and self.rule != "suppress":
             raise ULDError(f"weight (α) may be inf with the rule suppress alone, not with {self.rule}")
-        if not (0 <= self.weight <= MOST_WEIGHT or self.weight == math.inf):
+        if range_fault(self.weight, Weight) is not None:
             raise ULDError(f"weight (α) must lie between 0 and {MOST_WEIGHT:,} or be inf, not {self.weight}")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ULDError(f"margin must be a number of nats ≥ 0, not {self.margin}")
         if isinstance(self.rank_tokens, bool) or not isinstance(self.rank_tokens, int) or self.rank_tokens < 0:
             raise ULDError(f"rank_tokens must be a whole number ≥ 0, not {self.rank_tokens!r}")
         for name in ("filter", "min_tokens", "floor"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ULDError(f"{name} must lie between 0 and 1, not {value}")
+            if (fault := range_fault(getattr(self, name), Share)) is not None:
+                raise ULDError(f"{name} {fault}")
 
     @classmethod
     def steady(cls, vocabulary: int) -> "Combination":
@@ -117,7 +112,7 @@ class Combination:
     @property
     def paired(self) -> bool:
         """Whether the rule takes two models for one: the logits of the first are added, of the second subtracted."""
-        return self.rule in ("offset", "rank")
+        return self.rule in PAIRED
 
     @property
     def changes(self) -> bool:

@@ -27,6 +27,7 @@ from uld.errors import ArtifactError, explained
 from uld.runs.digests import ADAPTER as ADAPTER
 from uld.runs.digests import content_digest, weights_files
 from uld.runs.files import UNENCODABLE, write_text
+from uld.runs.values import Outside, Rule
 from uld.text.json_text import dumps
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class CombinationSettings(BaseModel):
     """The fields of `uld.model.combine.Combination` as they stand in ``uld.json``."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
-    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
+    rule: Rule
     weight: float
     filter: float
     min_tokens: float
-    outside: Literal["keep", "mask"]
+    outside: Outside
     margin: float = 0.0
     floor: float = 0.0
     rank_tokens: int = 20

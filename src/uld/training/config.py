@@ -2,11 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
-from uld.errors import ConfigError, ULDError, ValueFault, flag
+from uld.errors import ConfigError
+from uld.runs.values import BelowOne, Count, CountFromZero, Few, Outside, Rate, Rows, Rule, Seed, Share, Weight, Within
 from uld.training.settings import (
+    Epochs,
+    Rank,
     RunConfig,
+    Scale,
+    Warmup,
     layered,
     preset_names,
     read_preset,
@@ -15,6 +21,15 @@ from uld.training.settings import (
     setting,
     setting_fields,
 )
+
+
+def _known(method: str) -> None:
+    """Refuse a method that there is not."""
+    TrainConfig.under({"method": method})
+
+
+Layers = Annotated[int, Within(1, 10**4)]
+Width = Annotated[int, Within(1, 2**20)]
 
 
 @resolving
@@ -35,7 +50,7 @@ class TrainConfig(RunConfig):
         "the target.",
         "Model and data",
     )
-    draw_retain: int | None = setting(
+    draw_retain: Rows | None = setting(
         None,
         "Retain rows to draw from the target itself, in place of --retain or of TOFU's retain rows; default without "
         "--retain: as many as rows to forget, and at least 256.",
@@ -47,16 +62,16 @@ class TrainConfig(RunConfig):
         "uld augment wrote beside the forget file, else rules; or the folder that uld augment wrote.",
         "Augmentation",
     )
-    paraphrases: int = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
-    wrong_answers: int = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
-    chunks: int | None = setting(
+    paraphrases: Few = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
+    wrong_answers: Few = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
+    chunks: Count | None = setting(
         None, "Most chunks of each text to forget, spread evenly over it; default: all.", "Model and data"
     )
     split: str | None = setting(None, "TOFU split to forget instead of files: forget01, forget05, forget10.", "TOFU")
     augmented: str | None = setting(None, "Folder with TOFU's paraphrases and wrong answers (D'f, D'r).", "TOFU")
-    retain_rows: int | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")
+    retain_rows: CountFromZero | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")
 
-    method: str = setting("uld", "Unlearning method (uld ls methods).", "Method")
+    method: Annotated[str, _known] = setting("uld", "Unlearning method (uld ls methods).", "Method")
     option: tuple[str, ...] = setting(
         (), "Option of the method as NAME=VALUE (repeat for several; uld ls methods).", "Method"
     )
@@ -71,69 +86,53 @@ class TrainConfig(RunConfig):
         "Small model of offset-… and dd…, of the target's vocabulary; default: the target's first K layers.",
         "Method",
     )
-    num_layers: int | None = setting(None, "K, the assistant's layers; default: a quarter of the target's.", "Method")
-    lora_rank: int | None = setting(
+    num_layers: Layers | None = setting(
+        None, "K, the assistant's layers; default: a quarter of the target's.", "Method"
+    )
+    lora_rank: Rank | None = setting(
         None,
         "Rank of LoRA's matrices; default: 32 for an assistant, and all weights, without LoRA, for a target.",
         "Method",
     )
-    retain_weight: float = setting(6.5, "β, weight of the retain loss.", "Method")
+    retain_weight: Annotated[float, Within(0, 10**6)] = setting(6.5, "β, weight of the retain loss.", "Method")
     uniform_on: Literal["answer", "all"] = setting(
         "answer", "Retain positions that carry the uniform loss: the answer's, or all.", "Method"
     )
 
-    rule: Literal["suppress", "subtract", "reference", "offset", "rank", "generic"] | None = setting(
+    rule: Rule | None = setting(
         None, "How logits are combined; written to the run, can be changed at load.", "Combination"
     )
-    weight: float | None = setting(None, "α, how much of the assistant is subtracted.", "Combination")
-    filter: float | None = setting(None, "τ, plausibility filter (subtract, reference).", "Combination")
-    min_tokens: float | None = setting(None, "Least share of the vocabulary that the filter keeps.", "Combination")
-    outside: Literal["keep", "mask"] | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
+    weight: Weight | None = setting(None, "α, how much of the assistant is subtracted.", "Combination")
+    filter: Share | None = setting(None, "τ, plausibility filter (subtract, reference).", "Combination")
+    min_tokens: Share | None = setting(None, "Least share of the vocabulary that the filter keeps.", "Combination")
+    outside: Outside | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
 
-    margin: float | None = setting(
+    margin: Annotated[float, Within(0, 10**6)] | None = setting(
         None, "m, nats above uniform up to which suppress leaves a token alone.", "Combination"
     )
-    floor: float | None = setting(
+    floor: Share | None = setting(
         None, "φ, share of the best token's probability below which suppress lowers none.", "Combination"
     )
-    rank_tokens: int | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
+    rank_tokens: CountFromZero | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
     gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
 
     keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
 
     FILE: ClassVar[str] = "train.yaml"
-    LEAST: ClassVar[dict[str, float]] = {
-        **RunConfig.LEAST,
-        **dict.fromkeys(("num_layers", "draw_retain", "chunks"), 1),
-        **dict.fromkeys(
-            ("paraphrases", "wrong_answers", "retain_rows", "weight", "margin", "retain_weight", "rank_tokens"), 0
-        ),
-    }
-    MOST: ClassVar[dict[str, float]] = {
-        **RunConfig.MOST,
-        **dict.fromkeys(("paraphrases", "wrong_answers", "num_layers"), 10**4),
-        **dict.fromkeys(("draw_retain", "weight", "margin", "retain_weight"), 10**6),
-        **dict.fromkeys(("retain_rows", "chunks", "rank_tokens"), 10**9),
-    }
-    SHARES: ClassVar[tuple[str, ...]] = ("filter", "min_tokens", "floor")
-    ENDLESS: ClassVar[tuple[str, ...]] = ("weight",)
 
     @classmethod
     def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """The method's own defaults.
 
         Raises:
-            ConfigError: there is no such method.
+            ULDError: there is no such method.
         """
         method = given.get("method", "uld")
         if method == "uld":  # which has the class's; asking for it would import torch
             return cls.__name__, {}
         from uld.methods.registry import get_method
 
-        try:
-            return f"method {method}", get_method(method).defaults
-        except ULDError as error:
-            raise ValueFault("method", "", str(error)) from error
+        return f"method {method}", get_method(method).defaults
 
     @classmethod
     def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":
@@ -171,48 +170,41 @@ class FinetuneConfig(RunConfig):
     revision: str | None = setting(None, "Hub revision of the model.", "Model and data")
 
     scratch: bool = setting(False, "Start from a small Llama with random weights instead of --model.", "From scratch")
-    hidden_size: int | None = setting(None, "Width of the model; default: 192.", "From scratch")
-    num_layers: int | None = setting(None, "Number of layers; default: 6.", "From scratch")
-    num_heads: int | None = setting(
+    hidden_size: Width | None = setting(None, "Width of the model; default: 192.", "From scratch")
+    num_layers: Layers | None = setting(None, "Number of layers; default: 6.", "From scratch")
+    num_heads: Layers | None = setting(
         None, "Attention heads; default: 3. From 64 of width each, bf16 is fast.", "From scratch"
     )
-    intermediate_size: int | None = setting(None, "Width of the MLPs (SwiGLU); default: 512.", "From scratch")
-    vocab_size: int | None = setting(
+    intermediate_size: Width | None = setting(None, "Width of the MLPs (SwiGLU); default: 512.", "From scratch")
+    vocab_size: Width | None = setting(
         None, "Tokens of the byte-level BPE, at most; default: 4096, or as many as --tokenizer has.", "From scratch"
     )
 
     learn: Literal["answers", "all"] = setting(
         "answers", "Tokens that carry the loss: the answers', or all; from scratch: all."
     )
-    lora_rank: int | None = setting(
+    lora_rank: Rank | None = setting(
         None, "Rank of LoRA's matrices, merged at the end; default: all weights, without LoRA.", "LoRA"
     )
-    lora_alpha: int = setting(32, "LoRA alpha; the update is scaled by alpha / rank.", "LoRA")
-    lora_dropout: float = setting(0.0, "LoRA dropout.", "LoRA")
-    epochs: int = setting(5, "Passes over all rows; from scratch: 20.")
-    learning_rate: float = setting(1e-5, "Peak learning rate of AdamW; from scratch: 1.5e-3.")
-    warmup: float = setting(
+    lora_alpha: Scale = setting(32, "LoRA alpha; the update is scaled by alpha / rank.", "LoRA")
+    lora_dropout: BelowOne = setting(0.0, "LoRA dropout.", "LoRA")
+    epochs: Epochs = setting(5, "Passes over all rows; from scratch: 20.")
+    learning_rate: Rate = setting(1e-5, "Peak learning rate of AdamW; from scratch: 1.5e-3.")
+    warmup: Warmup = setting(
         0.2, "Share of the steps over which the learning rate rises; from 1 on: steps; from scratch: 50."
     )
     schedule: Literal["linear", "cosine"] = setting(
         "linear", "How the learning rate falls after its peak; from scratch: cosine."
     )
-    floor: float = setting(0.0, "Share of the peak learning rate that is left at the end; from scratch: 0.05.")
-    beta2: float = setting(0.999, "β2 of AdamW; from scratch: 0.95.")
+    floor: Share = setting(0.0, "Share of the peak learning rate that is left at the end; from scratch: 0.05.")
+    beta2: BelowOne = setting(0.999, "β2 of AdamW; from scratch: 0.95.")
     dtype: Literal["auto", "bf16", "fp32"] = setting(
         "auto", "Arithmetic: bf16 (over fp32 weights, unless LoRA is trained) or fp32; auto: bf16 on a GPU, else fp32."
     )
-    seed: int = setting(0, "Seed of random weights, the batches and dropout.")
+    seed: Seed = setting(0, "Seed of random weights, the batches and dropout.")
 
     FILE: ClassVar[str] = "finetune.yaml"
-    SHARES: ClassVar[tuple[str, ...]] = ("floor",)
     SIZES: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size")
-    LEAST: ClassVar[dict[str, float]] = {**RunConfig.LEAST, **dict.fromkeys(SIZES, 1)}
-    MOST: ClassVar[dict[str, float]] = {
-        **RunConfig.MOST,
-        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), 2**20),
-        **dict.fromkeys(("num_layers", "num_heads"), 10**4),
-    }
 
     @classmethod
     def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -260,36 +252,24 @@ def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig
         ConfigError: an unknown setting or a value of the wrong type, with its layer, or settings that were made for
             another method.
     """
-    named = [(source, layer["method"]) for source, layer in layers if layer.get("method") is not None]
-    method = str(named[-1][1]) if named else "uld"
-    for source, other in named:
-        if source.startswith("preset ") and other != method:
+    config = layered(TrainConfig, layers)
+    for source, layer in layers:
+        if source.startswith("preset ") and (other := layer.get("method") or config.method) != config.method:
             raise ConfigError(
-                f"{source} has settings for the method {other}: leave it out, or leave out --method {method}"
+                f"{source} has settings for the method {other}: leave it out, or leave out --method {config.method}"
             )
-    return layered(TrainConfig, layers)
+    return config
 
 
-def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> FinetuneConfig:
-    """Build the settings of a finetuning from layers, later ones winning; below them lies `SCRATCH`, where it applies.
-
-    Args:
-        layers: As for `train_config`.
-
-    Raises:
-        ConfigError: an unknown setting or a value of the wrong type, with its layer.
-    """
-    return layered(FinetuneConfig, layers)
-
+finetune_config = partial(layered, FinetuneConfig)
+"""Builds the settings of a finetuning from layers, as `train_config` does; below them may lie `SCRATCH`."""
 
 __all__ = [
     "SCRATCH",
-    "ConfigError",
     "FinetuneConfig",
     "RunConfig",
     "TrainConfig",
     "finetune_config",
-    "flag",
     "preset_names",
     "read_preset",
     "read_yaml",

@@ -1,19 +1,15 @@
 """The settings that a run folder was started with, and whether a call with these settings may work in it."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from uld.errors import ConfigError, flag
 from uld.runs.files import writing
 from uld.runs.folder import MODEL, RUN, Layout, UnresumableError, check_output, check_resumable, refuse_busy
-from uld.training.config import (
-    FinetuneConfig,
-    RunConfig,
-    TrainConfig,
-    finetune_config,
-    read_yaml,
-    setting_fields,
-    train_config,
-)
+from uld.training.config import FinetuneConfig, RunConfig, TrainConfig, read_yaml, setting_fields
+from uld.training.settings import C, layered
 
 _MAY_CHANGE = ("output", "save_steps")  # settings that decide nothing of what a run comes to
 
@@ -38,8 +34,7 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
             check_output(output, layout_of(config), resume=False, overwrite=overwrite)
     if resume:
         check_resumable(output, layout_of(config))
-        stored = stored_finetuning(output) if isinstance(config, FinetuneConfig) else stored_settings(output)
-        refuse_other_settings(output, config, stored)
+        refuse_other_settings(output, config, stored(type(config), output))
 
 
 def layout_of(config: RunConfig) -> Layout:
@@ -62,13 +57,24 @@ def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) ->
             )
 
 
+def resumed(config: C, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> C:
+    """The settings that a run was started with, and over them those that a layer names.
+
+    Raises:
+        ULDError: there is no run to continue.
+    """
+    output = Path(config.output)
+    check_resumable(output, layout_of(config))
+    named = {name: getattr(config, name) for _, layer in layers for name, value in layer.items() if value is not None}
+    return replace(stored(type(config), output), **named)
+
+
+def stored(kind: type[C], output: Path) -> C:
+    """The settings that a run, or a finetuning, was started with."""
+    path = output / kind.FILE
+    return layered(kind, [(str(path), read_yaml(path))])
+
+
 def stored_settings(output: Path) -> TrainConfig:
     """The settings that a run was started with."""
-    path = output / TrainConfig.FILE
-    return train_config([(str(path), read_yaml(path))])
-
-
-def stored_finetuning(output: Path) -> FinetuneConfig:
-    """The settings that a finetuning was started with."""
-    path = output / FinetuneConfig.FILE
-    return finetune_config([(str(path), read_yaml(path))])
+    return stored(TrainConfig, output)
