@@ -229,7 +229,7 @@ def losses(plan: dict[str, Any], work: Path, out: Path) -> None:
         shown = ["–" if cell is None else f"{cell['forget_loss']:.2f} / {cell['uniform_loss']:.2f}" for cell in cells]
         state = "" if one["finished"] else "stopped"
         lines.append(f"| {name} | {' | '.join(shown)} ({one['steps']}) | {state} |")
-    (out / "losses.md").write_text("\n".join(lines) + "\n")
+    (out / "losses.txt").write_text("\n".join(lines) + "\n")
 
 
 def job(call: str, *args: Any) -> tuple[str, Any]:

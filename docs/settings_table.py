@@ -26,10 +26,14 @@ SOURCES = {
     "weight": "ours, measured",
     "min_tokens": "ours, measured",
     "rank_tokens": "DD's paper",
-    **dict.fromkeys(("outside", "margin", "floor", "gate"), OWN),
+    **dict.fromkeys(("margin", "floor"), "ours, measured"),
+    **dict.fromkeys(("outside", "gate"), OWN),
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
 _WORDS = {
+    "weight": "20, with margin and floor; else 1.5",
+    "margin": "⅔ log V, with α and floor; else 0",
+    "floor": "5e-4, with α and margin; else 0",
     "num_layers": "a quarter, rounded up",
     "retain_rows": "as many as forget rows",
     "lora_rank": "32; a target: none",
@@ -38,10 +42,10 @@ _WORDS = {
 
 def default(name: str, value: Any) -> str:
     """A setting's default as it is shown; the combination's are those of `uld.model.combine.Combination`."""
-    if name in Combination.__dataclass_fields__:
-        value = getattr(Combination(), name)
     if name in _WORDS:
         return _WORDS[name]
+    if name in Combination.__dataclass_fields__:
+        value = getattr(Combination(), name)
     if value in (None, "", ()):
         return "–"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"

@@ -248,11 +248,19 @@ def test_the_table_of_settings_is_the_codes_own():
     assert names - set(script["SOURCES"]) == without | switches, "say where the default comes from"
 
 
-def test_the_default_weight_is_the_one_that_the_page_names():
-    page = (ROOT / "docs" / "combination.md").read_text()
-    (named,) = re.findall(r"The default is (\d+(?:\.\d+)?)", page)
-    assert float(named) == Combination().weight
-    assert re.findall(r"^\| `(\w+)` \(default\)", page, re.MULTILINE) == [Combination().rule]
+def test_the_settings_of_an_untuned_assistant_are_those_that_the_page_names():
+    page = " ".join((ROOT / "docs" / "combination.md").read_text().split())
+    pattern = (
+        r"gets an α of (\S+), a margin of ⅔ log V .*?: (\S+) for 4,096 tokens, (\S+) for 49,152\) and a floor of (\S+):"
+    )
+    weight, small, large, floor = map(float, re.search(pattern, page).groups())  # type: ignore[union-attr]
+    for vocabulary, margin in ((4096, small), (49152, large)):
+        how = Combination.steady(vocabulary)
+        assert (how.weight, how.margin, how.floor) == (weight, margin, floor)
+    others = re.search(r"leaves the others at (\S+), (\S+) and (\S+), as", page).groups()  # type: ignore[union-attr]
+    assert tuple(map(float, others)) == (Combination().weight, Combination().margin, Combination().floor)
+    text = (ROOT / "docs" / "combination.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \(default\)", text, re.MULTILINE) == [Combination().rule]
 
 
 def test_the_citation_names_this_version_and_the_paper():

@@ -102,7 +102,11 @@ class TrainConfig(RunConfig):
     rule: Rule | None = setting(
         None, "How logits are combined; written to the run, can be changed at load.", "Combination"
     )
-    weight: Weight | None = setting(None, "α, how much of the assistant is subtracted.", "Combination")
+    weight: Weight | None = setting(
+        None,
+        "α, how much of the assistant is subtracted (with --margin and --floor: all three, or none).",
+        "Combination",
+    )
     filter: Share | None = setting(None, "τ, plausibility filter (subtract, reference).", "Combination")
     min_tokens: Share | None = setting(None, "Least share of the vocabulary that the filter keeps.", "Combination")
     outside: Outside | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
