@@ -26,6 +26,7 @@ from uld.evaluation.tofu_result import aggregate
 from uld.model.load import load
 from uld.report.cells import Cell
 from uld.runs.manifest import Manifest
+from uld.training.config import TrainConfig
 
 NAMES = ["npo+kl-forget10-seed0", "retain-only-forget10", "target-forget10", "uld-forget10-seed0"]
 VALUES: dict[str, Any] = {
@@ -194,6 +195,17 @@ def test_an_augmentation_counts_by_what_it_holds_and_not_by_where_it_is(micro, t
         (spec,) = [one for one in specs(grid, {"npo+kl": 1e-3}) if one.method == "npo+kl"][:1]
         digests[name] = Workspace(grid, tmp_path).training_digest(spec)
     assert digests["one"] == digests["same"] != digests["other"]
+
+
+def test_a_cell_of_the_default_before_margins_is_not_taken_for_one_of_todays(micro, tmp_path, monkeypatch):
+    def digest(**settings: float) -> str:
+        grid = read_grid(grid_file(micro, tmp_path, methods={"uld": settings}), {})
+        (spec,) = [one for one in specs(grid, {"npo+kl": 1e-3}) if one.method == "uld"][:1]
+        return Workspace(grid, tmp_path).training_digest(spec)
+
+    now, said = digest(), digest(weight=1.5)
+    monkeypatch.setattr(TrainConfig, "untuned", False)  # as before there was such a default
+    assert digest() != now and digest(weight=1.5) == said
 
 
 @pytest.mark.slow

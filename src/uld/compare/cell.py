@@ -28,6 +28,7 @@ from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import FILE_NAME, LogError, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
+from uld.methods.registry import get_method
 from uld.model.causal_lm import load_config
 from uld.model.load import load
 from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
@@ -75,15 +76,17 @@ class Workspace:
 
     def training_digest(self, spec: Spec) -> str:
         """Digest of everything that decides a training: settings that are not the default's, models and data."""
-        plain = vars(TrainConfig())
+        plain, own = vars(TrainConfig()), config(spec, self.grid, "")
         settings = {
             name: value
-            for name, value in vars(config(spec, self.grid, "")).items()
+            for name, value in vars(own).items()
             if value != plain[name] and name not in (*_PLACES, "keep_epochs", "save_steps")
         }
         inputs = {name: self.inputs[name] for name in ("target", "data", "augmented")}
-        if (small := config(spec, self.grid, "").small) is not None:
-            inputs["small"] = model_digest(small)
+        if own.small is not None:
+            inputs["small"] = model_digest(own.small)
+        if own.untuned and get_method(own.method).trains == "assistant":
+            inputs["combination"] = "steady"  # before there was this default, it was α = 1.5
         if "augment" in settings and Path(settings["augment"]).is_dir():
             inputs["augment"] = _folder_digest(settings.pop("augment"), ("*.jsonl",))
         return _digest([_FORMAT, settings, inputs])

@@ -124,6 +124,12 @@ class TrainConfig(RunConfig):
 
     FILE: ClassVar[str] = "train.yaml"
 
+    @property
+    def untuned(self) -> bool:
+        """Whether nothing is said of how an assistant is combined that margin and floor would not go with."""
+        said = (self.weight, self.margin, self.floor)
+        return self.rule in (None, "suppress") and all(value is None for value in said)
+
     @classmethod
     def under(cls, given: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         """The method's own defaults.

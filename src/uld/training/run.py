@@ -259,8 +259,7 @@ class Unlearning(Training[TrainResult]):
 
     def _combination(self, vocabulary: int) -> Combination:
         """What is asked for; an assistant of whose α, margin and floor nothing is said gets those of `steady`."""
-        given = any(getattr(self.config, name) is not None for name in ("weight", "margin", "floor"))
-        if given or self.method.trains != "assistant" or self.combination.rule != "suppress":
+        if self.method.trains != "assistant" or not self.config.untuned:
             return self.combination
         steady = Combination.steady(vocabulary)
         return self.combination.override(weight=steady.weight, margin=steady.margin, floor=steady.floor)
