@@ -47,8 +47,8 @@ def settings_of(point: dict[str, float], before: bool) -> dict[str, dict[str, fl
 
 
 def beside(name: str) -> list[str]:
-    """What is left out at the neighbours of α: generated answers, and all that needs them."""
-    return ["--no-generate"] if name.startswith("α") else []
+    """What is left out at settings that were not picked: generated answers, and all that needs them."""
+    return ["--no-generate"] if name != "picked" else []
 
 
 def evaluate(options: argparse.Namespace, model: Path, split: str, name: str, *flags: str) -> dict[str, Any]:
