@@ -5,8 +5,8 @@ retain-only model), and evaluated at what was picked; at 2/3 and 1.5 times that 
 ``--before`` under the rule without margin and floor as well. What is finished is kept in ``--work``.
 
 Chosen by looking at benchmark rows: that the floor is the target's surprise, and α = 20 (forget10, seed 0); that no margin
-is larger than 2/3 log V (forget10, seeds 0 and 10; forget05, seed 10, where 7 nats had been picked without that bound:
-``plateau.py`` shows that run). Claims rest on the other cells.
+is larger than 2/3 log V (forget10, seeds 0 and 10; forget05, seed 10, where 7 nats had been picked without that bound).
+Claims rest on the other cells.
 
     python benchmarks/steady.py --data DATA --models MODELS --work runs/steady
 """
