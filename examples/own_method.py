@@ -11,8 +11,8 @@ from torch import Tensor
 
 import uld
 from uld.methods.registry import Loss, Method, register
+from uld.methods.side import Side
 from uld.methods.terms import remember
-from uld.training.objective import Side
 
 
 def negative_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ def test_the_settings_of_an_untuned_assistant_are_those_that_the_page_names():
     for vocabulary, margin in ((4096, small), (49152, large)):
         how = Combination.steady(vocabulary)
         assert (how.weight, how.margin, how.floor) == (weight, margin, floor)
-    others = re.search(r"leaves the others at (\S+), (\S+) and (\S+), as", page).groups()  # type: ignore[union-attr]
+    others = re.search(r"leaves the others at (\S+), (\S+) and (\S+), as in", page).groups()  # type: ignore[union-attr]
     assert tuple(map(float, others)) == (Combination().weight, Combination().margin, Combination().floor)
     text = (ROOT / "docs" / "combination.md").read_text()
     assert re.findall(r"^\| `(\w+)` \(default\)", text, re.MULTILINE) == [Combination().rule]

@@ -9,9 +9,9 @@ from uld.runs.values import Seed, bounds
 
 
 def demo(
-    output: Annotated[str | None, typer.Option(help="Folder for the run [default: a new one under runs/].")] = None,
+    output: Annotated[str | None, typer.Option(help="Folder for the run; default: a new one under runs/.")] = None,
     cache: Annotated[
-        str | None, typer.Option(help="Where the world and its models are kept [default: ~/.cache/uld].")
+        str | None, typer.Option(help="Where the world and its models are kept; default: ~/.cache/uld.")
     ] = None,
     seed: Annotated[int, typer.Option(**bounds(Seed), help="Another world.")] = 0,
 ) -> None:

@@ -104,7 +104,8 @@ class TrainConfig(RunConfig):
     )
     weight: Weight | None = setting(
         None,
-        "α, how much of the assistant is subtracted (with --margin and --floor: all three, or none).",
+        "α, how much of the assistant is subtracted; default: 20 if --margin and --floor are left out as well, "
+        "else 1.5.",
         "Combination",
     )
     filter: Share | None = setting(None, "τ, plausibility filter (subtract, reference).", "Combination")
