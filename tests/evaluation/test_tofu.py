@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import uld.evaluation.tofu as tofu
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
 from uld.errors import ArtifactError, ULDError
+from uld.evaluation.benchmark import by_length
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
 from uld.model.combine import Combination
@@ -39,7 +41,7 @@ def finished(micro, unlearned, tmp_path_factory) -> Path:
     """A whole evaluation in batches of a few rows."""
     folder = tmp_path_factory.mktemp("finished") / "eval"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tofu, "_BATCH_TOKENS", 64)
+        patch.setattr(tofu, "by_length", partial(by_length, tokens=64))
         tofu.evaluate(*unlearned, "forget10", folder, data=micro.data, **QUICK)
     return folder
 
@@ -47,7 +49,7 @@ def finished(micro, unlearned, tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(finished, tmp_path, monkeypatch) -> Path:
     """That evaluation, to be tampered with."""
-    monkeypatch.setattr(tofu, "_BATCH_TOKENS", 64)
+    monkeypatch.setattr(tofu, "by_length", partial(by_length, tokens=64))
     shutil.copytree(finished, tmp_path / "eval")
     return tmp_path / "eval"
 
