@@ -29,6 +29,13 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(proxy, raising=False)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again at once, unless the endpoint says when."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("uld.augment.endpoint._FIRST_WAIT", 0.01)
+
+
 def endpoint(server: Any, **changes: Any) -> Endpoint:
     settings = {"base": server.base, "key_env": "ULD_TEST_KEY", "model": "m", "concurrency": 2, "retries": 2}
     return Endpoint(**{**settings, **changes})
