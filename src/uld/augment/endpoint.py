@@ -22,7 +22,6 @@ from uld.text.terminal import one_line
 
 NO_KEY = "none"
 _BODIES = 3  # tries of a request that is answered with something that is no chat completion
-_FIRST_WAIT = 0.5  # seconds between the first two of them; twice as many before the next
 _MOST_TOKENS = 10**9  # of one request; what says more does not count them
 _QUOTED = 200  # letters of what an endpoint says
 _PIECE = 8  # letters of a secret that are one in themselves
@@ -175,7 +174,7 @@ class Endpoint:
                 body = not isinstance(error, APIError) or isinstance(error, APIResponseValidationError)
                 if not body or attempt == _BODIES - 1:
                     raise self._told(error) from None
-            await asyncio.sleep(_FIRST_WAIT * 2**attempt)
+            await asyncio.sleep(0.5 * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
     def _where(self) -> str:
