@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from uld.cli.main import app
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, run_grid
@@ -154,6 +156,11 @@ def test_results_stand_without_the_work_that_they_were_made_from(finished, tmp_p
     assert run_grid(grid, tmp_path / "out", progress=told.append) == [] and told == []
 
 
+def compare(grid: str, output: Path, *flags: str) -> Any:
+    """``uld compare``, as a user runs it."""
+    return CliRunner().invoke(app, ["compare", grid, "--output", str(output), *flags])
+
+
 @pytest.fixture
 def begun(finished, tmp_path) -> Path:
     """A folder of this test's own in which everything is computed."""
@@ -162,8 +169,9 @@ def begun(finished, tmp_path) -> Path:
 
 def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(begun, micro, tmp_path):
     other = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"epochs": 1}}
-    with pytest.raises(ArtifactError, match="holds uld-forget10-seed0 of another grid"):
-        run_grid(read_grid(grid_file(micro, tmp_path, methods=other), {}), begun)
+    refused = compare(grid_file(micro, tmp_path, methods=other), begun)
+    assert refused.exit_code == 2 and "holds uld-forget10-seed0 of another grid" in refused.stderr
+    assert "replace its results with --replace" in refused.stderr
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="is not empty and holds no grid"):
@@ -177,13 +185,15 @@ def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(begu
 def test_a_cell_that_fails_says_why_and_the_others_finish(begun, micro, tmp_path):
     """In the place of another grid's result, which may be replaced; the other cell is there but for its file."""
     methods = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"num_layers": 99}}
-    grid = read_grid(grid_file(micro, tmp_path, methods=methods), {})
     (begun / "cells" / "npo+kl-forget10-seed0.json").unlink()
-    told: list[Progress] = []
-    assert run_grid(grid, begun, replace=True, progress=told.append) == ["uld-forget10-seed0"]
+    done = compare(grid_file(micro, tmp_path, methods=methods), begun, "--replace")
+    assert done.exit_code == 2 and "1 cells failed, the first is uld-forget10-seed0" in done.stderr
     failed = Cell.read(begun / "cells" / "uld-forget10-seed0.json")
     assert failed.error is not None and "num_layers (K) is 99" in failed.error and failed.result is None
-    assert [p.name for p in told] == ["uld-forget10-seed0", "npo+kl-forget10-seed0"]
+    told = re.findall(r"^\[\d/6\] (\S+): (\S+)", done.stdout, re.MULTILINE)
+    assert [name for name, _ in told] == ["uld-forget10-seed0", "npo+kl-forget10-seed0"]
+    assert [outcome == "failed:" for _, outcome in told] == [True, False]
+    assert "num_layers (K) is 99" in (begun / "report.html").read_text()
     assert Cell.read(begun / "cells" / "npo+kl-forget10-seed0.json").error is None
 
 
