@@ -7,7 +7,7 @@ WORKERS ?= 2
 DOCS := build/docs-env
 PAGES := build/pages
 
-.PHONY: env demo test test-slow bench lint format docs clean
+.PHONY: env demo test suite test-slow bench lint format docs clean
 
 env: $(STAMP)
 
@@ -26,7 +26,10 @@ lint: env
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/pyright
 
-test: lint
+test: env # side by side: types are checked by one process alone
+	$(MAKE) -j 2 lint suite
+
+suite: env
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: env

@@ -37,6 +37,7 @@ def _folder(variable: str, default: str) -> Path:
 def quick_collections() -> None:
     """Every training collects garbage; what the libraries' modules hold, which takes the longest, is none."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import runpy
 import shlex
 import tomllib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,15 @@ def test_the_picture_of_the_readme_is_drawn_from_what_the_demo_printed():
         assert forgotten[1] != forgotten[2] and kept[1]
 
 
+@cache
+def uld_command() -> Any:
+    """The command with its subcommands, made once."""
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize("line", commands())
 def test_a_command_can_be_given_as_it_is_shown(line):
-    command = typer.main.get_command(app)
+    command = uld_command()
     words = shlex.split(line)[1:]
     while words and hasattr(command, "commands") and words[0] != "--help":
         assert words[0] in command.commands, line  # type: ignore[attr-defined]
@@ -183,7 +190,7 @@ def test_a_command_can_be_given_as_it_is_shown(line):
 
 
 def test_there_are_commands_of_every_kind_to_test():
-    command = typer.main.get_command(app)
+    command = uld_command()
     shown = {line.split()[1] for line in commands()}
     assert shown >= set(command.commands) and len(commands()) > 30  # type: ignore[attr-defined]
 

@@ -40,6 +40,12 @@ def followed(guide: str, model: Path) -> list[str]:
     return said
 
 
+def known(said: str) -> float:
+    """Nats a token of the texts under attack, as the table of the attacks shows them."""
+    (row,) = re.findall(r"^\| loss +\|(.*)\|$", said, re.MULTILINE)
+    return float(row.split("|")[2])
+
+
 def loss(model: Path | str, source: Path | str) -> float:
     """Nats a token of a source's answers."""
     return math.log(perplexity(*load(str(model)), read_sources([str(source)])[0]).to_dict()["token"])
@@ -54,7 +60,10 @@ def test_a_person_asks_to_be_forgotten(tmp_path, monkeypatch):
     told(["finetune", *SMALL, "--epochs", "30", "--learning-rate", "3e-3", *files, "--output", str(model)])
     about_her = request / "profile.csv"
     assert loss(model, about_her) < 0.5, "the model never learnt what it is to forget"
-    followed("person.md", model)
+    before, exposed, _, _, after, hidden = followed("person.md", model)
+    target, _, unlearned = after.partition("\nunlearned: ")
+    assert target.endswith(f"target:    {before.strip()}") and unlearned.strip() != before.strip()
+    assert known(hidden) > known(exposed) + 1.5
     assert loss("runs/mara", about_her) > loss(model, about_her) + 1.5
     assert loss("runs/mara", people) < loss(model, people) + 0.3
     drawn = (tmp_path / "runs/mara/retain_drawn.jsonl").read_text()
@@ -85,8 +94,11 @@ def test_a_book_must_go(tmp_path, monkeypatch):
     files = ["--file", "book.txt", "--file", "other.txt", "--vocab-size", "512"]
     steps = ["--epochs", "120", "--batch-size", "4"]
     told(["finetune", *SMALL, *steps, *files, "--output", str(model)])
-    followed("book.md", model)
+    recited, _, left, shown = followed("book.md", model)
+    assert re.findall(r"^(?:target|unlearned): +\S", shown, re.MULTILINE)
     before, after = (json.loads(Path(place, "result.json").read_text()) for place in ("before", "after"))
+    for said, result in ((recited, before), (left, after)):
+        assert re.search(rf"\| +{result['exact_memorization']:.3f} \|.* {result['longest_run']} \|", said)
     assert before["exact_memorization"] > 0.7, "the model never learnt what it is to forget"
     assert after["extraction_strength"] < before["extraction_strength"] / 2
     assert after["longest_run"] < before["longest_run"] / 3 and after["perplexity"] > 2 * before["perplexity"]

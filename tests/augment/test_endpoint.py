@@ -1,5 +1,6 @@
 """The client against an endpoint that misbehaves, and against ``transformers serve``, which is not ours."""
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -27,6 +29,15 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULD_TEST_KEY", KEY)
     for proxy in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(proxy, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again at once, unless the endpoint says when."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    hurried = ModuleType("asyncio")
+    hurried.__dict__.update(vars(asyncio), sleep=lambda seconds: asyncio.sleep(seconds / 50))
+    monkeypatch.setattr("uld.augment.endpoint.asyncio", hurried)
 
 
 def endpoint(server: Any, **changes: Any) -> Endpoint:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import uld.evaluation.benchmark as benchmark
 import uld.evaluation.tofu as tofu
 from uld.cli.main import app
+from uld.evaluation.benchmark import by_length
 from uld.runs.manifest import Manifest
 
 PUBLISHED = {
@@ -123,7 +124,7 @@ def test_an_override_changes_the_numbers_and_zero_is_the_target(micro, run, tmp_
 
 
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same(micro, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(tofu, "by_length", partial(tofu.by_length, tokens=16))
+    monkeypatch.setattr(tofu, "by_length", partial(by_length, tokens=16))
     arguments = ("--model", run, "--data", micro.data, "--json", "-q", "--limit", 4, "--max-new-tokens", 4)
     whole = evaluate(*arguments, "--output", tmp_path / "whole")
     original, calls = tofu.evaluate_rows, []

@@ -1,17 +1,20 @@
 """``uld generate`` and ``uld chat``: what the library answers is what is printed; commands; bad input."""
 
 import builtins
+import io
+import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-import uld.cli.generate as cli
-from uld.cli.main import app
+from uld.cli.main import app, main
 from uld.data.prompt import PromptFormat
 from uld.model.generate import generate_answers
 from uld.model.load import load
+from uld.model.unlearned import ULDForCausalLM
 from uld.runs.manifest import Manifest
 
 QUESTIONS = ["Who was the teacher of Ada?", "When was Bob born?"]
@@ -49,13 +52,14 @@ def refused(done) -> str:
     return done.stderr
 
 
-def test_a_streamed_answer_is_the_whole_one_whatever_the_models_own_settings(micro, capsys):
-    talker = cli._Talker(cli.ModelOptions(model=str(micro.run)), 8, 0.0, 0)
-    ids = talker.form.prompt_ids(QUESTIONS[0])
-    plain = talker.answer(talker.model, ids)
-    talker.model.generation_config.repetition_penalty = 50.0
-    assert talker.stream(ids) == talker.answer(talker.model, ids) == plain
-    assert capsys.readouterr().out.strip() == plain
+def test_a_streamed_answer_is_the_whole_one_whatever_the_models_own_settings(micro, unlearned, tmp_path):
+    target = Path(shutil.copytree(micro.target, tmp_path / "target"))
+    settings = json.loads((target / "generation_config.json").read_text())
+    (target / "generation_config.json").write_text(json.dumps(settings | {"repetition_penalty": 50.0}))
+    assert load(micro.run, target=target)[0].generation_config.repetition_penalty == 50.0
+    for flags in ((), ("--num-beams", 2)):
+        done = uld("generate", "-m", micro.run, "--target", target, *SHORT, *flags, QUESTIONS[0])
+        assert done.stdout.strip() == answer(unlearned, QUESTIONS[0], num_beams=flags[1] if flags else 1)
 
 
 def test_answers_to_arguments_and_to_lines_of_standard_input(micro, unlearned):
@@ -124,15 +128,21 @@ def test_bad_input_is_one_sentence(micro, arguments, message):
     assert message in refused(done) and done.stdout == ""
 
 
+def typed(stdin: io.TextIOBase, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    """Exit code of a command that reads from this standard input."""
+    monkeypatch.setattr(sys, "stdin", stdin)
+    monkeypatch.setattr(sys, "argv", ["uld", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the second is Python's way in the C locale
 @pytest.mark.parametrize("command", ["generate", "chat"])
-def test_input_that_is_not_utf8(micro, monkeypatch, command):
-    done = CliRunner().invoke(app, [command, "-m", str(micro.run)], input=b"caf\xe9\n")
-    assert done.exit_code == 2 and done.stderr.endswith("uld: standard input is not UTF-8: save it as UTF-8\n")
-    # In the C locale Python hands such bytes on as halves of surrogate pairs.
-    monkeypatch.setattr(cli, "_typed", lambda: iter(["caf\udce9"]))
-    monkeypatch.setattr(cli, "_questions", lambda _: cli._texts(["caf\udce9"], "standard input"))
-    done = uld(command, "-m", micro.run)
-    assert done.exit_code == 2 and done.stderr.endswith("uld: standard input is not UTF-8: save it as UTF-8\n")
+def test_input_that_is_not_utf8(micro, monkeypatch, capsys, command, errors):
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors=errors)
+    assert typed(stdin, monkeypatch, command, "-m", micro.run) == 2
+    assert capsys.readouterr().err.endswith("uld: standard input is not UTF-8: save it as UTF-8\n")
 
 
 def test_a_seed_out_of_range(micro):
@@ -159,10 +169,12 @@ def test_the_template_of_the_run_is_used_unless_one_is_given(run_with_template, 
     assert lines(talked.stdout.replace("> ", "")) == expected
 
 
-def test_a_terminal_is_not_waited_for(micro, monkeypatch):
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
-    with pytest.raises(cli.ULDError, match="uld chat to talk"):
-        cli._questions(None)
+def test_a_terminal_is_not_waited_for(micro, monkeypatch, capsys):
+    stdin = io.StringIO()
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    monkeypatch.setattr(stdin, "readline", lambda *_: pytest.fail("the terminal is read"))
+    assert typed(stdin, monkeypatch, "generate", "-m", micro.run) == 2
+    assert "uld chat to talk" in capsys.readouterr().err
 
 
 def chat(micro, *typed: str, model=None):
@@ -221,14 +233,14 @@ def test_ctrl_c_cuts_an_answer_short_and_ends_at_the_prompt(micro, monkeypatch):
             raise KeyboardInterrupt
         return line  # type: ignore[return-value]
 
-    def stream(self, ids):
-        asked.append(ids)
+    def generate(self, input_ids, **_):
+        asked.append(input_ids[0].tolist())
         if len(asked) == 1:
             raise KeyboardInterrupt
-        return "an answer"
+        return input_ids
 
     monkeypatch.setattr(builtins, "input", read)
-    monkeypatch.setattr(cli._Talker, "stream", stream)
+    monkeypatch.setattr(ULDForCausalLM, "generate", generate)
     done = uld("chat", "-m", micro.run)
     assert done.exit_code == 0 and "interrupted" not in done.stderr
     assert asked[1] == PromptFormat(load(micro.run)[1]).prompt_ids(QUESTIONS[1])  # the first question is forgotten

@@ -21,7 +21,6 @@ from uld.errors import ULDError
 from uld.runs.manifest import Manifest
 from uld.training.config import TrainConfig, preset_names, read_preset
 
-COMMANDS = ("train", "eval", "tune", "generate", "chat", "ls", "demo", "doctor")
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "numpy")
 
 
@@ -29,24 +28,26 @@ def uld_command(*arguments: str):
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.parametrize(
-    "arguments", ["--help", "--version", "train --help", "eval tofu --help", "chat --help", "tune --help"]
-)
-def test_help_imports_nothing_heavy(arguments):
+def test_help_imports_nothing_heavy():
+    lines = ["--help", "--version", "train --help", "eval tofu --help", "chat --help", "tune --help"]
     code = (
         "import sys\nfrom uld.cli.main import main\n"
-        f"sys.argv = ['uld', *{arguments.split()!r}]\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+        f"for line in {lines!r}:\n    sys.argv = ['uld', *line.split()]\n"
+        "    try:\n        main()\n    except SystemExit as end:\n        assert not end.code, end.code\n"
+        f"    print('HEAVY', line, [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    said = [line for line in done.stdout.splitlines() if line.startswith("HEAVY")]
+    assert said == [f"HEAVY {line} []" for line in lines]
 
 
 def test_help_names_every_command():
     done = uld_command("--help")
     assert done.exit_code == 0
-    assert all(re.search(rf"\b{name}\b", done.output) for name in COMMANDS)
+    command: Any = typer.main.get_command(app)
+    assert len(command.commands) >= 14
+    for name, one in command.commands.items():
+        assert re.search(rf"\b{name} +{re.escape(str(one.get_short_help_str(30)).split()[0])}", done.output), name
 
 
 def test_version_is_the_distributions():

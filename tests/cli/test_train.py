@@ -18,20 +18,13 @@ def adapter(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.fixture
-def uld_train(start_uld, tmp_path):
-    """Run ``uld train``; gives the exit code and what was printed."""
-
-    def run(*arguments: str) -> tuple[int | None, str]:
-        (tmp_path / "log").unlink(missing_ok=True)
-        process = start_uld(["train", *arguments], tmp_path / "log")
-        process.join()
-        return process.exitcode, (tmp_path / "log").read_text()
-
-    return run
+def uld_train(*arguments: str) -> tuple[int, str]:
+    """Exit code of ``uld train``, and what it printed."""
+    done = CliRunner().invoke(app, ["train", *arguments])
+    return done.exit_code, done.output
 
 
-def test_flags_and_file_are_the_same_thing_and_flags_win(task, uld_train, tmp_path):
+def test_flags_and_file_are_the_same_thing_and_flags_win(task, tmp_path):
     code, told = uld_train(*task.flags(tmp_path / "flags", **OPTIONS), "--quiet")
     assert code == 0, told
     settings = task.settings(tmp_path / "unused", **OPTIONS) | {"epochs": 7}
@@ -43,14 +36,12 @@ def test_flags_and_file_are_the_same_thing_and_flags_win(task, uld_train, tmp_pa
     assert adapter(tmp_path / "file") == adapter(tmp_path / "flags")
     stored = [yaml.safe_load((tmp_path / run / "train.yaml").read_text()) for run in ("flags", "file")]
     assert {**stored[0], "output": ""} == {**stored[1], "output": ""}
-    code, told = uld_train("--config", str(tmp_path / "flags/train.yaml"), "--output", str(tmp_path / "again"), "-q")
-    assert code == 0, told
-    assert adapter(tmp_path / "again") == adapter(tmp_path / "flags")
     other = ["--no-gradient-checkpointing", "--lora-dropout", "0.0", "-q"]
-    code, told = uld_train("--config", str(tmp_path / "x.yaml"), *changes[:1], str(tmp_path / "other"), *other)
+    code, told = uld_train("--config", str(tmp_path / "flags/train.yaml"), "--output", str(tmp_path / "other"), *other)
     assert code == 0, told
-    stored = yaml.safe_load((tmp_path / "other/train.yaml").read_text())
-    assert stored["gradient_checkpointing"] is False and stored["lora_dropout"] == 0.0 and stored["epochs"] == 7
+    stored.append(yaml.safe_load((tmp_path / "other/train.yaml").read_text()))
+    changed = {"output": "", "gradient_checkpointing": False, "lora_dropout": 0.0}
+    assert {**stored[0], **changed} == {**stored[2], "output": ""}
 
 
 def test_a_user_sees_our_own_output_only(task, start_uld, tmp_path):
@@ -74,14 +65,14 @@ def test_a_user_sees_our_own_output_only(task, start_uld, tmp_path):
         ({"target": "no-such-folder/model"}, "no-such-folder/model"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(task, uld_train, tmp_path, changes, sentence):
+def test_bad_input_is_one_sentence_and_exit_code_2(task, tmp_path, changes, sentence):
     code, told = uld_train(*task.flags(tmp_path / "x", **changes))
     assert code == 2
     assert told.startswith("uld: ") and sentence in told and told.count("\n") == 1
     assert not (tmp_path / "x").exists()
 
 
-def test_adapter_of_another_target_is_refused_with_both_fingerprints(task, uld_train, start_uld, tmp_path):
+def test_adapter_of_another_target_is_refused_with_both_fingerprints(task, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -95,10 +86,9 @@ def test_adapter_of_another_target_is_refused_with_both_fingerprints(task, uld_t
     weights["lm_head.weight"] += torch.ones(())
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     arguments = ["generate", "--model", str(tmp_path / "x"), "--target", str(other), "who is abc?"]
-    process = start_uld(arguments, tmp_path / "refusal")
-    process.join()
-    told = (tmp_path / "refusal").read_text()
-    assert process.exitcode == 2 and told.count("\n") == 1
+    done = CliRunner().invoke(app, arguments)
+    told = done.stderr
+    assert done.exit_code == 2 and told.count("\n") == 1
     named = json.loads((tmp_path / "x/uld.json").read_text())["target_fingerprint"]
     assert named in told and len(set(re.findall(r"sha256:[0-9a-f]{64}", told))) == 2
 

@@ -4,18 +4,23 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from typer.testing import CliRunner
 
+from uld.cli.main import app
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, run_grid
@@ -59,6 +64,23 @@ def numbers(folder: Path) -> dict[str, Any]:
             (cell["training"] or {}).pop(name, None)
         found[cell["name"]] = cell
     return found
+
+
+@pytest.fixture(scope="module")
+def micro(micro, tmp_path_factory) -> Any:
+    """The same with models that end their answers after a few tokens."""
+    folder = tmp_path_factory.mktemp("brief")
+    places = {name: folder / name for name in ("target", "retain_only")}
+    texts = [json.loads(line) for line in (micro.data / "full.json").read_text().splitlines()[:20]]
+    for name, place in places.items():
+        model, tokenizer = load(getattr(micro, name))
+        rows = [tokenizer(f"{one['question']} {one['answer']}", return_tensors="pt").input_ids for one in texts]
+        with torch.no_grad():
+            usual = torch.cat([model.model(ids).last_hidden_state[0] for ids in rows]).mean(0)
+            model.lm_head.weight[tokenizer.eos_token_id] += 2.5 * usual / (usual @ usual)
+        for part in (model, tokenizer):
+            part.save_pretrained(place)
+    return replace(micro, **places)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +150,6 @@ def test_a_second_call_computes_nothing(finished):
 
 
 def test_results_stand_without_the_work_that_they_were_made_from(finished, tmp_path):
-    import shutil
-
     folder, grid, _ = finished
     for name in ("cells", "rates"):
         shutil.copytree(folder / name, tmp_path / "out" / name)
@@ -137,41 +157,60 @@ def test_results_stand_without_the_work_that_they_were_made_from(finished, tmp_p
     assert run_grid(grid, tmp_path / "out", progress=told.append) == [] and told == []
 
 
-def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(finished, micro, tmp_path):
-    folder, _, _ = finished
+def compare(grid: str, output: Path, *flags: str) -> Any:
+    """``uld compare``, as a user runs it."""
+    return CliRunner().invoke(app, ["compare", grid, "--output", str(output), *flags])
+
+
+@pytest.fixture
+def begun(finished, tmp_path) -> Path:
+    """A folder of this test's own in which everything is computed."""
+    return shutil.copytree(finished[0], tmp_path / "out")
+
+
+def test_another_grid_in_the_same_folder_is_refused_and_a_larger_one_is_not(begun, micro, tmp_path):
     other = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"epochs": 1}}
-    with pytest.raises(ArtifactError, match="holds uld-forget10-seed0 of another grid"):
-        run_grid(read_grid(grid_file(micro, tmp_path, methods=other), {}), folder)
+    refused = compare(grid_file(micro, tmp_path, methods=other), begun)
+    assert refused.exit_code == 2 and "holds uld-forget10-seed0 of another grid" in refused.stderr
+    assert "replace its results with --replace" in refused.stderr
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "note.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="is not empty and holds no grid"):
         run_grid(read_grid(grid_file(micro, tmp_path), {}), tmp_path / "taken")
     more = [*VALUES["cells"], {"tables": ["table2"], "methods": ["uld"], "splits": ["forget10"], "seeds": [1]}]
     told: list[Progress] = []
-    run_grid(read_grid(grid_file(micro, tmp_path, cells=more), {}), folder, progress=told.append)
+    run_grid(read_grid(grid_file(micro, tmp_path, cells=more), {}), begun, progress=told.append)
     assert [p.name for p in told] == ["uld-forget10-seed1"]
-    (folder / "cells" / "uld-forget10-seed1.json").unlink()
 
 
-def test_a_cell_that_fails_says_why_and_the_others_finish(micro, tmp_path):
+def test_a_cell_that_fails_says_why_and_the_others_finish(begun, micro, tmp_path):
+    """In the place of another grid's result, which may be replaced; the other cell is there but for its file."""
     methods = VALUES["methods"] | {"uld": VALUES["methods"]["uld"] | {"num_layers": 99}}
-    grid = read_grid(grid_file(micro, tmp_path, methods=methods, learning_rates=[]), {})
-    assert run_grid(grid, tmp_path / "out") == ["uld-forget10-seed0"]
-    failed = Cell.read(tmp_path / "out" / "cells" / "uld-forget10-seed0.json")
+    (begun / "cells" / "npo+kl-forget10-seed0.json").unlink()
+    done = compare(grid_file(micro, tmp_path, methods=methods), begun, "--replace")
+    assert done.exit_code == 2 and "1 cells failed, the first is uld-forget10-seed0" in done.stderr
+    failed = Cell.read(begun / "cells" / "uld-forget10-seed0.json")
     assert failed.error is not None and "num_layers (K) is 99" in failed.error and failed.result is None
-    assert Cell.read(tmp_path / "out" / "cells" / "npo+kl-forget10-seed0.json").error is None
+    told = re.findall(r"^\[\d/6\] (\S+): (\S+)", done.stdout, re.MULTILINE)
+    assert [name for name, _ in told] == ["uld-forget10-seed0", "npo+kl-forget10-seed0"]
+    assert [outcome == "failed:" for _, outcome in told] == [True, False]
+    assert "num_layers (K) is 99" in (begun / "report.html").read_text()
+    assert Cell.read(begun / "cells" / "npo+kl-forget10-seed0.json").error is None
 
 
-def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(micro, tmp_path):
+def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(begun, micro, tmp_path):
     rates = [{"candidates": [1e-3], "families": {"npo+kl": ["npo+kl"]}}]
     cells = VALUES["cells"][1:]
     broken = VALUES["methods"] | {"npo+kl": VALUES["methods"]["npo+kl"] | {"num_layers": 1}}
     grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=rates, cells=cells), {})
-    assert run_grid(grid, tmp_path / "out") == ["npo+kl-forget10-seed0", "npo+kl-lr0.001"]
-    trial = json.loads((tmp_path / "out" / "rates" / "npo+kl-lr0.001.json").read_text())
+    for name in ("npo+kl-forget10-seed0", "uld-forget10-seed0"):
+        (begun / "cells" / f"{name}.json").unlink()
+    shutil.rmtree(begun / "rates")
+    assert run_grid(grid, begun) == ["npo+kl-forget10-seed0", "npo+kl-lr0.001"]
+    trial = json.loads((begun / "rates" / "npo+kl-lr0.001.json").read_text())
     assert "--num-layers is for an assistant" in trial["error"] and trial["score"] < 0
     told: list[Progress] = []
-    run_grid(grid, tmp_path / "out", progress=told.append)
+    run_grid(grid, begun, progress=told.append)
     assert {p.name for p in told} == {"npo+kl-forget10-seed0", "npo+kl-lr0.001"} and all(p.error for p in told)
 
 

@@ -294,10 +294,41 @@ def test_bad_input(model, letters, local, tmp_path):
     with pytest.raises(ULDError, match=r"lm-eval cannot run the task gen: .*maximum sequence length"):
         run(model, letters, load_tasks(["gen"], [local]), tmp_path / "short", max_length=10)
     assert not list((tmp_path / "short").rglob("*.gen*"))
-    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({"task": "bad", "dataset_path": "json", "test_split": "test"}))
-    with pytest.raises(ULDError, match="the task bad cannot be loaded"):
+    nowhere = {"task": "bad", **OVER_JSON, "dataset_kwargs": {"data_files": {"test": "nowhere.jsonl"}}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(nowhere))
+    with pytest.raises(ULDError, match=r"the task bad cannot be loaded: .*nowhere\.jsonl"):
         load_tasks(["bad"], [tmp_path])
     hub = {"task": "hub", "dataset_path": "nobody/nothing", "output_type": "multiple_choice", "test_split": "test"}
     (tmp_path / "hub.yaml").write_text(yaml.safe_dump(hub))
     with pytest.raises(ULDError, match="the data of the task hub is not on this machine"):
         load_tasks(["hub"], [tmp_path])
+
+
+OVER_JSON = {"dataset_path": "json", "output_type": "loglikelihood_rolling", "test_split": "test"}
+
+
+def test_a_task_over_files_that_names_none_is_refused_before_the_working_folder_is_searched(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "test.jsonl").write_text('{"text": "of somebody else"}\n')
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "tasks").mkdir()
+    data = {"data_files": {"test": str(tmp_path / "here" / "test.jsonl")}, "cache_dir": str(tmp_path / "cache")}
+    texts = {**OVER_JSON, "doc_to_text": "", "doc_to_target": "{{text}}"}
+    written: list[dict] = [
+        {"task": "none", "tag": "tagged", **texts},
+        {"task": "some", "dataset_kwargs": data, **texts},
+        {"group": "names-it", "task": ["some", "none"]},
+        {"group": "within", "task": ["some", {"group": "inline", "task": ["none"]}]},
+        {"group": "gives-it", "task": ["some", {"task": "none", "dataset_kwargs": data}]},
+        {"group": "gives-all", "task": ["none"], "dataset_kwargs": data},
+        {"group": "loop", "task": ["some", "loop"]},
+    ]
+    for task in written:
+        (tmp_path / "tasks" / f"{task.get('group', task.get('task'))}.yaml").write_text(yaml.safe_dump(task))
+    for name in ("none", "tagged", "names-it", "within"):
+        with pytest.raises(ULDError, match="the task none reads json files and names none: name them in its task file"):
+            load_tasks([name], [tmp_path / "tasks"])
+    with pytest.raises(ULDError, match="the group loop holds itself"):
+        load_tasks(["loop"], [tmp_path / "tasks"])
+    for name, names in (("gives-it", {"some", "none"}), ("gives-all", {"none"})):
+        assert load_tasks([name], [tmp_path / "tasks"]).loaded[name]["tasks"].keys() == names

@@ -8,6 +8,7 @@ from uld.errors import ULDError
 from uld.evaluation import membership, muse
 from uld.evaluation.benchmark import Subject
 from uld.evaluation.pipe import run
+from uld.model.load import load
 
 QA = [
     {"question": f"who is {name}?", "answer": answer} for name, answer in (("abe", "a b c"), ("fay", "d"), ("z", "e f"))
@@ -86,14 +87,20 @@ def test_what_the_model_says_itself_is_verbatim(make_target, letters, tmp_path):
     assert result.verbatim_run >= 0.9 * len(letters(truth).input_ids)  # special tokens are no text
 
 
-def test_an_answer_stops_where_the_next_question_begins(make_target, letters, tmp_path, monkeypatch):
-    said = [letters("bee cd").input_ids, letters("x").input_ids]
-    job = muse._Job(Subject(make_target("llama"), letters))
-    monkeypatch.setattr(muse._Job, "generated", lambda *_: said)
-    monkeypatch.setattr(
-        muse._Job, "text", lambda _, ids: "bee cd\n\nQuestion: who" if len(ids) > 1 else "\nQuestion: x"
-    )
-    rows = job.answered([([1], {"question": "q", "answer": "bee cd"}), ([1], {"question": "q", "answer": "x"})])
+def test_an_answer_stops_where_the_next_question_begins(micro, tmp_path, monkeypatch):
+    model, tokenizer = load(micro.target)
+    said = {"who is a?": "bee cd\n\nQuestion: who", "who is b?": "\nQuestion: x"}
+
+    def generate(input_ids, **_):
+        """What a model writes that goes on with questions of its own."""
+        asked = [text.split("Question: ")[-1].split("\n")[0] for text in tokenizer.batch_decode(input_ids)]
+        written = [tokenizer(said[one], add_special_tokens=False).input_ids for one in asked]
+        ends = [row + [tokenizer.eos_token_id] * (40 - len(row)) for row in written]
+        return torch.cat([input_ids, torch.tensor(ends)], 1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    parts = {"forget_qa": [{"question": q, "answer": "bee cd"} for q in said], "forget_qa_icl": ICL}
+    rows = evaluate(model, tokenizer, parts, tmp_path)["knowmem"]
     assert [row["generated"] for row in rows] == ["bee cd", ""]
     assert [row["rougeL_f1"] for row in rows] == [1.0, 0.0]
 

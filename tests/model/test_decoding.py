@@ -59,7 +59,8 @@ PROMPTS = {
 MODES = {
     "greedy": {},
     "beams": {"num_beams": 3},
-    "several": {"num_beams": 3, "num_return_sequences": 2},
+    "several": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5},
+    "sampled-beams": {"do_sample": True, "num_beams": 2, "top_k": 20},
     "sampled": {"do_sample": True, "num_return_sequences": 3, "temperature": 1.5},
 }
 NO_GPU = ("offloaded", "offloaded_static", "offloaded_hybrid", "offloaded_hybrid_chunked")

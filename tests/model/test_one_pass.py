@@ -38,7 +38,7 @@ def separate(models, inputs):
     return [model(**inputs, use_cache=False).logits for model in models]
 
 
-@pytest.mark.parametrize("depths", [[2], [5], [1, 3], [3, 1, 2]], ids=str)
+@pytest.mark.parametrize("depths", [[5], [3, 1, 2]], ids=str)
 def test_one_pass_equals_separate_ones_for_any_number_and_depth(family, make_target, depths):
     target = make_target(family)
     assistants = [assistant_of(target, depth, seed) for seed, depth in enumerate(depths)]
@@ -163,11 +163,11 @@ def test_the_flag_chooses_the_path(make_target):
 
 
 def test_a_compiled_step_gives_the_same(make_target):
-    target = make_target()
-    model = ULDForCausalLM.join(target, assistant_of(target, 2, 0), Combination())
+    target = make_target(num_layers=2)
+    model = ULDForCausalLM.join(target, assistant_of(target, 1, 0), Combination())
     inputs = batch()
     wanted = model(**inputs, use_cache=False).logits
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(**inputs, use_cache=False).logits, wanted, rtol=1e-5, atol=1e-5)
 
 

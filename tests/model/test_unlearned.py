@@ -33,6 +33,12 @@ from uld.runs.manifest import Manifest
 
 LONG = 14  # tokens; more than the window of 8
 HOW = Combination(weight=0.7)
+DECODING = ("llama", "mistral", "gemma2")  # caches without windows, with windows alone, and of both kinds
+SAVED = (
+    "gemma2",
+    "phi3",
+    "gpt_neox",
+)  # tied embeddings, and other names of layers and matrices than the Llama of `run`
 
 
 class Plain:
@@ -51,6 +57,7 @@ class Plain:
             self.assistant, get_peft_model_state_dict(model.assistant, save_embedding_layers=False)
         )
         self.how = model.combination
+        self.written: dict[tuple[int, ...], list[int]] = {}
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, **inputs: Tensor) -> Tensor:
@@ -60,12 +67,10 @@ class Plain:
         return combine(target, assistant, self.how)
 
     def greedy(self, prompt: list[int], count: int) -> list[int]:
-        ids = list(prompt)
-        for _ in range(count):
+        ids = self.written.setdefault(tuple(prompt), list(prompt))
+        while len(ids) < len(prompt) + count and 2 not in ids[len(prompt) :]:
             ids.append(int(self(torch.tensor([ids]))[0, -1].argmax()))
-            if ids[-1] == 2:
-                break
-        return ids
+        return ids[: len(prompt) + count]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fused", "separate"])
@@ -231,6 +236,7 @@ def test_nothing_trains_and_nothing_is_copied(family, made):
 # Generation
 
 
+@pytest.mark.parametrize("family", DECODING)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_greedy_equals_a_loop_over_plain_models(family, made, fused, use_cache):
     model, plain = made(family, fused)
@@ -239,6 +245,7 @@ def test_greedy_equals_a_loop_over_plain_models(family, made, fused, use_cache):
     assert out[0].tolist() == plain.greedy(prompt, LONG)
 
 
+@pytest.mark.parametrize("family", DECODING)
 def test_a_left_padded_batch_generates_what_each_prompt_does_alone(family, made, fused):
     model, plain = made(family, fused)
     prompts = ids_of(3, 11, 6, seed=4)
@@ -247,45 +254,17 @@ def test_a_left_padded_batch_generates_what_each_prompt_does_alone(family, made,
         assert without_padding(row, len(prompt), 11) == plain.greedy(prompt, 10)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"num_beams": 3},
-        {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5},
-        {"do_sample": True, "num_return_sequences": 3, "temperature": 1.3},
-        {"do_sample": True, "num_beams": 2, "top_k": 20},
-        {"prompt_lookup_num_tokens": 2},
-    ],
-    ids=["beams", "several-beams", "samples", "sampled-beams", "prompt-lookup"],
-)
-def test_every_way_to_decode_gives_the_same_with_and_without_a_cache(family, made, fused, how):
-    model, plain = made(family, fused)
-    lookup = "prompt_lookup_num_tokens" in how
-    if lookup and family in ("mistral", "gemma2"):
-        how = how | {"max_new_tokens": 3}  # rolled back within the window, which starts to move at 8 tokens
-    prompts = ids_of(4, seed=5) if lookup else ids_of(4, 7, seed=5)
-    settings = {"max_new_tokens": 8, "do_sample": False} | how
-
-    def run(use_cache: bool) -> list[list[int]]:
-        torch.manual_seed(7)
-        if lookup and not use_cache:
-            return [plain.greedy(prompts[0], settings["max_new_tokens"])]
-        return model.generate(**left_padded(prompts), use_cache=use_cache, **settings).tolist()
-
-    assert run(True) == run(False)
-
-
 def test_sampling_follows_the_unlearned_distribution(made, fused):
     model, plain = made("llama", fused)
     (prompt,) = ids_of(5, seed=6)
     torch.manual_seed(0)
     settings = {"do_sample": True, "top_k": 0, "temperature": 2.0, "max_new_tokens": 1}
-    out = model.generate(torch.tensor([prompt]), num_return_sequences=4000, **settings)
-    share = torch.bincount(out[:, -1], minlength=34) / 4000
+    out = model.generate(torch.tensor([prompt]), num_return_sequences=2000, **settings)
+    share = torch.bincount(out[:, -1], minlength=34) / 2000
     expected = (plain(torch.tensor([prompt]))[0, -1] / 2).softmax(-1)
-    assert (share - expected).abs().max() < 0.03  # four standard deviations of a share of one half
+    assert (share - expected).abs().max() < 0.045  # four standard deviations of a share of one half
     torch.manual_seed(0)
-    again = model.generate(torch.tensor([prompt]), num_return_sequences=4000, **settings)
+    again = model.generate(torch.tensor([prompt]), num_return_sequences=2000, **settings)
     assert torch.equal(out, again)
 
 
@@ -299,8 +278,8 @@ def test_the_scores_of_generate_are_the_forward_logits(made, fused):
     close(torch.cat(out.logits), expected)
 
 
-def test_a_static_cache_gives_the_same_as_a_growing_one(family, made, fused):
-    model, plain = made(family, fused)
+def test_a_static_cache_that_grows_between_two_generations(made, fused):
+    model, plain = made("gemma2", fused)
     prompts = ids_of(3, 9, seed=8)
     for count in (8, 12):  # the second cache is longer than the first
         out = model.generate(
@@ -377,6 +356,7 @@ def ids_batch() -> Tensor:
     return torch.tensor(ids_of(LONG, seed=1))
 
 
+@pytest.mark.parametrize("family", SAVED)
 @torch.no_grad()
 def test_saving_and_loading_gives_the_same_model(family, make_run, tmp_path):
     run = make_run(tmp_path, family, how=HOW)

@@ -17,7 +17,8 @@ def test_the_same_files_give_the_same_bytes_in_another_process_and_a_report_chan
     places = build(comparison)
     assert [path.name for path in places] == list(NAMES)
     first = [path.read_bytes() for path in places]
-    code = f"from uld.report.build import build; build({str(comparison)!r}, {str(comparison / 'again')!r})"
+    code = f"from uld.report.build import build; build({str(comparison)!r}, {str(comparison / 'again')!r})\n"
+    code += "import sys; assert 'torch' not in sys.modules, 'a report needs no torch'"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
     assert [(comparison / "again" / name).read_bytes() for name in NAMES] == first
 

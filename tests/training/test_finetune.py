@@ -154,9 +154,7 @@ def test_lora_is_merged_and_touches_linears_alone(task, tmp_path):
     assert not list((tmp_path / "x").glob("adapter*"))
 
 
-@pytest.mark.parametrize(
-    ("schedule", "floor"), [("linear", 0.0), ("linear", 0.25), ("cosine", 0.0), ("cosine", 0.05), ("cosine", 1.0)]
-)
+@pytest.mark.parametrize(("schedule", "floor"), [("linear", 0.25), ("cosine", 0.05), ("cosine", 1.0)])
 def test_the_learning_rate_follows_the_schedule(task, tmp_path, schedule, floor):
     run(tmp_path / "x", **SCRATCH | {"warmup": 4}, file=str(task.forget), epochs=10, schedule=schedule, floor=floor)
     rates = [line["learning_rate"] for line in journal(tmp_path / "x")]

@@ -6,7 +6,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.prompt import Encoded, PromptFormat
+from uld.evaluation.result import Result
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.token_scores import TokenScores, token_scores
 from uld.model.context import context_length
@@ -25,18 +26,6 @@ _PROMPT_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 
 R = TypeVar("R")
 Row = dict[str, Any]
-
-
-class Result(ABC):
-    """The numbers of a benchmark: a dataclass."""
-
-    @abstractmethod
-    def table(self) -> str:
-        """What people read, as Markdown."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON types."""
-        return asdict(self)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uld.evaluation.benchmark import Result
 from uld.evaluation.paired import (
     bootstrap_difference_stderr,
     independent_difference_stderr,
     mean_difference_stderr,
 )
+from uld.evaluation.result import Result
 from uld.text.table import aligned
 
 _SLOW = ("bleu", "chrf", "chrf++", "ter")  # lm-eval, too, draws only 100 times for these

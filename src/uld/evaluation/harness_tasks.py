@@ -11,6 +11,9 @@ from typing import Any
 from uld.errors import ULDError
 from uld.evaluation.lm_eval_model import NAME
 
+_DATA = ("dataset_path", "dataset_kwargs", "custom_dataset", "class")
+_FILES = {"data_files", "data_dir"}
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -88,7 +91,7 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path] = ()) ->
             try:
                 return _loaded(own, names)
             except ULDError:
-                if set(names) <= set(own.all_subtasks):
+                if all(task in own.task_index for name in names for task, _ in _data_of(own.task_index, name, {})):
                     raise  # while a group of one's own may name lm-eval's tasks
     manager = TaskManager(include_path=folders or None)
     return _loaded(manager, [match for name in names for match in _matches(manager, name)])
@@ -107,7 +110,10 @@ def _loaded(manager: Any, names: Sequence[str]) -> Tasks:
     loaded = {}
     for name in dict.fromkeys(names):
         try:
+            _refuse_no_files(manager.task_index, name)
             loaded[name] = manager.load([name])
+        except ULDError:
+            raise
         except ConnectionError as error:
             raise ULDError(
                 f"the data of the task {name} is not on this machine and the Hub cannot be reached "
@@ -126,6 +132,47 @@ def _loaded(manager: Any, names: Sequence[str]) -> Tasks:
             if getattr(task, "MULTIMODAL", False):
                 raise ULDError(f"the task {one} shows images, which an unlearned language model cannot see")
     return Tasks(manager, loaded)
+
+
+def _refuse_no_files(index: Mapping[str, Any], name: str) -> None:
+    """Refuse a task over files that names none: `datasets` would search the whole working folder.
+
+    Raises:
+        ULDError: there is such a task.
+    """
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as kinds
+
+    for task, data in _data_of(index, name, {}):
+        path, given = data.get("dataset_path"), data.get("dataset_kwargs") or {}
+        if path in kinds and not data.keys() & {"custom_dataset", "class"} and not given.keys() & _FILES:
+            raise ULDError(
+                f"the task {task} reads {path} files and names none: name them in its task file, "
+                "under dataset_kwargs, as data_files or data_dir"
+            )
+
+
+def _data_of(
+    index: Mapping[str, Any], member: str | Mapping[str, Any], above: Mapping[str, Any], inside: tuple[Any, ...] = ()
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Names of single tasks and what says where their data is, of a name or of a group's member.
+
+    What a member says goes before what its group says, and that before the task's own file, as in lm-eval.
+
+    Raises:
+        ULDError: a group that holds itself.
+    """
+    one = {"task": member} if isinstance(member, str) else dict(member)
+    name = one.get("group", one.get("task"))
+    if name in inside:
+        raise ULDError(f"the group {name} holds itself: take it out of its task file")
+    entry = index.get(name)
+    data = {**((entry and entry.cfg) or {}), **above, **{key: one[key] for key in _DATA if key in one}}
+    members = entry.tags if entry and entry.cfg is None else data.get("task", one.get("task"))
+    if isinstance(members, list | set):
+        for child in members:
+            yield from _data_of(index, child, {key: data[key] for key in _DATA if key in data}, (*inside, name))
+    else:
+        yield name, data
 
 
 def first_words(error: BaseException) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from uld.evaluation import metrics
-from uld.evaluation.benchmark import Result
 from uld.evaluation.log_values import LogError
+from uld.evaluation.result import Result
 from uld.evaluation.task_log import TaskLog, TofuLog
 from uld.evaluation.tofu_field import UTILITY_METRICS, UTILITY_TASKS, FieldResult, field_result, row_values
 from uld.evaluation.tofu_reading import ReadingResult, read_log_answers

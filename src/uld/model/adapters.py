@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from uld.errors import ArtifactError, explained
 from uld.model.assistant import build_assistant
-from uld.model.causal_lm import load_sliced, load_target
+from uld.model.causal_lm import load_config, load_sliced, load_target
 from uld.model.gate import load_gate
 from uld.model.lora import quiet_peft
 from uld.runs.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
@@ -113,12 +113,13 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str, **
     Raises:
         ArtifactError: names both fingerprints.
     """
-    if getattr(assistant, "is_quantized", False):
-        return  # quantised weights have bytes of their own: the name of the target is all that can be compared
-    found = fingerprint(assistant.named_parameters())
-    if found != manifest.target_fingerprint and assistant.dtype == torch.float16:
-        # fp16 cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
-        revision = manifest.target_revision if place == manifest.target else None
+    revision = manifest.target_revision if place == manifest.target else None
+    quantised = _quantised(assistant.config)
+    if quantised and _quantised(load_config(place, revision=revision, **trust)):
+        return  # weights that are stored in few bits have bytes of their own: only the target's name can be compared
+    found = "" if quantised else fingerprint(assistant.named_parameters())
+    if found != manifest.target_fingerprint and (quantised or assistant.dtype == torch.float16):
+        # Fewer bits cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
         stored = load_sliced(place, manifest.num_layers, revision=revision, **trust)
         found = fingerprint(stored.named_parameters())
     if found != manifest.target_fingerprint:
@@ -126,6 +127,11 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str, **
             f"the adapter belongs to another target: it was trained on {manifest.target} with fingerprint "
             f"{manifest.target_fingerprint}, but {place} has {found}"
         )
+
+
+def _quantised(config: Any) -> bool:
+    """Whether weights are held in few bits, as they are stored or as they were loaded."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def small_pair(

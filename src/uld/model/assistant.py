@@ -111,10 +111,14 @@ def build_assistant(target: PreTrainedModel, num_layers: int | None = None) -> P
         else:
             parent, _, leaf = name.rpartition(".")
             setattr(assistant.get_submodule(parent), leaf, shared[name])
-    if any(t.is_meta for t in [*assistant.parameters(), *assistant.buffers()]) and not any(
-        t.is_meta for t in target.parameters()
-    ):
+    missing = [name for name, tensor in [*assistant.named_parameters(), *assistant.named_buffers()] if tensor.is_meta]
+    if missing and not any(t.is_meta for t in target.parameters()):
         raise ULDError(f"some tensors of the target's {type(target).__name__} could not be shared with an assistant")
+    if missing and not all(t.is_meta for t in target.parameters()):  # of a target without weights only shapes are asked
+        raise ULDError(
+            f"{missing[0]} of the target is not in memory (device_map offloads it), and the assistant shares it: keep "
+            f"the embedding, the first {config.num_hidden_layers} layers, the final norm and the head on a device"
+        )
     assistant.eval()
     return assistant
 
