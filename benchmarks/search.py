@@ -7,7 +7,7 @@ try is also scored on the benchmark, without generated answers, for the page; no
 
 What is finished is kept in ``--work``, trainings from their last checkpoint on; when ``--minutes`` are over, what runs is
 stopped and what is there is written: the same command continues. The losses of all trainings, also of those that were
-stopped, go into ``--losses``.
+stopped, and the numbers of target and retain-only model go into ``--losses``.
 
     python benchmarks/search.py plans/smollm2.yaml --models MODELS --data DATA --work runs/search --jobs 8 --minutes 7
 """
@@ -28,6 +28,7 @@ from common import arguments, machine
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.999999)
 """Shares of the retain answers' probability that may be lost: the first that any try can keep is taken for all."""
+REFERENCES = ("retain-only", "target")
 STEP = 1.5  # between an α and its neighbours
 
 
@@ -230,6 +231,13 @@ def losses(plan: dict[str, Any], work: Path, out: Path) -> None:
         state = "" if one["finished"] else "stopped"
         lines.append(f"| {name} | {' | '.join(shown)} ({one['steps']}) | {state} |")
     (out / "losses.txt").write_text("\n".join(lines) + "\n")
+    from uld.evaluation.tofu_log import read_log
+    from uld.evaluation.tofu_result import aggregate
+
+    logs = {name: read_log(work / "eval" / name) for name in REFERENCES if (work / "eval" / name).is_dir()}
+    if len(logs) == len(REFERENCES):
+        results = {name: aggregate(log, logs["retain-only"]).to_dict() for name, log in logs.items()}
+        write(out / "references.json", results)
 
 
 def job(call: str, *args: Any) -> tuple[str, Any]:
@@ -256,7 +264,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=7.0)
     parser.add_argument("--tries", type=float, default=0.6, help="share of the time after which one try is enough")
-    parser.add_argument("--losses", type=Path, help="folder for losses.json and a table of them; nothing else is done")
+    parser.add_argument("--losses", type=Path, help="folder for what is there; nothing else is done")
     parser.add_argument("--few", action="store_true", help="a few steps and rows each, to see that all of it runs")
     options = parser.parse_args()
     work: Path = options.work
@@ -270,7 +278,7 @@ def main() -> None:
         return max(0.0, start + share * 60 * options.minutes - time.time())
 
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        for name in plan.get("references", ("retain-only", "target")):
+        for name in plan.get("references", REFERENCES):
             pool.apply_async(job, ("reference", plan, name, work, options.few))
         waiting = {
             name: pool.apply_async(job, ("attempt", plan, name, settings, work, options.few))
