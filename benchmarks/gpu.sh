@@ -1,5 +1,5 @@
 #!/bin/bash
-# A bare machine with a GPU, torch and transformers, lent for minutes: what is worth measuring there, in three calls.
+# A bare machine with a GPU, torch and transformers, lent for minutes: what is worth measuring there, in a few calls.
 #
 #   gpu.sh install CARGO       CARGO/wheels (what the machine lacks), CARGO/*.tar.xz (models and data, unpacked into $WORK)
 #   gpu.sh try PLAN MINUTES    the search on a few steps and rows, so that it does not fail for a silly reason
@@ -12,6 +12,7 @@ set -u
 cd "$(dirname "$0")/.."
 WORK=${WORK:-/tmp/uld} OUT=${OUT:-build/gpu}
 mkdir -p "$WORK/data" "$WORK/models" "$OUT"
+OUT=$(realpath "$OUT")
 export PYTHONPATH=$PWD/src:$WORK/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=1 ULD_DATA_DIR=$WORK/data ULD_MODELS_DIR=$WORK/models
 

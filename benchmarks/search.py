@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import shutil
 import statistics
 import time
 import traceback
@@ -40,7 +39,7 @@ def read_plan(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     common = {"target": plan["target"], "data": str(options.data / plan["data"]), "split": plan["split"]}
     common["augmented"] = str(options.data / "tofu_augmented")
     plan["common"] = common | plan.get("common", {})
-    for settings in (plan["common"], *plan["tries"].values()):
+    for settings in (plan["common"], *plan["tries"].values(), *plan["finals"].values()):
         if "retain" in settings:
             settings["retain"] = [str(options.data / one) for one in settings["retain"]]
     return plan
@@ -82,7 +81,7 @@ def tuned(folder: Path, budget: float, few: bool) -> dict[str, Any]:
         model, tokenizer = loaded(folder)
         probes, retain = tofu_probes(folder)
         tune(folder, model, tokenizer, probes, retain, budget=budget, grid=Grid(margins=(3.0,)) if few else Grid())
-        shutil.copy(folder / "tune.json", path)
+        write(path, json.loads((folder / "tune.json").read_text()))
     return json.loads(path.read_text())
 
 
@@ -128,10 +127,11 @@ def wait_for(path: Path) -> None:
 
 
 def write(path: Path, value: Any) -> Any:
+    from uld.runs.files import write_text
     from uld.text.json_text import dumps
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dumps(value, indent=1) + "\n")
+    write_text(path, dumps(value, indent=1) + "\n")
     return value
 
 
@@ -209,9 +209,14 @@ MARKS = (100, 300, 500, 700)
 
 def losses(plan: dict[str, Any], work: Path, out: Path) -> None:
     """Forget and uniform loss along every training, as JSON and as a table."""
+    from uld.evaluation.tofu_log import read_log
+    from uld.evaluation.tofu_result import aggregate
+    from uld.training.journal import read_metrics
+
     found: dict[str, Any] = {}
     for path in sorted((work / "runs").glob("*/metrics.jsonl")):
-        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        if not (steps := read_metrics(path)):
+            continue
         means = {}
         for mark in sorted({mark for mark in MARKS if mark <= len(steps)} | {len(steps)}):
             some = steps[max(0, mark - 20) : mark]
@@ -231,9 +236,6 @@ def losses(plan: dict[str, Any], work: Path, out: Path) -> None:
         state = "" if one["finished"] else "stopped"
         lines.append(f"| {name} | {' | '.join(shown)} ({one['steps']}) | {state} |")
     (out / "losses.txt").write_text("\n".join(lines) + "\n")
-    from uld.evaluation.tofu_log import read_log
-    from uld.evaluation.tofu_result import aggregate
-
     logs = {name: read_log(work / "eval" / name) for name in REFERENCES if (work / "eval" / name).is_dir()}
     if len(logs) == len(REFERENCES):
         results = {name: aggregate(log, logs["retain-only"]).to_dict() for name, log in logs.items()}

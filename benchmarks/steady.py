@@ -164,7 +164,7 @@ def write(cells: list[dict[str, Any]]) -> None:
             row.append(f"{result[name]:.4f} ({target[name]:.4f})")
         reads = [found["reading"] for found in (result, target, one["retain_only"])]
         for name in ("re_entry", "degenerate"):
-            own, before, only = (f"{read[name]:.1%}" for read in reads)
+            own, before, only = ("–" if read[name] is None else f"{read[name]:.1%}" for read in reads)
             row.append(f"{own} ({before}, {only})")
         lines.append(f"| {' | '.join(row)} |")
     lines += [

@@ -1,4 +1,4 @@
-"""Answers of a run's target and of the unlearned model, for several α: ``python in_python.py RUN QUESTION…``."""
+"""Answers of a run's target and of the unlearned model, for several margins: ``python in_python.py RUN QUESTION…``."""
 
 import sys
 from typing import Any
@@ -14,6 +14,7 @@ form = PromptFormat(tokenizer)  # the tokenizer's chat template, as in training
 prompts = [form.prompt_ids(question) for question in questions]
 
 print("target:", generate_answers(model.target, tokenizer, prompts, max_new_tokens=40))
-for weight in (0.5, 1.0, 1.5):
-    model.combination = model.combination.override(weight=weight)
-    print(f"α = {weight}:", generate_answers(model, tokenizer, prompts, max_new_tokens=40))
+print("unlearned:", generate_answers(model, tokenizer, prompts, max_new_tokens=40))
+for margin in (3.0, 1.0):
+    model.combination = model.combination.override(margin=margin)
+    print(f"margin = {margin}:", generate_answers(model, tokenizer, prompts, max_new_tokens=40))

@@ -83,7 +83,7 @@ def test_the_python_of_the_readme_runs(home, monkeypatch, capsys):
     shutil.copytree("runs/x", "runs/y", dirs_exist_ok=True)
     names: dict = {}
     exec(compile(block("Use it", "python"), "README.md", "exec"), names)
-    assert type(names["model"]).__name__ == "ULDForCausalLM" and names["model"].combination.weight == 1.0
+    assert type(names["model"]).__name__ == "ULDForCausalLM" and names["model"].combination.margin == 3.0
     assert len(names["both"].assistants) == 2
     assert "generated_text" in capsys.readouterr().out
 
@@ -108,15 +108,15 @@ def test_the_settings_of_the_examples_train(home, monkeypatch):
     )
 
 
-def test_the_example_in_python_shows_every_weight(home, monkeypatch, capsys):
+def test_the_example_in_python_shows_every_margin(home, monkeypatch, capsys):
     monkeypatch.chdir(home[0])
     monkeypatch.setattr("sys.argv", ["in_python.py", "runs/x", "Who?"])
     runpy.run_path("examples/in_python.py", run_name="__main__")
-    assert re.findall(r"^(target|α = [\d.]+): \[", capsys.readouterr().out, re.MULTILINE) == [
+    assert re.findall(r"^(target|unlearned|margin = [\d.]+): \[", capsys.readouterr().out, re.MULTILINE) == [
         "target",
-        "α = 0.5",
-        "α = 1.0",
-        "α = 1.5",
+        "unlearned",
+        "margin = 3.0",
+        "margin = 1.0",
     ]
 
 

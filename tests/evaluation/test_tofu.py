@@ -227,7 +227,7 @@ def test_the_same_weights_under_another_path_are_the_same_model(micro, copy, tmp
 
 
 def test_masked_answers_are_infinite_and_the_files_stay_json(micro, tmp_path):
-    model, tokenizer = load(micro.run, rule="subtract", filter=0.9, min_tokens=0.0, outside="mask")
+    model, tokenizer = load(micro.run, rule="subtract", weight=1.5, filter=0.9, min_tokens=0.0, outside="mask")
     log = tofu.evaluate(model, tokenizer, "forget10", tmp_path, data=micro.data, **QUICK)
     assert any(math.isinf(loss) for loss in log["forget"].avg_loss)
     files = [*tmp_path.glob("*.json"), *tmp_path.glob("*.jsonl")]

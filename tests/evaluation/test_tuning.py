@@ -106,6 +106,7 @@ def test_a_grid_takes_what_is_given_and_what_its_aim_tries_else():
         (weight, 4.0, floor) for floor in (0.01, 0.1) for weight in (2.0, 3.0, 4.5)
     ]
     assert {(how.margin, how.floor) for how in Grid().around(own, "budget", 100)} == {(2.0, 0.02)}
+    assert Grid().around(Combination.steady(100), "budget", 100)[-1].weight == STEADY_WEIGHT  # what it has, as well
     tried = Grid().around(own, "steady", 100)
     assert sorted({how.margin for how in tried}) == [0.5 * step for step in range(7)]  # 2/3 log 100 is 3.07
     assert {how.floor for how in tried} == {0.02}

@@ -225,7 +225,10 @@ def test_a_margin_or_a_floor_is_refused_for_a_rule_that_has_none():
         Combination(rule="subtract").override(margin=3.0)
     with pytest.raises(ULDError, match="floor is for the rule suppress, and the rule here is reference"):
         Combination(margin=3.0).override(rule="reference", floor=0.1)
-    assert Combination(margin=3.0).override(rule="subtract").margin == 3.0  # not used, and not lost
+    assert Combination(margin=3.0).override(rule="subtract", weight=1.0).margin == 3.0  # not used, and not lost
+    with pytest.raises(ULDError, match="α = 20 goes with a margin, which the rule subtract does not have"):
+        Combination.steady(4096).override(rule="subtract")
+    assert Combination(weight=2.0).override(rule="subtract").weight == 2.0
 
 
 def test_files_hold_a_margin_and_a_floor_only_where_there_is_one():

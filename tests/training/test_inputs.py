@@ -9,6 +9,7 @@ import pytest
 import uld.training.retain_set
 import uld.training.run
 from uld.errors import ULDError
+from uld.evaluation.held_out import tofu_probes
 from uld.methods.registry import get_method
 from uld.runs.manifest import Manifest, file_digest
 from uld.training.config import TrainConfig, train_config
@@ -141,3 +142,23 @@ def test_a_method_without_a_retain_loss_draws_nothing(task, tmp_path) -> None:
     result = train(settings(task, tmp_path / "x", **whole), progress=False)
     assert "retain" not in Manifest.read(result.output).data
     assert not (result.output / "retain_drawn.jsonl").exists()
+
+
+def test_what_is_retained_beside_tofus_rows_is_not_tuned_on(micro, tmp_path) -> None:
+    places = {"target": str(micro.target), "data": str(micro.data), "augmented": str(micro.data), "split": "forget10"}
+    small = {"num_layers": 1, "lora_rank": 4, "epochs": 1, "max_length": 96, "retain_rows": 4}
+    every = str(micro.data / "retain90.json")
+    for name, retain in (("none", ()), ("all", (every,))):
+        settings = places | small | {"output": str(tmp_path / name), "retain": retain}
+        train(train_config([("test", settings)]), progress=False)
+    assert tofu_probes(tmp_path / "none")[1]
+    with pytest.raises(ULDError, match="trained on all of TOFU's retain rows"):
+        tofu_probes(tmp_path / "all")
+
+
+def test_a_method_without_a_retain_loss_says_that_it_reads_no_retain_file(micro, caplog) -> None:
+    places = {"target": str(micro.target), "data": str(micro.data), "split": "forget10", "output": "x"}
+    inputs = read_inputs(
+        train_config([("test", places | {"method": "ga", "retain": ("nowhere.jsonl",)})]), get_method("ga")
+    )
+    assert "retain" not in inputs.files and "ga has no retain loss" in caplog.text

@@ -19,7 +19,7 @@ def tune(
     run: Annotated[str, typer.Argument(help="Run folder; its uld.json gets what is chosen.")],
     weight: Annotated[
         str | None,
-        typer.Option(help="α to try, separated by commas; default: 20 (steady), else 0.25, 0.5, … 3."),
+        typer.Option(help="α to try, separated by commas; default: 20 (steady), else 0.25, 0.5, … 3 and the run's."),
     ] = None,
     margin: Annotated[
         str | None, typer.Option(help="Margins to try, nats; default: 0, 0.5, … 2/3 log V (steady), else the run's.")

@@ -30,6 +30,7 @@ from uld.evaluation.tofu_log import FILE_NAME, LogError, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
 from uld.methods.registry import get_method
 from uld.model.causal_lm import load_config
+from uld.model.combine import MOST_MARGIN, STEADY_WEIGHT, USUAL_FLOOR
 from uld.model.load import load
 from uld.report.cells import ANSWERS, CELLS, Cell, Epoch
 from uld.runs.files import remove_folder, sweep, write_text, writing
@@ -86,7 +87,7 @@ class Workspace:
         if own.small is not None:
             inputs["small"] = model_digest(own.small)
         if own.untuned and get_method(own.method).trains == "assistant":
-            inputs["combination"] = "steady"  # before there was this default, it was α = 1.5
+            inputs["combination"] = str([STEADY_WEIGHT, MOST_MARGIN, USUAL_FLOOR])  # of older cells α = 1.5
         if "augment" in settings and Path(settings["augment"]).is_dir():
             inputs["augment"] = _folder_digest(settings.pop("augment"), ("*.jsonl",))
         return _digest([_FORMAT, settings, inputs])

@@ -43,6 +43,12 @@ def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
         wrong_answers=config.wrong_answers,
         retain_rows=config.retain_rows,
     )
+    learnt = {record.same for record in read_sources(config.retain)[0]} if config.retain else set()
+    retain = [record for record in retain if record.same not in learnt]
+    if not retain:
+        raise ULDError(
+            f"{run} was trained on all of TOFU's retain rows: name others with --retain, and probes with --forget"
+        )
     return [
         Probe(Record.qa(question, right), tuple(Record.qa(question, one) for one in wrong))
         for question, right, wrong in rows

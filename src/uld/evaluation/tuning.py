@@ -36,7 +36,7 @@ from uld.text.json_text import dumps
 from uld.training.stored import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
-"""α that ``indistinct`` and ``budget`` try."""
+"""α that ``indistinct`` and ``budget`` try, beside the run's own."""
 _WHOLE = 2**31
 
 
@@ -151,7 +151,8 @@ class Grid:
             ULDError: a value out of range, or a margin or floor for a rule that has none.
         """
         steady = aim == "steady"
-        weights: Sequence[float] = self.weights or ((STEADY_WEIGHT,) if steady else WEIGHTS)
+        usual = (STEADY_WEIGHT,) if steady else (*WEIGHTS, own.weight)
+        weights: Sequence[float] = self.weights or usual
         if steady:
             weights = [near for weight in weights for near in neighbours(weight)]
         if own.rule != "suppress":  # which alone has them, whatever the run holds

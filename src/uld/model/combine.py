@@ -139,13 +139,19 @@ class Combination:
         """Return a copy with every change that is not None; an unknown field is a TypeError.
 
         Raises:
-            ULDError: a value out of range, or a margin, floor or number of tokens for a rule that has none.
+            ULDError: a value out of range, or a margin, floor or number of tokens for a rule that has none, or a rule
+                without a margin in place of one with it, and no α for it.
         """
         given = {k: v for k, v in changes.items() if v is not None}
         changed = replace(self, **given)  # type: ignore[arg-type]
         for name, rule in {"margin": "suppress", "floor": "suppress", "rank_tokens": "rank"}.items():
             if given.get(name) and changed.rule != rule:
                 raise ULDError(f"{name} is for the rule {rule}, and the rule here is {changed.rule}: leave it out")
+        if self.rule == "suppress" != changed.rule and self.margin > 0 and "weight" not in given:
+            raise ULDError(
+                f"α = {self.weight:g} goes with a margin, which the rule {changed.rule} does not have: name an α as "
+                "well (--weight)"
+            )
         return changed
 
     def to_dict(self) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class TrainConfig(RunConfig):
     )
     retain: tuple[str, ...] = setting(
         (),
-        "What to retain, in the same forms, beside TOFU's retain rows with --split; without any, rows are drawn from "
-        "the target.",
+        "What to retain, in the same forms, beside TOFU's retain rows with --split; without either, rows are drawn "
+        "from the target.",
         "Model and data",
     )
     draw_retain: Rows | None = setting(
@@ -104,8 +104,8 @@ class TrainConfig(RunConfig):
     )
     weight: Weight | None = setting(
         None,
-        "α, how much of the assistant is subtracted; default: 20 if --margin and --floor are left out as well, "
-        "else 1.5.",
+        "α, how much of the assistant is subtracted; default: 20, a margin of ⅔ log V and a floor of 5e-4 if all three "
+        "are left out, else 1.5, 0 and 0.",
         "Combination",
     )
     filter: Share | None = setting(None, "τ, plausibility filter (subtract, reference).", "Combination")
@@ -113,10 +113,10 @@ class TrainConfig(RunConfig):
     outside: Outside | None = setting(None, "Tokens outside the filter: keep or mask.", "Combination")
 
     margin: Annotated[float, Within(0, 10**6)] | None = setting(
-        None, "m, nats above uniform up to which suppress leaves a token alone.", "Combination"
+        None, "m, nats above uniform up to which suppress leaves a token alone; see --weight.", "Combination"
     )
     floor: Share | None = setting(
-        None, "φ, share of the best token's probability below which suppress lowers none.", "Combination"
+        None, "φ, share of the best token's probability below which suppress lowers none; see --weight.", "Combination"
     )
     rank_tokens: CountFromZero | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
     gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")

@@ -62,6 +62,8 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
         tokenizer = load_tokenizer(config.target, date=config.date, revision=config.revision, **remote)
     refuse_foreign(own_ids(tokenizer), text.vocab_size, config.tokenizer or config.target)
     form = PromptFormat(tokenizer, config.template)
+    if method.retain is None and config.retain and method.teacher is None:  # which reads them, or says so
+        logger.warning("%s has no retain loss: the retain files are not read", method.name)
     forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
     drawn = None
     if method.retain is not None and (config.draw_retain is not None or not (config.retain or config.split)):
@@ -193,8 +195,6 @@ def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Reco
         extra = _augmented(config, method, sources)
         forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
-        if config.retain and method.teacher is None:  # which reads them, or says so
-            logger.warning("%s has no retain loss: the retain files are not read", method.name)
         return forget, [], files
     if not config.retain:
         return forget, wrong, files
