@@ -162,7 +162,7 @@ def _data_of(
         ULDError: a group that holds itself.
     """
     one = {"task": member} if isinstance(member, str) else dict(member)
-    name = one.get("group", one.get("task"))
+    name: Any = one.get("group", one.get("task"))
     if name in inside:
         raise ULDError(f"the group {name} holds itself: take it out of its task file")
     entry = index.get(name)
