@@ -150,12 +150,12 @@ def main() -> None:
         for number, (way, words) in enumerate(ways.items()):
             name = f"{method}-{number}"
             results[f"{label}, {way}".removesuffix(", ")] = evaluated(name, run, options.work, *words.split())
-            write(results)
+            write(results, "" if options.dtype == "bf16" else f"-{options.dtype}")
 
 
-def write(results: dict[str, dict[str, Any]]) -> None:
+def write(results: dict[str, dict[str, Any]], suffix: str) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "results.json").write_text(json.dumps({"models": results, "machine": machine()}, indent=1) + "\n")
+    (OUT / f"results{suffix}.json").write_text(json.dumps({"models": results, "machine": machine()}, indent=1) + "\n")
     lines = ["# A book must go", "", "Written by `python benchmarks/books.py`: the paper's Table 3 at our size.", ""]
     lines += [
         *table(results),
@@ -163,7 +163,7 @@ def write(results: dict[str, dict[str, Any]]) -> None:
         *(f"- {name}: `uld train {' '.join(words)}`" for name, words in settings() if name in results),
         "",
     ]
-    (OUT / "table.md").write_text("\n".join(lines))
+    (OUT / f"table{suffix}.md").write_text("\n".join(lines))
     print("\n".join(lines))
 
 
