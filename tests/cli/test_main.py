@@ -148,7 +148,7 @@ def test_every_command_has_the_same_model_options():
 def test_help_shows_the_defaults_that_it_names():
     for command, default in (
         ("eval tofu", "default: in the run, or eval/"),
-        ("tune", "20 (steady), else 0.25, 0.5, … 3."),
+        ("tune", "20 (steady), else 0.25, 0.5, … 3 and the run's."),
         ("train", f"(default: {TrainConfig().epochs})"),
     ):
         shown = " ".join(uld_command(*command.split(), "--help").output.replace("│", " ").split())
