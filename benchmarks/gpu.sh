@@ -7,12 +7,12 @@
 #   gpu.sh measure             benchmarks of docs/results/benchmarks
 #   gpu.sh search MINUTES PLAN:JOBS …   search.py on plans of this folder, side by side; what comes of it as $OUT/PLAN.tar.xz
 #
-# $WORK: where everything is kept (/tmp/uld); $OUT: what is to come back.
+# $WORK: where everything is kept; $OUT: what is to come back.
 set -u
 cd "$(dirname "$0")/.."
-WORK=${WORK:-/tmp/uld} OUT=${OUT:-build/gpu}
+WORK=${WORK:-build/gpu/work} OUT=${OUT:-build/gpu/out}
 mkdir -p "$WORK/data" "$WORK/models" "$OUT"
-OUT=$(realpath "$OUT")
+WORK=$(realpath "$WORK") OUT=$(realpath "$OUT")
 export PYTHONPATH=$PWD/src:$WORK/site PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=1 ULD_DATA_DIR=$WORK/data ULD_MODELS_DIR=$WORK/models
 

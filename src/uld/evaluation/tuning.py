@@ -27,7 +27,7 @@ from uld.errors import ULDError
 from uld.evaluation.choosing import Aim, Choice, Point, choose, neighbours
 from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
-from uld.model.combine import MARGIN_STEP, STEADY_WEIGHT, Combination, largest_margin
+from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
@@ -160,7 +160,7 @@ class Grid:
         margins = self.margins or (own.margin,)
         if steady and not self.margins:
             # Held-out paraphrases hardly tell larger margins apart, and other wordings come through under them.
-            margins = [step * MARGIN_STEP for step in range(round(largest_margin(vocabulary) / MARGIN_STEP) + 1)]
+            margins = margins_of(vocabulary)
         weights = sorted({round(weight, 9): weight for weight in weights}.values())
         return [
             own.override(filter=filter, margin=margin, floor=floor, weight=weight)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,8 +94,9 @@ class _JointCache(Cache):
         return object.__new__(_joint(cls, type(parts[0])) if parts else cls)
 
     @staticmethod
+    @abstractmethod
     def _change(kind: type[Cache], name: str) -> Callable[..., None]:
-        raise NotImplementedError
+        """The method of this name, over that of the target's cache."""
 
 
 class PairedCache(_JointCache):

@@ -32,9 +32,9 @@ USUAL_FLOOR = 5e-4
 """Floor of a run that nobody has tuned: what tuning found on TOFU lies between 4.2e-4 and 5.3e-4."""
 
 
-def largest_margin(vocabulary: int) -> float:
-    """The largest margin that tuning tries, nats: `MOST_MARGIN` of log V, in steps of `MARGIN_STEP`."""
-    return int(MOST_MARGIN * math.log(vocabulary) / MARGIN_STEP) * MARGIN_STEP
+def margins_of(vocabulary: int) -> list[float]:
+    """The margins that tuning tries, nats: from 0 to `MOST_MARGIN` of log V, in steps of `MARGIN_STEP`."""
+    return [step * MARGIN_STEP for step in range(int(MOST_MARGIN * math.log(vocabulary) / MARGIN_STEP) + 1)]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Combination:
         Args:
             vocabulary: V; an assistant can be log V nats surer than uniform, so the margin follows from it.
         """
-        return cls(weight=STEADY_WEIGHT, margin=largest_margin(vocabulary), floor=USUAL_FLOOR)
+        return cls(weight=STEADY_WEIGHT, margin=margins_of(vocabulary)[-1], floor=USUAL_FLOOR)
 
     @property
     def paired(self) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from uld.errors import ConfigError
@@ -272,8 +271,10 @@ def train_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> TrainConfig
     return config
 
 
-finetune_config = partial(layered, FinetuneConfig)
-"""Builds the settings of a finetuning from layers, as `train_config` does; below them may lie `SCRATCH`."""
+def finetune_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> FinetuneConfig:
+    """Build the settings of a finetuning from layers, as `train_config` does; below them may lie `SCRATCH`."""
+    return layered(FinetuneConfig, layers)
+
 
 __all__ = [
     "SCRATCH",

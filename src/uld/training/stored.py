@@ -42,14 +42,14 @@ def layout_of(config: RunConfig) -> Layout:
     return MODEL if isinstance(config, FinetuneConfig) else RUN
 
 
-def refuse_other_settings(output: Path, config: RunConfig, stored: RunConfig) -> None:
+def refuse_other_settings(output: Path, config: RunConfig, before: RunConfig) -> None:
     """Make sure that a run is continued under the settings that it was started with, but for its folder and its saving.
 
     Raises:
         UnresumableError: names the first setting that differs.
     """
     for field in setting_fields(type(config)):
-        now, then = getattr(config, field.name), getattr(stored, field.name)
+        now, then = getattr(config, field.name), getattr(before, field.name)
         if now != then and field.name not in _MAY_CHANGE:
             raise UnresumableError(
                 f"{flag(field.name)} is {now}, but the run in {output} was started with {then}: leave it out, or start "
