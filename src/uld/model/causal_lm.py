@@ -57,7 +57,7 @@ def load_sliced(
     files = {"revision": revision} | {name: kwargs[name] for name in HUB if name in kwargs}
     config = load_config(target, trust_remote_code=trust_remote_code, **files)
     sliced = slice_config(config, num_layers)
-    skeleton = _skeleton(target, config, trust_remote_code)
+    skeleton = skeleton_of(target, config, trust_remote_code)
     if type(sliced) is not type(skeleton.config):
         raise ULDError(
             f"{str(target)!r} is a {type(skeleton).__name__}, which is more than a text decoder (it also reads images "
@@ -133,7 +133,7 @@ def load_target(
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
     trust = bool(trust_remote_code)
     config = load_config(target, trust_remote_code=trust, **hub)
-    skeleton = _skeleton(target, config, trust)
+    skeleton = skeleton_of(target, config, trust)
     _refuse_odd_weights(target, skeleton)
     return _from_pretrained(target, config, skeleton, dtype=dtype, trust_remote_code=trust, **kwargs)
 
@@ -142,7 +142,7 @@ def _cannot_load(target: str | Path) -> str:
     return f"cannot load a causal language model from {str(target)!r}"
 
 
-def _skeleton(target: str | Path, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+def skeleton_of(target: str | Path, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """The whole model without a byte of weights: a config that makes no model is found out before they are read."""
     with explained(_cannot_load(target)), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

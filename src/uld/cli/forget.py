@@ -1,0 +1,113 @@
+"""``uld forget``: the whole job, from documents to a checked run."""
+
+from typing import Annotated, Any
+
+import typer
+
+from uld.cli.common import Quiet, say
+from uld.errors import ULDError
+
+EPILOG = (
+    "Example: uld forget --target MODEL --documents request/ --output runs/mara   ·   "
+    "uld forget --target MODEL --documents letter.txt --documents facts.jsonl --retain kept.jsonl --output runs/x --plan"
+)
+ASK, SHAPE = "Questions and other words", "Training"
+
+
+def _option(text: str, *names: str, panel: str | None = None, **limits: Any) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, **limits)
+
+
+def forget(
+    target: Annotated[str, _option("Model that must forget: folder or Hub id.")],
+    documents: Annotated[
+        list[str],
+        _option(
+            "What it must forget: a file or a folder, texts or questions with answers, as for uld train --forget (repeat)."
+        ),
+    ],
+    output: Annotated[str, _option("Run folder to make. What is made on the way lies beside it, in OUTPUT-request.")],
+    retain: Annotated[
+        list[str] | None, _option("What must stay, in the same forms (repeat); default: drawn from the target.")
+    ] = None,
+    plan: Annotated[bool, _option("Only say how long it would take and what memory it needs.", "--plan")] = False,
+    retain_model: Annotated[
+        str | None, _option("A model that never saw the documents, to stand beside the result.")
+    ] = None,
+    thresholds: Annotated[str | None, _option("Thresholds of the check; default: those of uld check.")] = None,
+    local: Annotated[
+        str | None,
+        _option("Model on this machine that asks and rephrases (the target can); default: rules, English.", panel=ASK),
+    ] = None,
+    model: Annotated[
+        str | None, _option("An endpoint's model that does: it sees the documents.", "--model", "-m", panel=ASK)
+    ] = None,
+    api_base: Annotated[str | None, _option("The OpenAI-compatible endpoint: its URL up to /v1.", panel=ASK)] = None,
+    api_key_env: Annotated[
+        str, _option("Environment variable with the key; none: the endpoint needs no key.", panel=ASK)
+    ] = "OPENAI_API_KEY",
+    questions: Annotated[int, _option("Questions about each chunk of a text.", panel=ASK, min=1, max=10**4)] = 4,
+    draw: Annotated[
+        int | None,
+        _option("Retain rows to draw; default: as many as there are to forget, at least 128.", min=1, max=10**7),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        _option("A setting of uld train as NAME=VALUE, such as epochs=20 (repeat).", "--set", panel=SHAPE),
+    ] = None,
+    seed: Annotated[int, _option("Seed of everything random.", min=0, max=2**32 - 1)] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model forget documents, and check that it did: one command from a folder to a report page.
+
+    It asks about texts, finds other words, draws what must stay, trains, chooses margin, floor and α on held-out rows,
+    and checks. Every step prints the command that does the same alone. What was stopped continues when the same command is given again. Exit code 0: the check
+    is passed; 1: it is not; 2: something could not be done.
+    """
+    from uld.request.settings import Asker, Request
+
+    request = Request(
+        target=target,
+        documents=tuple(documents),
+        output=output,
+        retain=tuple(retain or ()),
+        asker=Asker(local, model, api_base, api_key_env),
+        questions=questions,
+        draw=draw,
+        retain_model=retain_model,
+        thresholds=thresholds,
+        seed=seed,
+        settings=_settings(set or []),
+    )
+    from uld.request.plan import plan as planned
+    from uld.request.run import carry_out
+
+    say(str(planned(request)))
+    if plan:
+        return
+    found = carry_out(request, tell=(lambda _: None) if quiet else say, progress=not quiet)
+    say(found.check.table())
+    say(f"run: {found.run}   report: {found.report}")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """Settings of a training from NAME=VALUE; values are read as in a YAML file.
+
+    Raises:
+        ULDError: one is no such pair, or is no setting.
+    """
+    from uld.request.settings import known_settings
+    from uld.text.yaml_text import parse
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not value.strip():
+            raise ULDError(f"--set {text}: expected NAME=VALUE, such as epochs=20")
+        if name not in known_settings():
+            raise ULDError(f"--set {text}: {name} is not a setting of uld train that can be chosen here")
+        found[name] = parse(f"value: {value}")[0]["value"]
+    return found

@@ -1,0 +1,113 @@
+"""What a request is trained, tuned and checked on: made from the documents, and some of it held back.
+
+| file | what |
+|---|---|
+| ``documents.jsonl`` | the documents, where there are several files of them |
+| ``asked/`` | questions about texts (``uld augment --ask``) |
+| ``forget.jsonl`` | the documents and these questions, to be reworded |
+| ``reworded/`` | paraphrases and wrong answers (``uld augment``) |
+| ``questions.jsonl`` | the questions that are trained on, for the check |
+| ``held_out.jsonl`` | a wording of each that is not trained on |
+| ``probes.jsonl`` | the same with wrong answers, for tuning |
+| ``retain.jsonl``, ``retain_held_out.jsonl`` | what must stay: most of it to train on, the rest to tune and check on |
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from uld.augment.items import digest, row
+from uld.augment.output import FILES
+from uld.data.documents import read_sources
+from uld.data.record import Record, parse_record
+from uld.data.rows import read_lines
+from uld.errors import DataError
+from uld.request.settings import PARAPHRASES, WRONG_ANSWERS
+from uld.runs.files import write_text
+
+ASKED, REWORDED = "asked", "reworded"
+DOCUMENTS = "documents.jsonl"
+FORGET, QUESTIONS, HELD_OUT, PROBES = "forget.jsonl", "questions.jsonl", "held_out.jsonl", "probes.jsonl"
+RETAIN, RETAIN_HELD_OUT, DRAWN = "retain.jsonl", "retain_held_out.jsonl", "retain_drawn.jsonl"
+EVERY = 5
+"""One retain row in five is held back, but no more than ``MOST``."""
+MOST = 64
+
+
+def is_pair(record: Record) -> bool:
+    """Whether it is one question with its answer."""
+    return [role for role, _ in record.messages] == ["user", "assistant"]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write JSON lines, all or nothing; returns how many."""
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows]
+    write_text(path, "".join(lines))
+    return len(lines)
+
+
+def made_rows(folder: Path, side: str) -> list[dict[str, Any]]:
+    """Rows of one side of an augmentation, none where it has no such file."""
+    path = folder / FILES[side]
+    return [one for _, one in read_lines(path)] if path.is_file() else []
+
+
+def gather(documents: Sequence[str], work: Path) -> tuple[int, int]:
+    """Write the documents and what was asked about them as one file.
+
+    Returns:
+        Records, and how many of them are questions.
+
+    Raises:
+        DataError: there is no question to check the result by.
+    """
+    records = read_sources(documents)[0]
+    rows = [row(record) for record in records]
+    rows += [{key: one[key] for key in ("question", "answer")} for one in made_rows(work / ASKED, "asked")]
+    pairs = [one for one in rows if "question" in one]
+    if not pairs:
+        raise DataError(
+            f"{', '.join(documents)}: no question with an answer could be made of this: write some yourself, as lines "
+            '{"question", "answer"}, and add the file to --documents, or have a model ask (--local, --model)'
+        )
+    write_rows(work / FORGET, rows)
+    return len(rows), len(pairs)
+
+
+def hold_back(work: Path) -> tuple[int, int]:
+    """Write the questions that are trained on, and a wording of each that is not.
+
+    Returns:
+        Questions, and held-out wordings.
+    """
+    records = [parse_record(one, f"{work / FORGET}:{number}") for number, one in read_lines(work / FORGET)]
+    pairs = {digest(record): record for record in records if is_pair(record)}
+    spare: dict[str, dict[str, str]] = {}
+    wrong: dict[str, list[str]] = defaultdict(list)
+    for one in made_rows(work / REWORDED, "paraphrases"):
+        if one["of"] in pairs and one["copy"] >= PARAPHRASES:
+            spare.setdefault(one["of"], one)
+    for one in made_rows(work / REWORDED, "wrong"):
+        if one["of"] in pairs:
+            wrong[one["of"]].append(one["answer"])
+    held = {of: {key: one[key] for key in ("question", "answer")} for of, one in spare.items()}
+    lies = {of: wrong[of][WRONG_ANSWERS:] or wrong[of] for of in held if wrong[of]}
+    write_rows(work / QUESTIONS, (row(record) for record in pairs.values()))
+    write_rows(work / PROBES, ({**held[of], "wrong_answers": told} for of, told in lies.items()))
+    write_rows(work / HELD_OUT, held.values())
+    return len(pairs), len(held)
+
+
+def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:
+    """Write what is trained on and what is held back of the retain set.
+
+    Returns:
+        Rows of each; nothing is held back of fewer than ``EVERY``.
+    """
+    held = [record for number, record in enumerate(records, 1) if number % EVERY == 0]
+    held = held[:: -(-len(held) // MOST) or 1]
+    taken = {id(record) for record in held}
+    write_rows(work / RETAIN_HELD_OUT, (row(record) for record in held))
+    return write_rows(work / RETAIN, (row(one) for one in records if id(one) not in taken)), len(held)

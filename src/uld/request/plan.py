@@ -1,0 +1,199 @@
+"""How long the steps of a request take and what memory they need: counted from shapes, at a rate that is measured first.
+
+A plan is an estimate. Words of the documents stand for tokens, questions that are not asked yet for what rules ask, and
+steps that read weights once a token are taken at the memory's rate.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+
+from uld.augment.items import items
+from uld.data.documents import read_sources
+from uld.model.assistant import base_model, decoder_layers, default_num_layers
+from uld.model.causal_lm import load_config, skeleton_of
+from uld.model.combine import margins_of
+from uld.model.device import best_device
+from uld.request.material import EVERY, MOST
+from uld.request.settings import PARAPHRASES, WRONG_ANSWERS, Request
+from uld.request.steps import LEAST_DRAWN, STEPS_WANTED, settings_of
+from uld.training.settings import DTYPES
+
+_TOKENS_A_WORD = 1.5
+_QUESTION = 60  # tokens of a question with its answer
+_DRAWN = 120  # tokens of a drawn row
+_ANSWER = 64  # tokens of a generated answer, about
+_BATCH = 32
+_EFFICIENCY = 0.5  # of the rate of a large matrix product that a training or a scoring reaches, about
+_SAMPLES = 1.4  # samples for each row that is kept
+_PASSES = 4  # of a logit under a setting of the combination through memory
+_STEP = 0.005  # seconds that a decoded token of a batch takes at least
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the target is made of.
+
+    Attributes:
+        parameters: In all.
+        assistant: In its first K layers, embedding and head.
+        layers: L.
+        depth: K.
+        vocabulary: V.
+        bytes: Of a weight.
+        dtype: Of the arithmetic.
+    """
+
+    parameters: int
+    assistant: int
+    layers: int
+    depth: int
+    vocabulary: int
+    bytes: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An estimate.
+
+    Attributes:
+        rows: Trained on, in an epoch, about.
+        seconds: By step.
+        memory: Bytes at most, about.
+        device: Where.
+        shape: Of the target.
+    """
+
+    rows: int
+    seconds: dict[str, float]
+    memory: int
+    device: str
+    shape: Shape
+
+    def __str__(self) -> str:
+        """For people."""
+        lines = [
+            f"target: {self.shape.parameters / 1e6:,.0f} M parameters, {self.shape.layers} layers; the assistant has the "
+            f"first {self.shape.depth}",
+            f"memory: about {max(0.1, self.memory / 2**30):.1f} GiB on {self.device}",
+            *(f"{name}: {duration(seconds)}" for name, seconds in self.seconds.items()),
+            f"in all: {duration(sum(self.seconds.values()))}, give or take a half",
+        ]
+        return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """About how long, as people say it."""
+    if seconds < 50:
+        return "less than a minute"
+    minutes = ceil(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
+
+
+def shape_of(request: Request) -> Shape:
+    """The target's shapes, from its configuration alone.
+
+    Raises:
+        ULDError: there is no such model.
+    """
+    settings = settings_of(request)
+    trust = bool(settings.get("trust_remote_code"))
+    config = load_config(request.target, trust_remote_code=trust)
+    whole = skeleton_of(request.target, config, trust)
+    layers = decoder_layers(base_model(whole))[1]
+    depth = settings.get("num_layers") or default_num_layers(len(layers))
+    counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
+    parameters = sum(parameter.numel() for parameter in whole.parameters())
+    named = settings.get("dtype", "auto")
+    stored = getattr(config, "dtype", None) or torch.float32
+    if named == "auto":
+        dtype = torch.bfloat16 if best_device() != "cpu" else stored
+    else:
+        dtype = getattr(torch, DTYPES[named])
+    vocabulary = config.get_text_config(decoder=True).vocab_size
+    return Shape(parameters, parameters - sum(counts[depth:]), len(layers), depth, vocabulary, dtype.itemsize, dtype)
+
+
+def plan(request: Request) -> Plan:
+    """Estimate a request.
+
+    Raises:
+        ULDError: documents or target cannot be read.
+    """
+    shape, device, settings = shape_of(request), best_device(), settings_of(request)
+    found = items(read_sources(request.documents)[0])
+    texts = [item for item in found if item.is_text]
+    pairs = len(found) - len(texts) + request.questions * len(texts)
+    forget = len(texts) + pairs
+    words = sum(len(f"{item.context} {item.answer}".split()) for item in found)
+    tokens = (words * _TOKENS_A_WORD + request.questions * len(texts) * _QUESTION) / max(1, forget)
+    retain = len(read_sources(request.retain)[0]) if request.retain else request.draw or max(LEAST_DRAWN, forget)
+    held = min(MOST, retain // EVERY)
+    rows = forget * (1 + PARAPHRASES) + pairs * WRONG_ANSWERS + retain - held
+    batch = settings["batch_size"]
+    steps = ceil(rows / batch) * settings.get("epochs", max(5, ceil(STEPS_WANTED / max(1, ceil(rows / batch)))))
+    flops, moved = rates(shape.dtype, device)
+    work = flops * _EFFICIENCY
+
+    def decoded(answers: int, length: int, weights: int) -> float:
+        """Seconds of generating answers in batches."""
+        batches = ceil(answers / _BATCH)
+        step = max(weights * shape.bytes / moved, 2 * weights * min(answers, _BATCH) / work, _STEP)
+        return batches * length * step
+
+    both = shape.parameters + shape.assistant
+    learnt = (forget * tokens * (1 + PARAPHRASES) + (rows - forget * (1 + PARAPHRASES)) * _QUESTION) / max(1, rows)
+    measured = pairs * (1 + WRONG_ANSWERS) + held
+    settings_tried = len(margins_of(shape.vocabulary))
+    logits = measured * _QUESTION * shape.vocabulary
+    seconds = {}
+    if texts or request.asker.local is not None:
+        asked = len(texts) + 2 * forget if request.asker.local is not None else 0
+        seconds["questions and other words"] = 1 + asked * decoded(1, 4 * _QUESTION, shape.parameters)
+    if not request.retain:
+        seconds["what must stay, drawn"] = _SAMPLES * decoded(retain, _DRAWN, shape.parameters)
+    seconds["training"] = steps * batch * learnt * 4 * shape.assistant / work
+    seconds["margin, floor and α"] = (
+        measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
+    )
+    answered = 2 * pairs + held
+    models = [shape.parameters, both] + ([shape.parameters] if request.retain_model else [])
+    seconds["check"] = sum(decoded(answered, _ANSWER, one) + answered * _QUESTION * 2 * one / work for one in models)
+    longest = batch * settings["max_length"] * shape.vocabulary * 4
+    memory = both * shape.bytes + 3 * min(longest, 2**31)
+    return Plan(rows, seconds, memory, device, shape)
+
+
+def rates(dtype: torch.dtype, device: str) -> tuple[float, float]:
+    """FLOP/s of a matrix product and bytes/s of reading weights, in about a second.
+
+    Args:
+        dtype: Of the arithmetic.
+        device: Where.
+    """
+    size = 512 if device == "cpu" else 4096
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    vector = torch.ones(size, 1, device=device, dtype=dtype)
+    weights = torch.ones(8 * size, size, device=device, dtype=dtype)
+    product = _seconds(lambda: a @ a, device)
+    read = _seconds(lambda: weights @ vector, device)
+    return 2 * size**3 / product, weights.numel() * weights.element_size() / read
+
+
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    """The shortest of a few times."""
+    times = []
+    for _ in range(5):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return max(1e-9, min(times))

@@ -1,0 +1,179 @@
+"""`forget(...)`: goes through the steps of a request, from where it was stopped."""
+
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uld.checking.run import check
+from uld.checking.result import CheckResult
+from uld.data.documents import read_sources
+from uld.data.record import refuse_equal
+from uld.errors import ArtifactError
+from uld.model.causal_lm import load_config
+from uld.request import material
+from uld.request.settings import Asker, Request
+from uld.request.steps import Step, steps
+from uld.runs.files import present
+from uld.runs.manifest import RUN_SETTINGS, is_run
+from uld.runs.rows import CLAIM, claim
+
+WHAT = "request"
+CHECK = "check"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a request came to.
+
+    Attributes:
+        run: The run folder.
+        check: What the check found, and whether the run passes.
+        report: The page to read.
+    """
+
+    run: Path
+    check: CheckResult
+    report: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether every threshold is met."""
+        return self.check.passed
+
+
+def forget(
+    target: str | Path,
+    documents: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    retain: str | Path | Sequence[str | Path] = (),
+    local: str | None = None,
+    model: str | None = None,
+    api_base: str | None = None,
+    api_key_env: str = "OPENAI_API_KEY",
+    questions: int = 4,
+    draw: int | None = None,
+    retain_model: str | Path | None = None,
+    thresholds: str | Path | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    tell: Callable[[str], None] | None = None,
+    progress: bool = True,
+) -> Forgotten:
+    """Make a model forget documents, and check that it did: everything from questions to a report page.
+
+    A request that was stopped continues with the same call.
+
+    Args:
+        target: The model: folder or Hub id.
+        documents: What it must forget: files, folders or Hub data sets (`uld.data.documents`).
+        output: The run folder to make; ``OUTPUT-request`` beside it holds what is made on the way, the documents'
+            words among it.
+        retain: What must stay, in the same forms; by default rows are drawn from the target.
+        local: Model on this machine that asks about texts and finds other words; by default rules do (English).
+        model: An endpoint's name for a model that does.
+        api_base: The endpoint.
+        api_key_env: Environment variable with its key.
+        questions: Questions about each chunk of a text.
+        draw: Retain rows to draw; default: as many as there are to forget, at least 128.
+        retain_model: A model that never saw the documents, to stand beside the result.
+        thresholds: File of thresholds; default: those of ``uld check``.
+        seed: Of everything random.
+        settings: Settings of `uld.TrainConfig` other than those for pretrained models.
+        tell: Hears a line before and after every step.
+        progress: Show bars of trainings and evaluations.
+
+    Raises:
+        ULDError: bad input, with nothing written; or what stopped a step, with what was done kept.
+    """
+    request = Request(
+        target=str(target),
+        documents=_places(documents),
+        output=str(output),
+        retain=_places(retain),
+        asker=Asker(local, model, api_base, api_key_env),
+        questions=questions,
+        draw=draw,
+        retain_model=None if retain_model is None else str(retain_model),
+        thresholds=None if thresholds is None else str(thresholds),
+        seed=seed,
+        settings=settings or {},
+    )
+    return carry_out(request, tell=tell or (lambda _: None), progress=progress)
+
+
+def _places(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, str | Path) else tuple(str(one) for one in given)
+
+
+def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool = True) -> Forgotten:
+    """`forget`, of settings that were put together."""
+    begin(request)
+    number = 0
+    for number, step in enumerate(steps(request, progress=progress), 1):
+        _take(number, step, tell)
+    tell(f"{number + 1}. check: {shlex.join(('uld', *check_words(request)))}")
+    folder = request.work / CHECK
+    held = request.work / material.HELD_OUT
+    found = check(
+        request.output,
+        forget=[str(request.work / material.QUESTIONS)],
+        retain=[str(kept_rows(request))],
+        held_out=[str(held)] if held.stat().st_size else None,
+        retain_model=request.retain_model,
+        thresholds=request.thresholds,
+        output=folder,
+        progress=progress,
+    )
+    return Forgotten(Path(request.output), found, folder / "report.html")
+
+
+def begin(request: Request) -> None:
+    """Take the folder beside the run for this request, or find it taken by the same one.
+
+    Raises:
+        ULDError: something in the request cannot be read or does not go together, or a folder holds something else.
+    """
+    output = Path(request.output)
+    records, files = read_sources(request.documents)
+    if request.retain:
+        refuse_equal(records, read_sources(request.retain)[0])
+    load_config(request.target, trust_remote_code=bool(request.settings.get("trust_remote_code")))
+    begun = (request.work / CLAIM).is_file()
+    names = present(output)
+    if not begun and names:
+        what = "holds a run" if is_run(output) or RUN_SETTINGS in names else "is not empty"
+        raise ArtifactError(f"{output} {what} that this request did not make: choose another folder (--output)")
+    claim(request.work, request.about() | {"files": [file.sha256 for file in files]}, WHAT)
+
+
+def _take(number: int, step: Step, tell: Callable[[str], None]) -> None:
+    """Do a step, unless it is done."""
+    command = f": {shlex.join(('uld', *step.command))}" if step.command else ""
+    if step.done():
+        tell(f"{number}. {step.name}: done before")
+        return
+    tell(f"{number}. {step.name}{command}")
+    start = time.monotonic()
+    found = step.run()
+    tell(f"   {found} ({time.monotonic() - start:.0f} s)")
+
+
+def kept_rows(request: Request) -> Path:
+    """Rows that must stay and were not trained on, or all of them where they are too few."""
+    held = request.work / material.RETAIN_HELD_OUT
+    return held if held.stat().st_size else request.work / material.RETAIN
+
+
+def check_words(request: Request) -> list[str]:
+    """The check as ``uld`` is told."""
+    held = request.work / material.HELD_OUT
+    words = ["check", request.output, "--forget", str(request.work / material.QUESTIONS)]
+    words += ["--held-out", str(held)] if held.stat().st_size else []
+    words += ["--retain", str(kept_rows(request))]
+    words += ["--retain-model", request.retain_model] if request.retain_model else []
+    words += ["--thresholds", request.thresholds] if request.thresholds else []
+    return [*words, "--output", str(request.work / CHECK)]

@@ -1,0 +1,132 @@
+"""What a request to forget says: the settings of ``uld forget``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from uld.augment.endpoint import Endpoint
+from uld.errors import ConfigError
+from uld.training.config import TrainConfig, setting_fields
+
+PARAPHRASES, WRONG_ANSWERS = 2, 2
+"""Of each question, learnt; one paraphrase and as many wrong answers more are held back."""
+PRETRAINED: dict[str, Any] = {
+    "gate": True,
+    "lora_rank": 32,
+    "lora_alpha": 64,
+    "learning_rate": 2e-3,
+    "retain_weight": 2.0,
+    "batch_size": 16,
+    "max_length": 256,
+}
+"""Settings of an assistant that learns on a pretrained model (docs/training.md); `steps_wanted` gives the epochs."""
+_OURS = ("target", "forget", "retain", "draw_retain", "augment", "output", "split", "augmented", "retain_rows", "data")
+_SHARED = ("template", "date", "tokenizer", "trust_remote_code", "revision")
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks about documents and finds other words: the rules, unless a model is named.
+
+    Attributes:
+        local: Model folder, run or Hub id of a model on this machine.
+        model: An endpoint's name for a model.
+        api_base: The endpoint.
+        api_key_env: Environment variable with its key; ``none`` where it needs none.
+    """
+
+    local: str | None = None
+    model: str | None = None
+    api_base: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint.
+
+        Raises:
+            EndpointError: its key is missing.
+        """
+        found = Endpoint(base=self.api_base, key_env=self.api_key_env, model=self.model or "")
+        found.key()
+        return found
+
+    def words(self) -> list[str]:
+        """As ``uld augment`` is told."""
+        if self.local is not None:
+            return ["--local", self.local]
+        if self.model is not None:
+            key = ["--api-key-env", self.api_key_env] if self.api_key_env != "OPENAI_API_KEY" else []
+            return ["--model", self.model, *(["--api-base", self.api_base] if self.api_base else []), *key]
+        return ["--rules"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to forget.
+
+    Attributes:
+        target: The model: folder or Hub id.
+        documents: What it must forget: files, folders or Hub data sets, as for ``uld train --forget``.
+        output: The run folder to make; what it takes to get there goes beside it (`Request.work`).
+        retain: What must stay, in the same forms; without any, rows are drawn from the target.
+        asker: Who asks and rephrases.
+        questions: Questions about each chunk of a text.
+        draw: Retain rows to draw where none are given; default: as many as there are to forget, at least 128.
+        retain_model: A model that never saw the documents, to stand beside the result.
+        thresholds: A file of thresholds for the check; default: those of ``uld check``.
+        seed: Of the rules, the drawing and the training.
+        settings: Settings of `TrainConfig` other than the defaults.
+    """
+
+    target: str
+    documents: tuple[str, ...]
+    output: str
+    retain: tuple[str, ...] = ()
+    asker: Asker = field(default_factory=Asker)
+    questions: int = 4
+    draw: int | None = None
+    retain_model: str | None = None
+    thresholds: str | None = None
+    seed: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be carried out.
+
+        Raises:
+            ULDError: says what, and how to mend it.
+        """
+        for name, value in (("target", self.target), ("documents", self.documents), ("output", self.output)):
+            if not value:
+                raise ConfigError(f"no {name}: name {'them' if name == 'documents' else 'one'} with --{name}")
+        if self.asker.local is not None and self.asker.model is not None:
+            raise ConfigError("two are to ask the questions: leave out --local or --model")
+        if self.asker.api_base is not None and self.asker.model is None:
+            raise ConfigError("--api-base needs the endpoint's name for the model: give --model")
+        if taken := [name for name in self.settings if name in _OURS]:
+            raise ConfigError(f"--set {taken[0]} is what uld forget sees to itself: leave it out")
+        if self.settings.get("method", "uld") != "uld":
+            raise ConfigError("uld forget trains an assistant: for --set method use uld train, and then uld check")
+        TrainConfig(**self.settings)
+
+    @property
+    def work(self) -> Path:
+        """Folder of what is made on the way; it quotes the documents."""
+        output = Path(self.output)
+        return output.with_name(f"{output.name}-request")
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Settings that every step with a model takes."""
+        return {name: self.settings[name] for name in _SHARED if name in self.settings}
+
+    def about(self) -> dict[str, Any]:
+        """What decides the steps, to know the same request by."""
+        given = {name: value for name, value in vars(self).items() if name not in ("output", "settings", "asker")}
+        return {**given, "asker": vars(self.asker), "settings": dict(self.settings)}
+
+
+def known_settings() -> list[str]:
+    """Names of the settings of a training that may be given."""
+    return [one.name for one in setting_fields(TrainConfig) if one.name not in _OURS]

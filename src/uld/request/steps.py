@@ -1,0 +1,256 @@
+"""The steps of a request: each with the command that does the same, and what says that it is done."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from uld.augment.generate import Wanted
+from uld.augment.items import row
+from uld.augment.local import ask
+from uld.augment.output import REPORT
+from uld.augment.run import augment_by_model, augment_by_rules
+from uld.data.documents import read_sources
+from uld.data.prompt import PromptFormat
+from uld.data.record import refuse_equal
+from uld.evaluation.held_out import file_probes
+from uld.evaluation.tuning import tune
+from uld.model.device import best_device
+from uld.model.load import load
+from uld.request import material
+from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
+from uld.runs.files import write_text
+from uld.runs.manifest import RUN_SETTINGS, is_run
+from uld.training.config import TrainConfig, train_config
+from uld.training.draw import draw_rows
+from uld.training.run import train
+from uld.training.settings import setting_fields
+
+STEPS_WANTED = 200
+"""Optimiser steps, at least, where no epochs are given: a short request is read more often."""
+LEAST_DRAWN = 128
+_MOST_TOKENS = 2048  # of an answer to a prompt that asks for questions or other words
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: For people.
+        command: Words behind ``uld`` that do the same; none where no command does.
+        done: Whether its result is there.
+        run: Does it, from where it was stopped; returns what came of it in a few words.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    done: Callable[[], bool]
+    run: Callable[[], str]
+
+
+def steps(request: Request, *, progress: bool = True) -> Iterator[Step]:
+    """The steps in order; later ones look at the files of earlier ones, so take them one at a time.
+
+    Args:
+        request: What is asked for.
+        progress: Whether trainings and checks show theirs.
+    """
+    if any(record.text is not None for record in read_sources(request.documents)[0]):
+        yield _asking(request)
+    yield _gathering(request)
+    yield _rewording(request)
+    yield _holding_back(request)
+    if not request.retain:
+        yield _drawing(request)
+    yield _splitting(request)
+    yield _training(request, progress)
+    if (request.work / material.PROBES).stat().st_size and (request.work / material.RETAIN_HELD_OUT).stat().st_size:
+        yield _tuning(request)
+
+
+def _asking(request: Request) -> Step:
+    source = request.documents[0] if len(request.documents) == 1 else str(request.work / material.DOCUMENTS)
+    folder = request.work / material.ASKED
+    wanted = Wanted(0, 0, request.questions)
+
+    def run() -> str:
+        if len(request.documents) > 1:
+            material.write_rows(Path(source), (row(one) for one in read_sources(request.documents)[0]))
+        return f"{_augment(request, source, folder, wanted).get('asked', 0)} questions"
+
+    words = ("augment", source, *request.asker.words(), "--ask", "--questions", str(request.questions))
+    words += ("--paraphrases", "0", "--wrong-answers", "0", "--output", str(folder), *_seed(request))
+    return Step("ask about the texts", words, (folder / REPORT).is_file, run)
+
+
+def _gathering(request: Request) -> Step:
+    def run() -> str:
+        records, questions = material.gather(request.documents, request.work)
+        return f"{records} records, {questions} of them questions"
+
+    return Step("put documents and questions together", (), (request.work / material.FORGET).is_file, run)
+
+
+def _rewording(request: Request) -> Step:
+    source, folder = str(request.work / material.FORGET), request.work / material.REWORDED
+    wanted = Wanted(PARAPHRASES + 1, 2 * WRONG_ANSWERS, 0)
+
+    def run() -> str:
+        kept = _augment(request, source, folder, wanted)
+        return f"{kept.get('paraphrases', 0)} paraphrases, {kept.get('wrong', 0)} wrong answers"
+
+    words = ("augment", source, *request.asker.words(), "--paraphrases", str(wanted.paraphrases))
+    words += ("--wrong-answers", str(wanted.wrong_answers), "--output", str(folder), *_seed(request))
+    return Step("find other words and wrong answers", words, (folder / REPORT).is_file, run)
+
+
+def _augment(request: Request, source: str, folder: Path, wanted: Wanted) -> dict[str, int]:
+    """What ``uld augment`` does; rows by side."""
+    asker = request.asker
+    if asker.local is not None:
+        place = asker.local
+
+        def ask_all(left: Sequence[tuple[int, str]], done: Callable[..., bool]) -> None:
+            model, tokenizer = _loaded(request, place)
+            for number, prompt in left:
+                done(number, ask(model, tokenizer, None, prompt, _MOST_TOKENS))
+
+        by = {"by": "local", "named": place, "template": None, "seed": request.seed, "max_tokens": _MOST_TOKENS}
+        return augment_by_model(source, folder, wanted, ask_all, by=by, tries=1).kept
+    if asker.model is not None:
+        endpoint = asker.endpoint()
+        by = {"by": "endpoint", "named": asker.model, "temperature": endpoint.temperature, "seed": request.seed}
+        by |= {"max_tokens": endpoint.max_tokens}
+        return augment_by_model(
+            source, folder, wanted, lambda left, done: endpoint.ask_all(left, done, request.seed), by=by
+        ).kept
+    return augment_by_rules(source, folder, wanted, seed=request.seed).kept
+
+
+def _holding_back(request: Request) -> Step:
+    def run() -> str:
+        questions, held = material.hold_back(request.work)
+        return f"{held} other wordings of {questions} questions"
+
+    return Step("hold wordings back", (), (request.work / material.HELD_OUT).is_file, run)
+
+
+def _drawing(request: Request) -> Step:
+    path = request.work / material.DRAWN
+    sources = (*request.documents, *_asked(request))
+    rows = request.draw or max(LEAST_DRAWN, len(read_sources([str(request.work / material.FORGET)])[0]))
+
+    def run() -> str:
+        model, tokenizer = _loaded(request, request.target)
+        form = PromptFormat(tokenizer, request.settings.get("template"))
+        length = settings_of(request)["max_length"]
+        drawn = draw_rows(model, form, read_sources(sources)[0], rows, seed=request.seed, max_length=length)
+        write_text(path, drawn.to_jsonl())
+        return f"{len(drawn.records)} rows"
+
+    words = ("draw", "--model", request.target, *(word for one in sources for word in ("--forget", one)))
+    words += ("--rows", str(rows), "--max-length", str(settings_of(request)["max_length"]), "--output", str(path))
+    return Step("draw from the model what must stay", (*words, *_seed(request)), path.is_file, run)
+
+
+def _splitting(request: Request) -> Step:
+    def run() -> str:
+        records = read_sources(request.retain or [str(request.work / material.DRAWN)])[0]
+        refuse_equal(read_sources([str(request.work / material.FORGET)])[0], records)
+        trained, held = material.split_retain(records, request.work)
+        return f"{trained} rows to train on, {held} held back"
+
+    return Step("hold some of what must stay back", (), (request.work / material.RETAIN).is_file, run)
+
+
+def _training(request: Request, progress: bool) -> Step:
+    output = Path(request.output)
+    config = train_settings(request)
+
+    def run() -> str:
+        result = train(config, resume=(output / RUN_SETTINGS).is_file(), progress=progress)
+        return f"{result.steps} steps in {result.seconds:.0f} s"
+
+    words = ["train"]
+    for one in setting_fields(TrainConfig):
+        value = getattr(config, one.name)
+        if value != one.default:
+            words += _flags(one.name, value)
+    return Step("train the assistant", tuple(words), lambda: is_run(output), run)
+
+
+def train_settings(request: Request) -> TrainConfig:
+    """All settings of the training, from the files of the steps before."""
+    own = settings_of(request)
+    if "epochs" not in own:
+        rows = sum(_lines(path) for path in _trained_files(request))
+        own["epochs"] = max(5, ceil(STEPS_WANTED / max(1, ceil(rows / own["batch_size"]))))
+    own |= {
+        "target": request.target,
+        "forget": (*request.documents, *_asked(request)),
+        "retain": (str(request.work / material.RETAIN),),
+        "augment": str(request.work / material.REWORDED),
+        "paraphrases": PARAPHRASES,
+        "wrong_answers": WRONG_ANSWERS,
+        "output": request.output,
+    }
+    return train_config([("uld forget", own)])
+
+
+def _trained_files(request: Request) -> list[Path]:
+    """Files whose lines are about as many as the rows that are trained on."""
+    made = [request.work / material.REWORDED / name for name in material.FILES.values()]
+    return [request.work / material.FORGET, request.work / material.RETAIN, *(path for path in made if path.is_file())]
+
+
+def _tuning(request: Request) -> Step:
+    output = Path(request.output)
+    probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
+
+    def run() -> str:
+        model, tokenizer = _loaded(request, output)
+        asked, kept = file_probes(probes, retain)
+        point = tune(output, model, tokenizer, asked, kept).point  # type: ignore[arg-type]
+        return f"α {point.weight:g}, margin {point.margin:g}, floor {point.floor:.2g}"
+
+    words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
+    return Step("choose margin, floor and α", words, (output / "tune.json").is_file, run)
+
+
+def settings_of(request: Request) -> dict[str, Any]:
+    """Settings of the training, those of a pretrained model where the request says nothing."""
+    return PRETRAINED | {"seed": request.seed} | dict(request.settings)
+
+
+def _asked(request: Request) -> list[str]:
+    """The file of questions about the texts, where there is one."""
+    path = request.work / material.ASKED / material.FILES["asked"]
+    return [str(path)] if path.is_file() else []
+
+
+def _loaded(request: Request, place: str | Path) -> tuple[Any, Any]:
+    """A model, where it computes fastest, and its tokenizer."""
+    how = {name: request.settings[name] for name in ("tokenizer", "date") if name in request.settings}
+    trust = bool(request.settings.get("trust_remote_code"))
+    model, tokenizer = load(place, trust_remote_code=trust, **how)
+    return model.to(best_device()), tokenizer  # type: ignore[arg-type]
+
+
+def _seed(request: Request) -> tuple[str, ...]:
+    return ("--seed", str(request.seed)) if request.seed else ()
+
+
+def _flags(name: str, value: Any) -> list[str]:
+    """A setting as words of the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, tuple):
+        return [word for one in value for word in (f"--{flag}", str(one))]
+    return [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _lines(path: Path) -> int:
+    return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line)
