@@ -156,7 +156,7 @@ FUNCTIONS: list[tuple[tuple[str, ...], tuple[Callable[..., Any], ...], dict[str,
     (("augment",), (Wanted, augment_by_rules, Endpoint), {"api_key_env": "", "questions": ""}, {"seed", "chunk_words"}),
     (("augment",), (augment_by_model,), {}, {"chunk_words"}),
     (("draw",), (draw_rows,), {}, {"rows", "seed", "max_length"}),
-    (("tune",), (tune,), {}, {"aim", "template"}),  # --budget is a text, for several
+    (("tune",), (tune,), {"budget": "several as a text"}, {"aim", "template"}),
     (("demo",), (run_demo,), {}, set()),
     (("eval", "tofu"), (Tofu, evaluate), {}, {"generate", "max_new_tokens", "limit", "data", "template"}),
     (("eval", "knowundo"), (KnowUnDo, evaluate), {}, {"generate", "max_new_tokens", "limit", "template"}),
