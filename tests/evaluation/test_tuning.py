@@ -12,7 +12,7 @@ from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.choosing import Point, choose, neighbours
+from uld.evaluation.choosing import Point, choose, first_choice, neighbours
 from uld.evaluation.held_out import Probe, file_probes
 from uld.evaluation.tuning import Grid, measure, surprise, tune
 from uld.model.combine import STEADY_WEIGHT, Combination
@@ -76,6 +76,16 @@ def test_steady_keeps_the_budget():
     assert choose([*points(), *harmful, *kind], 0.2, "steady")[0].margin == 1.0
     with pytest.raises(ULDError, match="--budget, or try smaller weights or larger margins"):
         choose([*points(), *harmful], 0.01, "steady")
+
+
+def test_of_several_budgets_the_first_that_any_setting_keeps_counts():
+    rows = [*points(), *curve(-2.0, -2.0, kept=0.9), *curve(9, 9, -1.0, kept=0.97)[6:]]
+    point, reason, budget = first_choice(rows, [0.01, 0.05, 0.2], "steady")
+    assert (point.margin, budget) == (2.0, 0.05)
+    assert reason.startswith("within 5.0% of the retain answers' probability, as none loses 1.0% or less: ")
+    assert first_choice(rows, [0.05], "steady")[1] == choose(rows, 0.05, "steady")[1]
+    with pytest.raises(ULDError, match=r"more than 2\.0% .*the least: 3\.0%"):
+        first_choice(rows, [0.01, 0.02], "steady")
 
 
 def test_an_alpha_without_both_its_neighbours_is_no_candidate():

@@ -29,7 +29,13 @@ def tune(
         typer.Option(help="Floors to try, 0–1; default: the target's own surprise (steady), else the run's."),
     ] = None,
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
-    budget: Annotated[float, typer.Option(help="Share of the retain answers' probability that may be lost.")] = 0.01,
+    budget: Annotated[
+        str,
+        typer.Option(
+            help="Share of the retain answers' probability that may be lost; of several, separated by commas, the "
+            "first that any setting keeps."
+        ),
+    ] = "0.01",
     aim: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +78,9 @@ def tune(
     options = replace(options, model=run)
     template = options.prompt_template()
     model, tokenizer = options.load()
-    choice = choose(run, model, tokenizer, probes, kept, grid=grid, budget=budget, aim=aim, template=template)  # type: ignore[arg-type]
+    choice = choose(
+        run, model, tokenizer, probes, kept, grid=grid, budget=numbers(budget, "--budget"), aim=aim, template=template
+    )  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
     for one in [choice.points[0], *(choice.curve if choice.aim == "steady" else choice.points[1:])]:

@@ -89,11 +89,18 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
     Raises:
         ULDError: every setting exceeds the budget.
     """
-    within = [point for point in points if point.weight > 0 and point.kept >= 1 - budget]
+    tried = [point for point in points if point.weight > 0]
+    if aim == "steady":  # which needs to know what α's neighbours give
+        known = {_place(point, point.weight) for point in points}
+        tried = [one for one in tried if all(_place(one, near) in known for near in neighbours(one.weight))]
+        if not tried:
+            raise ULDError("no α was measured together with two thirds and one and a half times it")
+    within = [point for point in tried if point.kept >= 1 - budget]
     if not within:
+        most = max((point.kept for point in tried), default=0.0)
         raise ULDError(
-            f"every α that was tried loses more than {budget:.1%} of the retain answers' probability: "
-            "raise --budget, or try smaller weights or larger margins"
+            f"every α that was tried loses more than {budget:.1%} of the retain answers' probability (the least: "
+            f"{1 - most:.1%}): raise --budget, or try smaller weights or larger margins"
         )
     if aim == "steady":
         return _steady(points, within)
@@ -110,6 +117,36 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
     )
 
 
+def first_choice(points: Sequence[Point], budgets: Sequence[float], aim: Aim) -> tuple[Point, str, float]:
+    """`choose` within the first of several budgets that any setting keeps.
+
+    Args:
+        points: From `measure`.
+        budgets: From the tightest on; at least one.
+        aim: See `choose`.
+
+    Returns:
+        What `choose` gives, and the budget.
+
+    Raises:
+        ULDError: every setting exceeds the last.
+    """
+    for number, budget in enumerate(budgets):
+        try:
+            point, reason = choose(points, budget, aim)
+        except ULDError:
+            if budget == budgets[-1]:
+                raise
+            continue
+        if number:
+            tighter = budgets[number - 1]
+            reason = (
+                f"within {budget:.1%} of the retain answers' probability, as none loses {tighter:.1%} or less: {reason}"
+            )
+        return point, reason, budget
+    raise ULDError("--budget holds no number")
+
+
 def neighbours(weight: float) -> tuple[float, float, float]:
     """Two thirds of an α, itself, and one and a half times it."""
     return weight / _STEP, weight, min(weight * _STEP, math.inf if weight == math.inf else MOST_WEIGHT)
@@ -118,11 +155,8 @@ def neighbours(weight: float) -> tuple[float, float, float]:
 def _steady(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, str]:
     """The largest margin within one standard error of the lowest advantage; most kept and the smallest α of several."""
     known = {_place(point, point.weight): point.advantage for point in points}
-    asked = [one for one in within if all(_place(one, near) in known for near in neighbours(one.weight))]
-    if not asked:
-        raise ULDError("no α within the budget was measured together with two thirds and one and a half times it")
-    lowest = min(asked, key=lambda point: point.advantage)
-    alike = [point for point in asked if point.advantage <= lowest.advantage + lowest.error]
+    lowest = min(within, key=lambda point: point.advantage)
+    alike = [point for point in within if point.advantage <= lowest.advantage + lowest.error]
     chosen = max(alike, key=lambda point: (point.margin, point.kept, -point.weight))
     beside = [f"{known[_place(chosen, near)]:+.2f} at α = {near:.3g}" for near in neighbours(chosen.weight)]
     short = ": right answers stay likelier than wrong ones under all of them, so the assistant has learnt too little"

@@ -24,7 +24,7 @@ from torch import Tensor
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.choosing import Aim, Choice, Point, choose, neighbours
+from uld.evaluation.choosing import Aim, Choice, Point, first_choice, neighbours
 from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
@@ -178,7 +178,7 @@ def tune(
     retain: Sequence[Record],
     *,
     grid: Grid = Grid(),
-    budget: float = 0.01,
+    budget: float | Sequence[float] = 0.01,
     aim: Aim | None = None,
     template: str | None = None,
 ) -> Choice:
@@ -191,7 +191,7 @@ def tune(
         probes: See `measure`.
         retain: See `measure`.
         grid: Settings to try.
-        budget: See `choose`.
+        budget: See `choose`; of several the first that any setting keeps.
         aim: See `choose`; default: ``steady`` for the rule suppress, ``indistinct`` for others.
         template: Prompt template; default: the one of the training.
 
@@ -213,7 +213,7 @@ def _tune(
     probes: Sequence[Probe],
     retain: Sequence[Record],
     grid: Grid,
-    budget: float,
+    budget: float | Sequence[float],
     aim: Aim | None,
     template: str | None,
 ) -> Choice:
@@ -226,8 +226,9 @@ def _tune(
     own = model.combination
     if len(model.assistants) > len(own.parts):
         raise ULDError("several runs were loaded together: tune one at a time")
-    if not 0 <= budget < 1:
-        raise ULDError(f"--budget must be at least 0 and less than 1, not {budget}")
+    budgets = [float(budget)] if isinstance(budget, int | float) else list(budget)
+    if bad := [one for one in budgets if not 0 <= one < 1]:
+        raise ULDError(f"--budget must be at least 0 and less than 1, not {bad[0]}")
     if own.rule == "rank":
         raise ULDError("the rule rank has no α to choose: its k is --rank-tokens; --rule offset has one")
     aim = aim or ("steady" if own.rule == "suppress" else "indistinct")
@@ -241,8 +242,8 @@ def _tune(
         own = own.override(floor=surprise(model, form, pad, probes))
     settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
     points = measure(model, form, pad, probes, retain, settings, max_length=length)
-    point, reason = choose(points, budget, aim)
-    choice = Choice(point, reason, points, len(probes), len(retain), aim, budget)
+    point, reason, kept = first_choice(points, budgets, aim)
+    choice = Choice(point, reason, points, len(probes), len(retain), aim, kept)
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
