@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from uld.model.config import ULDConfig
     from uld.model.load import load
     from uld.model.unlearned import ULDForCausalLM
+    from uld.request.run import forget
     from uld.training.config import FinetuneConfig, TrainConfig
     from uld.training.finetune import finetune
     from uld.training.run import train
@@ -28,6 +29,7 @@ __all__ = [
     "ULDForCausalLM",
     "evaluate",
     "finetune",
+    "forget",
     "load",
     "register",
     "train",
@@ -41,6 +43,7 @@ _LAZY = {
     "ULDForCausalLM": "uld.model.unlearned",
     "evaluate": "uld.evaluation.pipe",
     "finetune": "uld.training.finetune",
+    "forget": "uld.request.run",
     "load": "uld.model.load",
     "train": "uld.training.run",
 }

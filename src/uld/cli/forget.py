@@ -9,7 +9,7 @@ from uld.errors import ULDError
 
 EPILOG = (
     "Example: uld forget --target MODEL --documents request/ --output runs/mara   ·   "
-    "uld forget --target MODEL --documents letter.txt --documents facts.jsonl --retain kept.jsonl --output runs/x --plan"
+    "uld forget --target MODEL --documents a.txt --documents b.jsonl --retain kept.jsonl --output runs/x --plan"
 )
 ASK, SHAPE = "Questions and other words", "Training"
 
@@ -23,7 +23,7 @@ def forget(
     documents: Annotated[
         list[str],
         _option(
-            "What it must forget: a file or a folder, texts or questions with answers, as for uld train --forget (repeat)."
+            "What it must forget: a file or a folder of texts, or of questions with answers, as for uld train (repeat)."
         ),
     ],
     output: Annotated[str, _option("Run folder to make. What is made on the way lies beside it, in OUTPUT-request.")],
@@ -61,8 +61,8 @@ def forget(
     """Make a model forget documents, and check that it did: one command from a folder to a report page.
 
     It asks about texts, finds other words, draws what must stay, trains, chooses margin, floor and α on held-out rows,
-    and checks. Every step prints the command that does the same alone. What was stopped continues when the same command is given again. Exit code 0: the check
-    is passed; 1: it is not; 2: something could not be done.
+    and checks. Every step prints the command that does the same alone. What was stopped continues when the same command
+    is given again. Exit code 0: the check is passed; 1: it is not; 2: something could not be done.
     """
     from uld.request.settings import Asker, Request
 

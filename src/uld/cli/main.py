@@ -18,6 +18,7 @@ from uld.cli import (
     eval_muse,
     evaluate,
     finetune,
+    forget,
     generate,
     ls,
     report,
@@ -35,6 +36,7 @@ app = typer.Typer(
     help="Make a language model unlearn chosen documents without touching its weights.",
     epilog="Start with: uld demo",
 )
+app.command("forget", epilog=forget.EPILOG, no_args_is_help=True)(forget.forget)
 app.command("train", epilog=training.EPILOG, no_args_is_help=True)(training.train)
 app.command("finetune", epilog=finetune.EPILOG, no_args_is_help=True)(finetune.finetune)
 evaluate.app.command("copyright", epilog=eval_copyright.EPILOG)(eval_copyright.copyright)

@@ -1,4 +1,4 @@
-"""How long the steps of a request take and what memory they need: counted from shapes, at a rate that is measured first.
+"""How long the steps of a request take and what memory they need: counted from shapes, at rates that are measured.
 
 A plan is an estimate. Words of the documents stand for tokens, questions that are not asked yet for what rules ask, and
 steps that read weights once a token are taken at the memory's rate.
@@ -78,8 +78,8 @@ class Plan:
     def __str__(self) -> str:
         """For people."""
         lines = [
-            f"target: {self.shape.parameters / 1e6:,.0f} M parameters, {self.shape.layers} layers; the assistant has the "
-            f"first {self.shape.depth}",
+            f"target: {self.shape.parameters / 1e6:,.0f} M parameters, {self.shape.layers} layers, the first "
+            f"{self.shape.depth} for the assistant",
             f"memory: about {max(0.1, self.memory / 2**30):.1f} GiB on {self.device}",
             *(f"{name}: {duration(seconds)}" for name, seconds in self.seconds.items()),
             f"in all: {duration(sum(self.seconds.values()))}, give or take a half",
@@ -111,10 +111,8 @@ def shape_of(request: Request) -> Shape:
     parameters = sum(parameter.numel() for parameter in whole.parameters())
     named = settings.get("dtype", "auto")
     stored = getattr(config, "dtype", None) or torch.float32
-    if named == "auto":
-        dtype = torch.bfloat16 if best_device() != "cpu" else stored
-    else:
-        dtype = getattr(torch, DTYPES[named])
+    automatic = torch.bfloat16 if best_device() != "cpu" else stored
+    dtype = automatic if named == "auto" else getattr(torch, DTYPES[named])
     vocabulary = config.get_text_config(decoder=True).vocab_size
     return Shape(parameters, parameters - sum(counts[depth:]), len(layers), depth, vocabulary, dtype.itemsize, dtype)
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.checking.run import check
 from uld.checking.result import CheckResult
+from uld.checking.run import check
 from uld.data.documents import read_sources
 from uld.data.record import refuse_equal
 from uld.errors import ArtifactError
 from uld.model.causal_lm import load_config
 from uld.request import material
 from uld.request.settings import Asker, Request
-from uld.request.steps import Step, steps
+from uld.request.steps import Step, loading, steps
 from uld.runs.files import present
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.rows import CLAIM, claim
@@ -126,7 +126,9 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
         retain_model=request.retain_model,
         thresholds=request.thresholds,
         output=folder,
+        template=request.settings.get("template"),
         progress=progress,
+        **loading(request),
     )
     return Forgotten(Path(request.output), found, folder / "report.html")
 

@@ -22,7 +22,6 @@ PRETRAINED: dict[str, Any] = {
 }
 """Settings of an assistant that learns on a pretrained model (docs/training.md); `steps_wanted` gives the epochs."""
 _OURS = ("target", "forget", "retain", "draw_retain", "augment", "output", "split", "augmented", "retain_rows", "data")
-_SHARED = ("template", "date", "tokenizer", "trust_remote_code", "revision")
 
 
 @dataclass(frozen=True)
@@ -115,11 +114,6 @@ class Request:
         """Folder of what is made on the way; it quotes the documents."""
         output = Path(self.output)
         return output.with_name(f"{output.name}-request")
-
-    @property
-    def shared(self) -> dict[str, Any]:
-        """Settings that every step with a model takes."""
-        return {name: self.settings[name] for name in _SHARED if name in self.settings}
 
     def about(self) -> dict[str, Any]:
         """What decides the steps, to know the same request by."""

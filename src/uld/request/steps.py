@@ -9,7 +9,7 @@ from typing import Any
 from uld.augment.generate import Wanted
 from uld.augment.items import row
 from uld.augment.local import ask
-from uld.augment.output import REPORT
+from uld.augment.output import FILES, REPORT
 from uld.augment.run import augment_by_model, augment_by_rules
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
@@ -30,6 +30,8 @@ from uld.training.settings import setting_fields
 STEPS_WANTED = 200
 """Optimiser steps, at least, where no epochs are given: a short request is read more often."""
 LEAST_DRAWN = 128
+BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Shares of the retain answers' probability that tuning may lose: the first that any setting keeps."""
 _MOST_TOKENS = 2048  # of an answer to a prompt that asks for questions or other words
 
 
@@ -78,7 +80,7 @@ def _asking(request: Request) -> Step:
     def run() -> str:
         if len(request.documents) > 1:
             material.write_rows(Path(source), (row(one) for one in read_sources(request.documents)[0]))
-        return f"{_augment(request, source, folder, wanted).get('asked', 0)} questions"
+        return f"{_augment(request, source, folder, wanted).get(FILES['asked'], 0)} questions"
 
     words = ("augment", source, *request.asker.words(), "--ask", "--questions", str(request.questions))
     words += ("--paraphrases", "0", "--wrong-answers", "0", "--output", str(folder), *_seed(request))
@@ -99,7 +101,7 @@ def _rewording(request: Request) -> Step:
 
     def run() -> str:
         kept = _augment(request, source, folder, wanted)
-        return f"{kept.get('paraphrases', 0)} paraphrases, {kept.get('wrong', 0)} wrong answers"
+        return f"{kept.get(FILES['paraphrases'], 0)} paraphrases, {kept.get(FILES['wrong'], 0)} wrong answers"
 
     words = ("augment", source, *request.asker.words(), "--paraphrases", str(wanted.paraphrases))
     words += ("--wrong-answers", str(wanted.wrong_answers), "--output", str(folder), *_seed(request))
@@ -201,7 +203,7 @@ def train_settings(request: Request) -> TrainConfig:
 
 def _trained_files(request: Request) -> list[Path]:
     """Files whose lines are about as many as the rows that are trained on."""
-    made = [request.work / material.REWORDED / name for name in material.FILES.values()]
+    made = [request.work / material.REWORDED / name for name in FILES.values()]
     return [request.work / material.FORGET, request.work / material.RETAIN, *(path for path in made if path.is_file())]
 
 
@@ -212,10 +214,11 @@ def _tuning(request: Request) -> Step:
     def run() -> str:
         model, tokenizer = _loaded(request, output)
         asked, kept = file_probes(probes, retain)
-        point = tune(output, model, tokenizer, asked, kept).point  # type: ignore[arg-type]
+        point = tune(output, model, tokenizer, asked, kept, budget=BUDGETS).point  # type: ignore[arg-type]
         return f"α {point.weight:g}, margin {point.margin:g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
+    words += ("--budget", ",".join(f"{one:g}" for one in BUDGETS))
     return Step("choose margin, floor and α", words, (output / "tune.json").is_file, run)
 
 
@@ -226,15 +229,19 @@ def settings_of(request: Request) -> dict[str, Any]:
 
 def _asked(request: Request) -> list[str]:
     """The file of questions about the texts, where there is one."""
-    path = request.work / material.ASKED / material.FILES["asked"]
+    path = request.work / material.ASKED / FILES["asked"]
     return [str(path)] if path.is_file() else []
+
+
+def loading(request: Request) -> dict[str, Any]:
+    """How every model is loaded."""
+    how = {name: request.settings[name] for name in ("tokenizer", "date") if name in request.settings}
+    return how | {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
 
 
 def _loaded(request: Request, place: str | Path) -> tuple[Any, Any]:
     """A model, where it computes fastest, and its tokenizer."""
-    how = {name: request.settings[name] for name in ("tokenizer", "date") if name in request.settings}
-    trust = bool(request.settings.get("trust_remote_code"))
-    model, tokenizer = load(place, trust_remote_code=trust, **how)
+    model, tokenizer = load(place, **loading(request))
     return model.to(best_device()), tokenizer  # type: ignore[arg-type]
 
 

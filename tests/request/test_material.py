@@ -1,0 +1,77 @@
+"""What a request holds back, and that nothing of it is trained on."""
+
+import json
+
+import pytest
+
+from uld.augment.generate import Wanted
+from uld.augment.run import augment_by_rules
+from uld.data.documents import read_sources
+from uld.data.record import Record, parse_record
+from uld.errors import DataError
+from uld.request import material
+from uld.request.settings import PARAPHRASES, WRONG_ANSWERS
+
+PEOPLE = ("Mara Quillon", "Joris Venn", "Ane Tarvel", "Bo Skerrin")
+FACTS = [(f"Where was {name} born?", f"{name} was born in Skerrin in {1950 + i}.") for i, name in enumerate(PEOPLE)]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A request's folder behind its rewording."""
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in FACTS))
+    (tmp_path / "letter.txt").write_text("Mara Quillon keeps the lighthouse of Skerrin. Joris Venn builds clocks.")
+    folder = tmp_path / "x-request"
+    augment_by_rules(tmp_path / "letter.txt", folder / material.ASKED, Wanted(0, 0, 3))
+    documents = [str(tmp_path / "letter.txt"), str(facts)]
+    records, questions = material.gather(documents, folder)
+    assert records == 1 + questions
+    assert questions > len(FACTS)  # what was asked about the letter is among them
+    augment_by_rules(
+        folder / material.FORGET, folder / material.REWORDED, Wanted(PARAPHRASES + 1, 2 * WRONG_ANSWERS, 0)
+    )
+    return folder
+
+
+def test_held_out_wordings_are_none_that_training_sees(work):
+    questions, held = material.hold_back(work)
+    assert questions == len(lines(work / material.QUESTIONS))
+    assert held == len(lines(work / material.HELD_OUT)) >= len(FACTS)
+    learnt = {record.same for record in read_sources([str(work / material.FORGET)])[0]}
+    rows = lines(work / material.REWORDED / "paraphrases.jsonl")
+    learnt |= {parse_record(row, "").same for row in rows if row["copy"] < PARAPHRASES}
+    for row in lines(work / material.HELD_OUT):
+        assert parse_record(row, "").same not in learnt
+
+
+def test_probes_tell_wrong_answers_that_training_does_not_see_where_there_are_enough(work):
+    material.hold_back(work)
+    wrong = lines(work / material.REWORDED / "wrong_answers.jsonl")
+    for probe in lines(work / material.PROBES):
+        assert probe["wrong_answers"]
+        assert probe["answer"] not in probe["wrong_answers"]
+    trained = {row["answer"] for row in wrong if row["copy"] < WRONG_ANSWERS}
+    spared = [one for probe in lines(work / material.PROBES) for one in probe["wrong_answers"]]
+    assert len([one for one in spared if one not in trained]) >= len(FACTS)
+
+
+def test_texts_of_which_nobody_asked_anything_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("The sea.")
+    with pytest.raises(DataError, match=r"a\.txt: no question .*--documents, or have a model ask"):
+        material.gather([str(tmp_path / "a.txt")], tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("number", "held"), [(3, 0), (5, 1), (20, 4), (1000, material.MOST)])
+def test_a_fifth_of_what_must_stay_is_held_back_but_never_too_much(tmp_path, number, held):
+    rows = [Record.qa(f"q {i}", f"a {i}") for i in range(number)]
+    trained, kept = material.split_retain(rows, tmp_path)
+    assert held * 0.75 <= kept <= held
+    assert trained + kept == number
+    files = [read_sources([str(tmp_path / name)])[0] for name in (material.RETAIN, material.RETAIN_HELD_OUT) if kept]
+    assert {record.same for file in files for record in file} == ({record.same for record in rows} if kept else set())

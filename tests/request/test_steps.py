@@ -1,0 +1,113 @@
+"""Every step does what its command does alone, and is not done twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from uld.cli.main import app
+from uld.errors import ConfigError
+from uld.request import material
+from uld.request.plan import duration, plan
+from uld.request.settings import Asker
+from uld.request.steps import steps
+from uld.runs.rows import claim
+
+
+def uld(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def changed(words: tuple[str, ...], flag: str, value: str) -> list[str]:
+    place = words.index(flag) + 1
+    return [*words[:place], value, *words[place + 1 :]]
+
+
+def test_each_step_gives_what_its_command_gives(request_of, tmp_path):
+    request = request_of(seed=3)
+    claim(request.work, request.about(), "request")
+    words = {}
+    for step in steps(request, progress=False):
+        assert not step.done(), step.name
+        assert step.run()
+        assert step.done(), step.name
+        words[step.name] = step.command
+    asking, rewording, drawing, training, tuning = (command for command in words.values() if command)
+    for command in (asking, rewording):  # into a folder of its own, byte for byte
+        made, again = Path(command[command.index("--output") + 1]), tmp_path / f"again-{len(command)}"
+        uld(*changed(command, "--output", str(again)))
+        for path in made.glob("*.jsonl"):
+            assert (again / path.name).read_bytes() == path.read_bytes()
+    uld(*changed(drawing, "--output", str(tmp_path / "drawn.jsonl")))
+    assert (tmp_path / "drawn.jsonl").read_bytes() == (request.work / material.DRAWN).read_bytes()
+    uld(*changed(training, "--output", str(tmp_path / "alone")))
+    adapters = [folder / "adapter/adapter_model.safetensors" for folder in (tmp_path / "alone", tmp_path / "run")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+    settings = [yaml.safe_load((path.parents[1] / "train.yaml").read_text()) | {"output": ""} for path in adapters]
+    assert settings[0] == settings[1]
+    assert settings[0]["gate"] is True
+    uld(*(str(tmp_path / "alone") if word == str(tmp_path / "run") else word for word in tuning))
+    chosen = [json.loads((path.parents[1] / "tune.json").read_text())["point"] for path in adapters]
+    assert chosen[0] == chosen[1]
+    assert all(step.done() for step in steps(request))
+
+
+def test_what_must_stay_is_not_drawn_where_it_is_given(request_of, micro):
+    request = request_of(retain=(str(micro.data / "retain90.json"),))
+    claim(request.work, request.about(), "request")
+    names = []
+    for step in steps(request, progress=False):
+        names.append(step.name)
+        if step.name.startswith("train"):
+            break
+        step.run()
+    assert not any("draw" in name for name in names)
+    trained, held = (
+        (request.work / name).read_text().splitlines() for name in (material.RETAIN, material.RETAIN_HELD_OUT)
+    )
+    assert len(trained) + len(held) == len((micro.data / "retain90.json").read_text().splitlines())
+
+
+def test_a_plan_counts_with_what_is_asked_for_and_writes_nothing(request_of, tmp_path):
+    short, long = plan(request_of()), plan(request_of(settings={"num_layers": 1, "epochs": 200, "batch_size": 16}))
+    assert set(short.seconds) == {
+        "questions and other words",
+        "what must stay, drawn",
+        "training",
+        "margin, floor and α",
+        "check",
+    }
+    assert long.seconds["training"] > 20 * short.seconds["training"]
+    assert short.memory > 0
+    assert "about" in str(short)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_durations_are_told_as_people_tell_them():
+    assert [duration(one) for one in (3, 100, 3600, 7000)] == [
+        "less than a minute",
+        "about 2 min",
+        "about 60 min",
+        "about 1.9 h",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"documents": ()}, "no documents: name them with --documents"),
+        ({"output": ""}, "no output: name one with --output"),
+        ({"asker": Asker(local="a", model="b")}, "leave out --local or --model"),
+        ({"asker": Asker(api_base="http://x")}, "--api-base needs"),
+        ({"settings": {"forget": ("a",)}}, "--set forget"),
+        ({"settings": {"method": "npo"}}, "use uld train, and then uld check"),
+        ({"settings": {"epochs": 0}}, "epochs"),
+    ],
+)
+def test_a_request_that_cannot_be_carried_out_is_refused(request_of, changes, told):
+    with pytest.raises(ConfigError, match=told):
+        request_of(**changes)
