@@ -19,6 +19,7 @@ from uld.request.steps import Step, loading, steps
 from uld.runs.files import present
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.rows import CLAIM, claim
+from uld.training.run import Interrupted
 
 WHAT = "request"
 CHECK = "check"
@@ -160,7 +161,12 @@ def _take(number: int, step: Step, tell: Callable[[str], None]) -> None:
         return
     tell(f"{number}. {step.name}{command}")
     start = time.monotonic()
-    found = step.run()
+    try:
+        found = step.run()
+    except Interrupted as error:
+        raise Interrupted(
+            f"stopped while step {number} ({step.name}) was at work: the same command continues it"
+        ) from error
     tell(f"   {found} ({time.monotonic() - start:.0f} s)")
 
 
