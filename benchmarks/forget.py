@@ -1,0 +1,80 @@
+"""`uld forget` on SmolLM2-135M: six short documents about an invented person, and a chapter of a book.
+
+The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice*; then one command forgets
+them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed.
+
+    python benchmarks/forget.py person --data DATA --models MODELS --work runs/forget
+    python benchmarks/forget.py chapter --data DATA --models MODELS --work runs/forget
+
+MODELS holds ``smol/base``, the pretrained model.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, arguments, machine, uld
+
+from uld.runs.machine import library_versions
+from uld.text.json_text import dumps
+
+OUT = ROOT / "docs" / "results" / "forget"
+LEARNING = "--lora-rank 32 --lora-alpha 64 --learning-rate 1e-3 --batch-size 4 --max-length 256 --dtype fp32"
+EPOCHS = {"person": 25, "chapter": 40}
+CHAPTER = 6000  # characters of Alice, to the end of a paragraph
+
+
+def documents(name: str, data: Path, work: Path) -> Path:
+    if name == "person":
+        return ROOT / "examples" / "person"
+    path = work / "chapter.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book = (data / "public_domain_text" / "alice_in_wonderland.txt").read_text(encoding="utf-8")
+    path.write_text(book[: book.index("\n\n", CHAPTER)], encoding="utf-8")
+    return path
+
+
+def carried_out(name: str, target: Path, source: Path, work: Path) -> dict[str, Any]:
+    """Run the command as a user does; its lines, its seconds and its exit code."""
+    output = work / name
+    words = ["forget", "--target", str(target), "--documents", str(source), "--output", str(output)]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "uld", *words, "--set", "dtype=fp32"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    seconds = time.monotonic() - start
+    if done.returncode not in (0, 1):
+        sys.exit(f"uld {' '.join(words)} ended with {done.returncode}")
+    steps = re.findall(r"^(\d+)\. ([^:\n]+)(?:: .*)?\n {3}(.*) \((\d+) s\)$", done.stdout, re.MULTILINE)
+    return {
+        "seconds": round(seconds),
+        "passed": done.returncode == 0,
+        "plan": done.stdout.split("\n1. ")[0].splitlines(),
+        "steps": [{"name": step, "result": result, "seconds": int(took)} for _, step, result, took in steps],
+        "check": json.loads((Path(f"{output}-request") / "check" / "result.json").read_text()),
+        "combination": json.loads((output / "uld.json").read_text())["combination"],
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("name", choices=EPOCHS)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "forget")
+    options = parser.parse_args()
+    source = documents(options.name, options.data, options.work)
+    target = options.work / f"{options.name}-target"
+    if not (target / "finetune.json").exists():
+        words = ["--model", str(options.models / "smol" / "base"), "--file", str(source), "--output", str(target)]
+        uld("finetune", *words, *LEARNING.split(), "--epochs", str(EPOCHS[options.name]), "--quiet")
+    found = carried_out(options.name, target, source, options.work)
+    OUT.mkdir(parents=True, exist_ok=True)
+    about = {"machine": machine(), "versions": library_versions()}
+    (OUT / f"{options.name}.json").write_text(dumps(found | about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
