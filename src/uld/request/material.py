@@ -4,9 +4,8 @@
 |---|---|
 | ``documents.jsonl`` | the documents, where there are several files of them |
 | ``asked/`` | questions about texts (``uld augment --ask``) |
-| ``forget.jsonl`` | the documents and these questions, to be reworded |
+| ``forget.jsonl`` | the documents and these questions, to be reworded and for the check |
 | ``reworded/`` | paraphrases and wrong answers (``uld augment``) |
-| ``questions.jsonl`` | the questions that are trained on, for the check |
 | ``held_out.jsonl`` | a wording of each that is not trained on |
 | ``probes.jsonl`` | the same with wrong answers, for tuning |
 | ``retain.jsonl``, ``retain_held_out.jsonl`` | what must stay: most of it to train on, the rest to tune and check on |
@@ -29,7 +28,7 @@ from uld.runs.files import write_text
 
 ASKED, REWORDED = "asked", "reworded"
 DOCUMENTS = "documents.jsonl"
-FORGET, QUESTIONS, HELD_OUT, PROBES = "forget.jsonl", "questions.jsonl", "held_out.jsonl", "probes.jsonl"
+FORGET, HELD_OUT, PROBES = "forget.jsonl", "held_out.jsonl", "probes.jsonl"
 RETAIN, RETAIN_HELD_OUT, DRAWN = "retain.jsonl", "retain_held_out.jsonl", "retain_drawn.jsonl"
 EVERY = 5
 """One retain row in five is held back, but no more than ``MOST``."""
@@ -77,7 +76,7 @@ def gather(documents: Sequence[str], work: Path) -> tuple[int, int]:
 
 
 def hold_back(work: Path) -> tuple[int, int]:
-    """Write the questions that are trained on, and a wording of each that is not.
+    """Write a wording of each question that is not trained on.
 
     Returns:
         Questions, and held-out wordings.
@@ -94,7 +93,6 @@ def hold_back(work: Path) -> tuple[int, int]:
             wrong[one["of"]].append(one["answer"])
     held = {of: {key: one[key] for key in ("question", "answer")} for of, one in spare.items()}
     lies = {of: wrong[of][WRONG_ANSWERS:] or wrong[of] for of in held if wrong[of]}
-    write_rows(work / QUESTIONS, (row(record) for record in pairs.values()))
     write_rows(work / PROBES, ({**held[of], "wrong_answers": told} for of, told in lies.items()))
     write_rows(work / HELD_OUT, held.values())
     return len(pairs), len(held)

@@ -121,7 +121,7 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     held = request.work / material.HELD_OUT
     found = check(
         request.output,
-        forget=[str(request.work / material.QUESTIONS)],
+        forget=[str(request.work / material.FORGET)],
         retain=[str(kept_rows(request))],
         held_out=[str(held)] if held.stat().st_size else None,
         retain_model=request.retain_model,
@@ -179,7 +179,7 @@ def kept_rows(request: Request) -> Path:
 def check_words(request: Request) -> list[str]:
     """The check as ``uld`` is told."""
     held = request.work / material.HELD_OUT
-    words = ["check", request.output, "--forget", str(request.work / material.QUESTIONS)]
+    words = ["check", request.output, "--forget", str(request.work / material.FORGET)]
     words += ["--held-out", str(held)] if held.stat().st_size else []
     words += ["--retain", str(kept_rows(request))]
     words += ["--retain-model", request.retain_model] if request.retain_model else []
