@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
 import uld.evaluation.copyright as copyright
