@@ -364,6 +364,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
+@pytest.fixture(scope="session")
+def shared_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`made_once` for the fixtures of other files: ``shared_once(name, make)``."""
+    return lambda name, make: made_once(tmp_path_factory, name, make)
+
+
 _COMMAND = """
 import os, sys
 os.environ.update({environment!r})

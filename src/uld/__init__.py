@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
+    from uld.checking.run import check
     from uld.evaluation.pipe import evaluate
     from uld.model.combine import Combination
     from uld.model.config import ULDConfig
@@ -27,6 +28,7 @@ __all__ = [
     "ULDConfig",
     "ULDError",
     "ULDForCausalLM",
+    "check",
     "evaluate",
     "finetune",
     "forget",
@@ -41,6 +43,7 @@ _LAZY = {
     "TrainConfig": "uld.training.config",
     "ULDConfig": "uld.model.config",
     "ULDForCausalLM": "uld.model.unlearned",
+    "check": "uld.checking.run",
     "evaluate": "uld.evaluation.pipe",
     "finetune": "uld.training.finetune",
     "forget": "uld.request.run",

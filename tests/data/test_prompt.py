@@ -188,6 +188,15 @@ def test_every_turn_of_the_assistant_is_learnt_and_nothing_else(kind: str, name:
         assert row.learn[len(prompt)] and not row.learn[len(prompt) - 1]
 
 
+def test_the_last_answer_alone_is_the_end_of_a_conversation() -> None:
+    form = FORMS["chat chatml"]("bpe")
+    last = form.encode(Record(messages=CONVERSATION), 1000).last_answer()
+    assert last.ids[: last.learn.index(True)] == form.prompt_ids(CONVERSATION[:3])
+    assert form.tokenizer.decode(learnt(last)) == "a tailor<|im_end|>"
+    one = form.encode(Record(prompt="Ann is", completion=" a tailor"), 1000)
+    assert one.last_answer() == one
+
+
 def test_turns_under_a_template_each_begin_like_a_conversation() -> None:
     form = PromptFormat(make("bpe", bos=True), "llama2")
     whole = form.tokenizer.decode(form.encode(Record(messages=CONVERSATION), 1000).ids)

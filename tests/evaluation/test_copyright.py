@@ -14,7 +14,6 @@ import uld.evaluation.copyright as copyright
 from uld.data.prompt import PromptFormat
 from uld.data.record import DataError, Record
 from uld.errors import ArtifactError
-from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.perplexity import perplexity
 from uld.evaluation.pipe import evaluate
 
@@ -87,39 +86,6 @@ def test_equals_a_naive_evaluation(learner, tokenizer, book, tmp_path):
     assert result.exact_memorization > 0.3 and result.longest_run == max(
         r["longest_run"] for r in log(tmp_path / "out")
     )
-
-
-ENGLISH = (
-    "It's 1865: the well-known White_Rabbit (No. 2) didn't wait; 'Oh dear!' it cried... I'll be 10,000x too late -- "
-    "by half-past_three o'clock, at the Queen's croquet-ground."
-)
-OTHER = "it s 1865 the known white rabbit no 2 did wait Oh dear I LL be 10 000X late by three at the queens croquet "
-OTHER += "ground"
-
-
-def test_rouge_of_ascii_text_is_that_of_rouge_score():
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    for one, two in ((ENGLISH, ENGLISH), (ENGLISH, OTHER), (OTHER, ENGLISH), (ENGLISH, ENGLISH[40:]), ("...", "a")):
-        assert copyright.rouge_l(one, two) == scorer.score(two, one)["rougeL"].fmeasure == rouge_l_f1(one, two)
-    assert 0 < copyright.rouge_l(ENGLISH, OTHER) < 1
-    odd = "".join(map(chr, range(128))) * 2
-    assert copyright.words_of(odd) == scorer._tokenizer.tokenize(odd)
-
-
-@pytest.mark.parametrize(
-    ("truth", "half"),
-    [
-        ("Мастер и Маргарита вышли", "и МАСТЕР  и, Маргарита"),
-        ("天气很好", "天气不坏"),
-        ("ภาษาไทย", "ภาษา"),
-        ("한국어 문장 두 개", "한국어 문장 세 것"),
-        ("हिन्दी में लिखा है", "हिन्दी में"),
-    ],
-)
-def test_rouge_counts_words_of_every_script(truth, half):
-    assert copyright.rouge_l(truth, truth) == 1.0
-    assert 0.3 < copyright.rouge_l(half, truth) < 1.0
-    assert copyright.rouge_l("something else", truth) == 0.0
 
 
 def test_kept_questions_are_asked_in_the_template(learner, tokenizer, book, tmp_path):

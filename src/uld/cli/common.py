@@ -109,8 +109,11 @@ class ModelOptions:
         other.check(flag)
         return other
 
-    def load(self) -> tuple[Any, Any]:
+    def load(self, *, revision: str | None = None) -> tuple[Any, Any]:
         """Load the run or the model, on the best device.
+
+        Args:
+            revision: Of a model on the Hub.
 
         Returns:
             Model in evaluation mode and tokenizer.
@@ -128,6 +131,8 @@ class ModelOptions:
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
             given["trust_remote_code"] = True
+        if revision is not None:
+            given["revision"] = revision
         loaded, tokenizer = load(self.model, dtype=DTYPES[self.dtype], **given)
         try:
             return loaded.to(device), tokenizer  # type: ignore[arg-type]

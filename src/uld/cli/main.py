@@ -7,6 +7,7 @@ import typer
 import uld
 from uld.cli import (
     augment,
+    check,
     compare,
     demo,
     doctor,
@@ -46,6 +47,7 @@ evaluate.app.command("knowundo", epilog=eval_knowundo.EPILOG)(eval_knowundo.know
 evaluate.app.command("muse", epilog=eval_muse.EPILOG)(eval_muse.muse)
 app.command("augment", epilog=augment.EPILOG, no_args_is_help=True)(augment.augment)
 app.add_typer(evaluate.app, name="eval")
+app.command("check", epilog=check.EPILOG, no_args_is_help=True)(check.check)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)

@@ -6,7 +6,7 @@ answer's follow, the end-of-sequence token included.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,12 @@ class Encoded:
     learn: list[bool]
     cut: int = 0
     shortened: bool = False
+
+    def last_answer(self) -> "Encoded":
+        """The same tokens, of which only the last answer is learnt."""
+        end = len(self.learn) - self.learn[::-1].index(True)
+        begin = next((i for i in range(end, 0, -1) if not self.learn[i - 1]), 0)
+        return replace(self, learn=[begin <= i < end for i in range(len(self.ids))])
 
 
 def remember_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:

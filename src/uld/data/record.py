@@ -8,7 +8,7 @@ of file.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -58,6 +58,12 @@ class Record:
     def qa(cls, question: str, answer: str, source: str = "", alternative: str | None = None) -> "Record":
         """A question and its answer."""
         return cls(messages=(("user", question), ("assistant", answer)), source=source, alternative=alternative)
+
+    def answered(self, text: str) -> "Record":
+        """The same question with another answer: the last one of a conversation, or the completion of a prompt."""
+        if self.prompt is not None:
+            return replace(self, completion=text)
+        return replace(self, messages=(*self.messages[:-1], ("assistant", text)))
 
     @property
     def content(self) -> tuple[object, ...]:

@@ -10,26 +10,22 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from uld.data.documents import read_sources
 from uld.data.prompt import Encoded, PromptFormat, spread
 from uld.data.record import DataError, Record
-from uld.data.text import words_of
 from uld.errors import ULDError
 from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, in_order
 from uld.evaluation.memorization import exact_memorization, extraction_strength, longest_verbatim_run
 from uld.evaluation.perplexity import perplexity, readable_tokens
+from uld.evaluation.rouge import rouge_l
 from uld.evaluation.scoring import refuse_nan
 from uld.model.generate import generate_ids
 from uld.text.table import aligned
-
-if TYPE_CHECKING:
-    from rouge_score.rouge_scorer import RougeScorer
 
 REQUEST = "Let's see how you would complete this piece of text:"
 """What the paper writes before a chunk."""
@@ -237,33 +233,6 @@ def read_book(path: str | Path) -> list[str]:
     if strange := [record.source for record in records if record.text is None]:
         raise DataError(f"{strange[0]}: is a question or a prompt with its answer: expected a text")
     return [record.text for record in records if record.text is not None]
-
-
-def rouge_l(generated: str, truth: str) -> float:
-    """ROUGE-L F1 of words in any script (`uld.data.text.words_of`); of ASCII text `uld.evaluation.metrics.rouge_l_f1`.
-
-    Args:
-        generated: What the model wrote.
-        truth: What stands in the book.
-
-    Returns:
-        A value in [0, 1]; 0 where either text has no word.
-    """
-    return float(_rouge_scorer().score(truth, generated)["rougeL"].fmeasure)
-
-
-@cache
-def _rouge_scorer() -> "RougeScorer":
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-class _Words:
-    """Words for rouge_score, whose own tokenizer keeps only a to z and 0 to 9."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words_of(text)
 
 
 def _body(chunk: Encoded) -> list[int]:

@@ -19,11 +19,12 @@ from uld.data.record import Record
 from uld.data.tofu import check_split
 from uld.errors import ULDError
 from uld.evaluation.benchmark import Benchmark, Found, Other, Row, Subject, Task, by_length, digest
+from uld.evaluation.judged import judged
 from uld.evaluation.pipe import run
 from uld.evaluation.reading import dictionary
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.task_log import MIA, TaskLog, TofuLog
-from uld.evaluation.tofu_answers import Classifier, classified, judged, sampled
+from uld.evaluation.tofu_answers import Classifier, classified, sampled
 from uld.evaluation.tofu_log import FILE_NAME, read_log, write_log
 from uld.evaluation.tofu_result import TofuResult, aggregate
 from uld.evaluation.tofu_rows import (
@@ -149,7 +150,8 @@ class Tofu(Benchmark):
     def judged(self, judge: Subject, found: Found) -> Iterable[Task[Any]]:
         """How likely another model finds the answers to forget questions."""
         answers = self._answers(found)
-        return [judged(judge, self._questions(), answers)] if answers else []
+        asked = [Record.qa(question, "", f"answer {i}") for i, question in enumerate(self._questions())]
+        return [judged(judge, asked, answers)] if answers else []
 
     def _answers(self, found: Found) -> list[str]:
         """The answers to them; none where nothing is generated."""

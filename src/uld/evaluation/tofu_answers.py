@@ -1,4 +1,4 @@
-"""More answers to forget questions, and what other models say of those that a model gave: tasks of their own.
+"""More answers to forget questions, and what a classifier says of those that a model gave: tasks of their own.
 
 The names of their files say what decided the rows.
 """
@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from uld.data.prompt import Encoded
-from uld.data.record import Record
 from uld.errors import ULDError, explained
-from uld.evaluation.benchmark import Row, Subject, Task, by_length, in_order
-from uld.evaluation.scoring import Score, refuse_nan
-from uld.model.generate import BATCH_TOKENS, generate_answers
+from uld.evaluation.benchmark import Row, Subject, Task, in_order
+from uld.evaluation.judged import few_digits
+from uld.model.generate import generate_answers
 from uld.runs.manifest import fingerprint
 
 _AT_ONCE = 64  # answers that are sampled, or classified, at a time
@@ -56,34 +54,6 @@ def sampled(subject: Subject, questions: Sequence[str], count: int, seed: int, m
 
     batches = in_order(len(questions), max(1, _AT_ONCE // count))
     return Task("samples", list(enumerate(questions)), work, batches, file=f"samples-{count}-seed{seed}")
-
-
-def judged(judge: Subject, questions: Sequence[str], answers: Sequence[str]) -> Task[Any]:
-    """How likely another model finds each answer.
-
-    Args:
-        judge: The other model.
-        questions: In order.
-        answers: To them.
-
-    Returns:
-        A task with ``judged_loss``, summed, in nats, and ``judged_tokens``; both 0 for an empty answer.
-    """
-    rows = [
-        judge.form.encode(Record.qa(question, text, f"answer {i}"), max_length=2**31) if text.strip() else None
-        for i, (question, text) in enumerate(zip(questions, answers, strict=True))
-    ]
-
-    def work(batch: list[Encoded | None]) -> list[Row]:
-        there = [row for row in batch if row is not None]
-        scores = iter(judge.scorer.score(there)[0] if there else [])
-        found = [next(scores) if row is not None else Score(0.0, 0) for row in batch]
-        refuse_nan(judge.model, (score.loss for score in found))
-        return [{"judged_loss": score.loss, "judged_tokens": score.tokens} for score in found]
-
-    name = f"judged-{_digest(fingerprint(judge.model.named_parameters()), judge.form.template, list(answers))}"
-    batches = by_length([len(row.ids) if row is not None else 0 for row in rows], BATCH_TOKENS)
-    return Task("judged", rows, work, batches, file=name)
 
 
 class Classifier:
@@ -146,10 +116,5 @@ def classified(classifier: Classifier, answers: Sequence[str]) -> Task[str]:
     def work(batch: list[str]) -> list[Row]:
         return [{"clean": value} for value in classifier(batch)]
 
-    name = f"clean-{_digest(fingerprint(classifier.model.named_parameters()), classifier.label, list(answers))}"
+    name = f"clean-{few_digits(fingerprint(classifier.model.named_parameters()), classifier.label, list(answers))}"
     return Task("clean", answers, work, in_order(len(answers), _AT_ONCE), file=name)
-
-
-def _digest(*parts: Any) -> str:
-    """Eight digits of what decides some rows."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]

@@ -13,7 +13,7 @@ from uld.report.numbers import exactly, quality, share, show
 from uld.report.tables import machine_words
 from uld.text.table import Table, is_strong
 
-_TEMPLATE = "page.html.j2"
+_BASE = "base.html.j2"
 
 
 def page(folder: Folder, tables: Sequence[Table], figures: Sequence[Figure]) -> str:
@@ -24,31 +24,45 @@ def page(folder: Folder, tables: Sequence[Table], figures: Sequence[Figure]) -> 
         tables: The report's tables.
         figures: The report's figures.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("uld.report") / _TEMPLATE).read_text(encoding="utf-8"))
     verdicts = [found for split in splits_of(folder, "table2") if (found := verdict(folder, split))]
     problems = [problem for split in splits_of(folder) for row in rows_of(folder, split) for problem in row.problems]
     trained = [cell for cell in folder.cells if cell.settings]
     common = common_settings(trained)
-    return (
-        template.render(
-            counts=_counts(folder),
-            sentences=[sentence for one in verdicts for sentence in verdict_sentences(one)],
-            problems=problems,
-            notes=folder.notes.get("table2", []),
-            tables=tables,
-            figures=figures,
-            is_strong=is_strong,
-            before_after=[one for split in splits_of(folder) for one in comparisons(folder, split)],
-            common=_shown(common),
-            cells=[(cell, _shown(_own(cell, common)), _facts(cell)) for cell in folder.cells],
-            versions=_distinct(folder.cells, lambda cell: cell.versions),
-            machines=_distinct(folder.cells, lambda cell: cell.machine),
-        ).strip()
-        + "\n"
+    return rendered(
+        "uld.report",
+        "page.html.j2",
+        counts=_counts(folder),
+        sentences=[sentence for one in verdicts for sentence in verdict_sentences(one)],
+        problems=problems,
+        notes=folder.notes.get("table2", []),
+        tables=tables,
+        figures=figures,
+        is_strong=is_strong,
+        before_after=[one for split in splits_of(folder) for one in comparisons(folder, split)],
+        common=_shown(common),
+        cells=[(cell, _shown(_own(cell, common)), _facts(cell)) for cell in folder.cells],
+        versions=_distinct(folder.cells, lambda cell: cell.versions),
+        machines=_distinct(folder.cells, lambda cell: cell.machine),
     )
+
+
+def rendered(package: str, template: str, **values: Any) -> str:
+    """A page of the house, self-contained: head, colours, print and phone are those of ``base.html.j2`` in this room.
+
+    Args:
+        package: Where the template is.
+        template: Its name; it extends the base. Everything in it is escaped unless it is marked as safe.
+        values: What it shows.
+    """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def read(name: str) -> str:
+        return (files("uld.report" if name == _BASE else package) / name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(**values).strip() + "\n"
 
 
 def verdict_sentences(found: Verdict) -> list[str]:

@@ -158,8 +158,8 @@ class FileSettings(dict[str, Any]):
         )
 
 
-def read_yaml(path: str | Path) -> FileSettings:
-    """Settings of a YAML file.
+def read_yaml(path: str | Path, flag: str = "--config") -> FileSettings:
+    """Settings of a YAML file, which a user named with a flag.
 
     Raises:
         ConfigError: missing, not YAML, or not a mapping.
@@ -167,9 +167,9 @@ def read_yaml(path: str | Path) -> FileSettings:
     try:
         values, lines = parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no such file (--config)") from error
+        raise ConfigError(f"{path}: there is no such file ({flag})") from error
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error} (--config)") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error} ({flag})") from error
     except YamlError as error:
         where = f"{path}:{error.line}" if error.line is not None else str(path)
         raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,163 @@
+"""What a check asks: the user's files as questions with answers, in three sets, and what is wrong with them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from uld.data.documents import read_records, read_sources
+from uld.data.prompt import spread
+from uld.data.record import Record, refuse_equal
+from uld.data.text import folded, shown
+from uld.errors import DataError
+from uld.runs.manifest import DataFile
+
+SETS = ("forget", "held_out", "retain")
+PASSAGE = 600
+"""Letters of a text that are looked at together: the first half is given, the second is the answer."""
+PASSAGES = 50
+"""Most passages of one text, spread evenly over it."""
+_BREAK = 40  # letters in which the end of a word is looked for
+
+Sources = str | Path | Record | Sequence[str | Path | Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question with its true answer.
+
+    Attributes:
+        record: Question and answer, prompt and completion, or a conversation, of which the last answer counts.
+        passage: Whether the answer is the second half of a passage, which ends where it was cut.
+    """
+
+    record: Record
+    passage: bool = False
+
+    @property
+    def question(self) -> str:
+        """What is given, as people read it."""
+        if self.record.prompt is not None:
+            return self.record.prompt
+        return "\n".join(content for _, content in self.record.messages[:-1])
+
+    @property
+    def answer(self) -> str:
+        """What stands in the file."""
+        return self.record.completion if self.record.completion is not None else self.record.messages[-1][1]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All that is asked.
+
+    Attributes:
+        sets: By the names of `SETS`; ``held_out`` only where it was given.
+        files: What was read, by set; nothing of records that were handed over.
+    """
+
+    sets: Mapping[str, list[Item]]
+    files: Mapping[str, list[DataFile]]
+
+    @classmethod
+    def read(
+        cls, forget: Sources, retain: Sources, held_out: Sources | None = None, limit: int | None = None
+    ) -> "Questions":
+        """Read the files.
+
+        Args:
+            forget: What must be gone.
+            retain: What must still be there.
+            held_out: What must be gone, in wordings that were not trained on.
+            limit: Most questions of each set, spread evenly over it.
+
+        Raises:
+            DataError: one cannot be read or is empty, or two of them share a row.
+        """
+        given = {"forget": forget, "held_out": held_out, "retain": retain}
+        sets: dict[str, list[Item]] = {}
+        files: dict[str, list[DataFile]] = {}
+        records: dict[str, list[Record]] = {}
+        for name, sources in given.items():
+            if sources is None:
+                continue
+            records[name], files[name] = _read(sources)
+            if not records[name]:
+                raise DataError(
+                    f"the {name.replace('_', '-')} set is empty: name at least one question with its answer"
+                )
+            sets[name] = spread([item for record in records[name] for item in _items(record)], limit)
+        for name in ("forget", "held_out"):
+            if name in records:
+                refuse_equal(records[name], records["retain"])
+                _refuse_asked(records[name], records["retain"], "retain", name)
+        if "held_out" in records:
+            _refuse_asked(records["forget"], records["held_out"], "held_out", "forget")
+        return cls(sets, files)
+
+
+def _read(sources: Sources) -> tuple[list[Record], list[DataFile]]:
+    """Records of files, and those that are there already."""
+    given = [sources] if isinstance(sources, str | Path | Record) else list(sources)
+    records: list[Record] = []
+    files: list[DataFile] = []
+    for one in given:
+        if isinstance(one, Record):
+            records += read_records([one])
+        else:
+            some, read = read_sources([str(one)])
+            records, files = records + some, files + read
+    return records, files
+
+
+def _items(record: Record) -> Iterator[Item]:
+    """A record as it is, or the passages of a text."""
+    if record.text is None:
+        yield Item(record)
+        return
+    passages = list(_passages(record.text.strip()))
+    if not passages:
+        raise DataError(f"{record.source}: the text is too short to be cut in two: ask a question about it instead")
+    for given, rest in spread(passages, PASSAGES):
+        yield Item(Record(prompt=given, completion=rest, source=record.source), passage=True)
+
+
+def _passages(text: str) -> Iterator[tuple[str, str]]:
+    """Both halves of each passage of a text, cut between words where there are blanks."""
+    start = 0
+    while start < len(text):
+        rest = text[start:]
+        length = PASSAGE if len(rest) > PASSAGE * 3 // 2 else len(rest)  # a short end belongs to the passage before it
+        end = _between_words(rest, length)
+        half = _between_words(rest, end // 2)
+        if rest[:half].strip() and rest[half:end].strip():
+            yield rest[:half], rest[half:end]
+        start += end
+
+
+def _between_words(text: str, place: int) -> int:
+    """The last place before a blank, not far before this one; this one where there is none."""
+    if place >= len(text):
+        return len(text)
+    blank = max(text.rfind(one, max(1, place - _BREAK), place + 1) for one in (" ", "\n"))
+    return blank if blank > 0 else place
+
+
+def _refuse_asked(first: Sequence[Record], second: Sequence[Record], name: str, other: str) -> None:
+    """Refuse sets that ask the same question, whatever they answer.
+
+    Raises:
+        DataError: names both places.
+    """
+    asked = {question: record.source for record in first if (question := _question(record))}
+    for record in second:
+        if (question := _question(record)) in asked:
+            what = "would have to be kept and to be forgotten" if name == "retain" else "is no other wording"
+            raise DataError(
+                f"{record.source}: the {name.replace('_', '-')} set asks what the {other.replace('_', '-')} set asks "
+                f"({asked[question]}), {shown(question)}, which {what}: take it out of one of them"
+            )
+
+
+def _question(record: Record) -> str:
+    """What is asked, as it is compared; of a text all of it."""
+    return folded(record.text if record.text is not None else Item(record).question)

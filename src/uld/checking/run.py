@@ -1,0 +1,202 @@
+"""A check from beginning to end: the target and the retain-only model once, then every run; numbers, gate, reports."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uld.checking.asked import Asked
+from uld.checking.questions import Questions, Sources
+from uld.checking.report import write_reports
+from uld.checking.result import Asking, CheckResult, RunResult, untested
+from uld.checking.thresholds import RETAIN_ONLY, TARGET, read_thresholds, refuse_unmeasured
+from uld.checking.work import Work, one_template, refuse_unknown, shown
+from uld.errors import DataError, ULDError
+from uld.evaluation import pipe
+from uld.evaluation.benchmark import slug
+from uld.evaluation.pipe import Candidate
+from uld.model.device import best_device
+from uld.model.load import load
+from uld.runs.files import remove_folder
+from uld.runs.machine import library_versions
+from uld.runs.manifest import Manifest, is_run
+from uld.runs.rows import claim
+from uld.training.settings import is_first_process
+
+Tell = Callable[[str], None]
+
+
+def check(
+    runs: str | Path | Sequence[str | Path],
+    *,
+    forget: Sources,
+    retain: Sources,
+    held_out: Sources | None = None,
+    retain_model: str | Path | None = None,
+    target: str | Path | None = None,
+    thresholds: str | Path | Mapping[str, str] | None = None,
+    output: str | Path | None = None,
+    max_new_tokens: int = 128,
+    limit: int | None = None,
+    template: str | None = None,
+    progress: bool = True,
+    **how: Any,
+) -> CheckResult:
+    """Did a run forget your documents, and does the rest still work? What ``uld check`` does, from Python.
+
+    Args:
+        runs: One or several run folders of one target; ordinary models also, with ``target``.
+        forget: What must be gone: files, folders or Hub data sets of questions with answers or of texts, or records.
+        retain: What must still be there.
+        held_out: What must be gone, in wordings that were not trained on.
+        retain_model: A model that never saw the documents, to stand beside.
+        target: The model before unlearning; default: the one that the first run names.
+        thresholds: YAML file, or texts by the names of measures; default: those of the package.
+        output: Folder for rows and reports; default: in the run, or ``eval/`` for several.
+        max_new_tokens: Most tokens of an answer.
+        limit: Most questions of each set, spread evenly over it.
+        template: Prompt template; default: the first run's, else the chat template.
+        progress: Show progress bars.
+        how: Handed to `uld.load` for every model (``dtype``, …).
+
+    Returns:
+        The result: ``result.passed``, ``result.table()``, ``result.to_dict()``. The folder holds the same as
+        ``report.html``, ``summary.md``, ``junit.xml`` and ``result.json``.
+
+    Raises:
+        ULDError: whatever is wrong with a setting, a file or a model.
+    """
+    places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
+    before, revision = target_of(places, None if target is None else str(target))
+
+    def at(place: str, **more: Any) -> Candidate:
+        def loaded() -> Any:
+            model, tokenizer = load(place, **how, **{name: one for name, one in more.items() if one is not None})
+            return model.to(best_device()), tokenizer  # type: ignore[arg-type]
+
+        return Candidate(place, loaded, template)
+
+    return carry_out(
+        Asked(Questions.read(forget, retain, held_out, limit), max_new_tokens),
+        [at(one, target=before if is_run(one) else None) for one in places],
+        at(before, revision=revision),
+        None if retain_model is None else at(str(retain_model)),
+        thresholds=thresholds,
+        folder=Path(output) if output else default_folder(places, forget),
+        progress=progress,
+    )
+
+
+def default_folder(places: Sequence[str], forget: Sources, changed: Mapping[str, Any] | None = None) -> Path:
+    """Where a check goes: inside of its run; beside the user for several.
+
+    Args:
+        places: Of the runs.
+        forget: Gives the folder its name.
+        changed: What becomes part of the name where it is not None.
+    """
+    first = forget if isinstance(forget, str | Path) else next(iter(forget), "") if isinstance(forget, list) else ""
+    stem = Path(first).stem if isinstance(first, str | Path) else ""
+    name = f"check-{stem}" if stem else "check"
+    return pipe.default_folder(places[0], name, changed or {}) if len(places) == 1 else Path("eval") / slug(name)
+
+
+def target_of(places: Sequence[str], target: str | None) -> tuple[str, str | None]:
+    """The one target of some runs, and its revision.
+
+    Args:
+        places: Run folders and ordinary models.
+        target: As it was given; None takes the one that the first run names.
+
+    Raises:
+        ULDError: no run, one twice, none that names a target, or runs of different targets.
+    """
+    if not places:
+        raise ULDError("name at least one run to check")
+    if twice := [one for i, one in enumerate(places) if one in places[:i]]:
+        raise ULDError(f"{twice[0]} is named twice: name each run once")
+    manifests = {place: Manifest.read(place) for place in places if is_run(place)}
+    shared: dict[tuple[str, int], tuple[str, str]] = {}
+    for place, one in manifests.items():
+        first, known = shared.setdefault((one.trains, one.num_layers), (place, one.target_fingerprint))
+        if one.target_fingerprint != known:
+            raise ULDError(f"{place} belongs to another target than {first}: check runs of one target at a time")
+    if target is not None:
+        return target, next((one.target_revision for one in manifests.values() if one.target == target), None)
+    if not manifests:
+        raise ULDError(f"{places[0]} is an ordinary model, not a run: name the model that it was made of with --target")
+    first_run = next(iter(manifests.values()))
+    return first_run.target, first_run.target_revision
+
+
+def carry_out(
+    asked: Asked,
+    runs: Sequence[Candidate],
+    target: Candidate,
+    retain_model: Candidate | None = None,
+    *,
+    thresholds: str | Path | Mapping[str, str] | None = None,
+    folder: Path,
+    progress: bool = True,
+    tell: Tell = lambda _: None,
+) -> CheckResult:
+    """`check`, of models that are loaded when their turn comes.
+
+    Args:
+        asked: The questions.
+        runs: At least one.
+        target: The model before unlearning.
+        retain_model: One that never saw the documents.
+        thresholds: See `check`.
+        folder: For rows and reports.
+        progress: Show progress bars.
+        tell: Told which model's turn it is.
+
+    Raises:
+        ULDError: see `check`.
+    """
+    sets = asked.questions.sets
+    gate, text = read_thresholds(thresholds, retain_only=retain_model is not None, held_out="held_out" in sets)
+    template = one_template(runs)
+    existed = folder.exists()
+    if is_first_process():
+        claim(folder, asked.about, "check")
+    work = Work(asked, folder, target, template, progress)
+    total = len(runs) + 1 + (retain_model is not None)
+    tell(f"1 of {total}: the target, {target.place}")
+    before = work.of_target()
+    counted = asked.counted(before)
+    try:
+        refuse_unknown(asked, counted, target.place)
+    except DataError:
+        if not existed and is_first_process():
+            remove_folder(folder)  # the files will be others
+        raise
+    never = None
+    if retain_model is not None:
+        tell(f"2 of {total}: the retain-only model, {retain_model.place}")
+        never = work.of(retain_model, folder / RETAIN_ONLY)
+    both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
+    others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
+    results, now = [], []
+    for number, run in enumerate(runs, start=total - len(runs) + 1):
+        tell(f"{number} of {total}: {run.place}")
+        now.append(work.of(run, folder / f"run-{slug(run.place)}", is_target_made=True))
+        values = asked.summarise(now[-1], {TARGET: before}).values
+        refuse_unmeasured(gate, values, others, run.place)
+        results.append(RunResult(run.place, values, [one.judge(values[one.name], others) for one in gate]))
+    asking = {
+        name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
+        for name, items in sets.items()
+    }
+    result = CheckResult(
+        runs=results,
+        others=others,
+        places={TARGET: target.place} | ({} if retain_model is None else {RETAIN_ONLY: retain_model.place}),
+        asked=asking,
+        untested=untested(asking, retain_model is not None, asked.max_new_tokens),
+        folder=str(folder),
+        answers={name: shown(asked, name, before, never, now, counted[name]) for name in sets},
+        machine=library_versions(),
+    )
+    write_reports(result, text, folder)
+    return result

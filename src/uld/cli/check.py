@@ -1,0 +1,98 @@
+"""``uld check``: did a run forget your documents, and does the rest still work? A gate with an exit code."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uld.cli.common import (
+    COMBINATION,
+    AsJson,
+    ModelOptions,
+    Quiet,
+    evaluation_folder,
+    resumable,
+    say,
+    show_result,
+    with_model,
+)
+from uld.training.settings import is_first_process
+
+EPILOG = (
+    "Example: uld check runs/x --forget mine.jsonl --retain keep.jsonl   ·   "
+    "uld check runs/* --forget mine.jsonl --retain keep.jsonl --thresholds gate.yaml --junit check.xml"
+)
+
+
+@with_model("model")
+def check(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Run folders, or models made of --target.")],
+    forget: Annotated[
+        list[str],
+        typer.Option(help="What must be gone: questions with answers, or texts (repeat)."),
+    ],
+    retain: Annotated[list[str], typer.Option(help="What must still be there (repeat).")],
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="What must be gone, in wordings that were not trained on (repeat).")
+    ] = None,
+    retain_model: Annotated[
+        str | None, typer.Option(help="A model that never saw the documents, to stand beside.")
+    ] = None,
+    thresholds: Annotated[
+        str | None, typer.Option(help="YAML file with your own limits; default: those of the package.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder for rows and reports; default: in the run, or eval/ for several.")
+    ] = None,
+    as_json: AsJson = False,
+    junit: Annotated[str | None, typer.Option(help="Also write JUnit XML into this file.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=10**6, help="Most tokens of an answer.")] = 128,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=10**9, help="Most questions of each set, spread evenly over it.")
+    ] = None,
+    quiet: Quiet = False,
+    *,
+    options: ModelOptions,
+) -> None:
+    """Did a run forget your documents, and does the rest still work? A gate: exit code 0 pass, 1 fail, 2 not run.
+
+    Asks your own questions before and after unlearning, writes report.html, summary.md, junit.xml and result.json, and
+    holds the numbers against thresholds. A check that was stopped continues where it was when the same command is given
+    again.
+    """
+    for run in runs:
+        replace(options, model=run).check("RUN")
+    from uld.checking.asked import Asked
+    from uld.checking.questions import Questions
+    from uld.checking.report import write_junit
+    from uld.checking.run import carry_out, default_folder, target_of
+    from uld.evaluation.pipe import Candidate
+    from uld.runs.manifest import is_run
+
+    place, revision = target_of(runs, options.target)
+    chosen = replace(options, model=runs[0])
+    questions = Questions.read(forget, retain, held_out, limit)
+    named = {name: getattr(options, name) for name in (*COMBINATION, "template", "date")}
+    named |= {"dtype": None if options.dtype == "auto" else options.dtype, "limit": limit}
+    folder = evaluation_folder(chosen, "check", output or str(default_folder(runs, forget, named)))
+    before = chosen.beside(place, "--target", "tokenizer")
+    beside = None if retain_model is None else chosen.beside(retain_model, "--retain-model")
+    with resumable(folder):
+        result = carry_out(
+            Asked(questions, max_new_tokens),
+            [replace(options, model=run, target=place if is_run(run) else None).candidate() for run in runs],
+            Candidate(place, lambda: before.load(revision=revision), options.template),
+            None if beside is None else beside.candidate(),
+            thresholds=thresholds,
+            folder=folder,
+            progress=not quiet,
+            tell=lambda line: None if quiet else say(line, err=True),
+        )
+    if junit is not None and is_first_process():
+        write_junit(result, Path(junit))
+    show_result(result, None, as_json)
+    if not as_json and is_first_process():
+        say(f"Report: {folder / 'report.html'}")
+    if not result.passed:
+        raise typer.Exit(1)
