@@ -86,6 +86,31 @@ def check(
     )
 
 
+def ask_target(
+    asked: Asked, target: Candidate, folder: Path, *, template: str | None = None, progress: bool = True
+) -> dict[str, tuple[int, int]]:
+    """Ask the target alone, before there is a run; a check in the same folder goes on from there.
+
+    Args:
+        asked: The questions.
+        target: The model before unlearning.
+        folder: For rows.
+        template: Prompt template of the run to come.
+        progress: Show progress bars.
+
+    Returns:
+        For every set of questions how many the target knows, and how many there are.
+
+    Raises:
+        DataError: it knows next to nothing: there is nothing to forget.
+    """
+    if is_first_process():
+        claim(folder, asked.about, "check")
+    counted = asked.counted(Work(asked, folder, target, template, progress).of_target())
+    refuse_unknown(asked, counted, target.place)
+    return {name: (len(counted[name]), len(items)) for name, items in asked.questions.sets.items() if name in counted}
+
+
 def default_folder(places: Sequence[str], forget: Sources, changed: Mapping[str, Any] | None = None) -> Path:
     """Where a check goes: inside of its run; beside the user for several.
 

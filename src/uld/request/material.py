@@ -6,8 +6,8 @@
 | ``asked/`` | questions about texts (``uld augment --ask``) |
 | ``forget.jsonl`` | the documents and these questions, to be reworded and for the check |
 | ``reworded/`` | paraphrases and wrong answers (``uld augment``) |
-| ``held_out.jsonl`` | a wording of each that is not trained on |
-| ``probes.jsonl`` | the same with wrong answers, for tuning |
+| ``held_out.jsonl`` | a wording of each that is not trained on, where there is another one of its question |
+| ``probes.jsonl`` | an answer in other words and wrong ones to each question, for tuning |
 | ``retain.jsonl``, ``retain_held_out.jsonl`` | what must stay: most of it to train on, the rest to tune and check on |
 """
 
@@ -22,6 +22,7 @@ from uld.augment.output import FILES
 from uld.data.documents import read_sources
 from uld.data.record import Record, parse_record
 from uld.data.rows import read_lines
+from uld.data.text import folded
 from uld.errors import DataError
 from uld.request.settings import PARAPHRASES, WRONG_ANSWERS
 from uld.runs.files import write_text
@@ -33,6 +34,7 @@ RETAIN, RETAIN_HELD_OUT, DRAWN = "retain.jsonl", "retain_held_out.jsonl", "retai
 EVERY = 5
 """One retain row in five is held back, but no more than ``MOST``."""
 MOST = 64
+_LEAST_WORDS = 12
 
 
 def is_pair(record: Record) -> bool:
@@ -85,8 +87,11 @@ def hold_back(work: Path) -> tuple[int, int]:
     pairs = {digest(record): record for record in records if is_pair(record)}
     spare: dict[str, dict[str, str]] = {}
     wrong: dict[str, list[str]] = defaultdict(list)
-    for one in made_rows(work / REWORDED, "paraphrases"):
-        if one["of"] in pairs and one["copy"] >= PARAPHRASES:
+    reworded = [one for one in made_rows(work / REWORDED, "paraphrases") if one["of"] in pairs]
+    asked = {folded(record.messages[0][1]) for record in pairs.values()}
+    asked |= {folded(one["question"]) for one in reworded if one["copy"] < PARAPHRASES}
+    for one in reworded:
+        if one["copy"] >= PARAPHRASES:
             spare.setdefault(one["of"], one)
     for one in made_rows(work / REWORDED, "wrong"):
         if one["of"] in pairs:
@@ -94,8 +99,13 @@ def hold_back(work: Path) -> tuple[int, int]:
     held = {of: {key: one[key] for key in ("question", "answer")} for of, one in spare.items()}
     lies = {of: wrong[of][WRONG_ANSWERS:] or wrong[of] for of in held if wrong[of]}
     write_rows(work / PROBES, ({**held[of], "wrong_answers": told} for of, told in lies.items()))
-    write_rows(work / HELD_OUT, held.values())
-    return len(pairs), len(held)
+    new = {folded(one["question"]): one for one in held.values() if folded(one["question"]) not in asked}
+    return len(pairs), write_rows(work / HELD_OUT, new.values())
+
+
+def _can_be_checked(record: Record) -> bool:
+    """Whether it is no text of a few words, of which a check cannot ask the second half."""
+    return record.text is None or len(record.text.split()) >= _LEAST_WORDS
 
 
 def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:
@@ -104,8 +114,15 @@ def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:
     Returns:
         Rows of each; nothing is held back of fewer than ``EVERY``.
     """
-    held = [record for number, record in enumerate(records, 1) if number % EVERY == 0]
+    held = [one for number, one in enumerate(records, 1) if number % EVERY == 0 and _can_be_checked(one)]
     held = held[:: -(-len(held) // MOST) or 1]
     taken = {id(record) for record in held}
     write_rows(work / RETAIN_HELD_OUT, (row(record) for record in held))
     return write_rows(work / RETAIN, (row(one) for one in records if id(one) not in taken)), len(held)
+
+
+def held_out(work: Path) -> tuple[Path | None, Path]:
+    """What the check asks beside what is trained on: other wordings, where there are any, and rows that must stay."""
+    wordings, kept = work / HELD_OUT, work / RETAIN_HELD_OUT
+    few = not kept.stat().st_size  # too few to hold any back
+    return wordings if wordings.stat().st_size else None, work / RETAIN if few else kept

@@ -14,15 +14,15 @@ from uld.data.record import refuse_equal
 from uld.errors import ArtifactError
 from uld.model.causal_lm import load_config
 from uld.request import material
+from uld.request.material import held_out
 from uld.request.settings import Asker, Request
-from uld.request.steps import Step, loading, steps
+from uld.request.steps import CHECK, Step, loading, steps
 from uld.runs.files import present
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.rows import CLAIM, claim
 from uld.training.run import Interrupted
 
 WHAT = "request"
-CHECK = "check"
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
         _take(number, step, tell)
     tell(f"{number + 1}. check: {shlex.join(('uld', *check_words(request)))}")
     folder = request.work / CHECK
-    held = request.work / material.HELD_OUT
+    held, kept = held_out(request.work)
     found = check(
         request.output,
-        forget=[str(request.work / material.FORGET)],
-        retain=[str(kept_rows(request))],
-        held_out=[str(held)] if held.stat().st_size else None,
+        forget=request.work / material.FORGET,
+        retain=kept,
+        held_out=held,
         retain_model=request.retain_model,
         thresholds=request.thresholds,
         output=folder,
@@ -170,18 +170,12 @@ def _take(number: int, step: Step, tell: Callable[[str], None]) -> None:
     tell(f"   {found} ({time.monotonic() - start:.0f} s)")
 
 
-def kept_rows(request: Request) -> Path:
-    """Rows that must stay and were not trained on, or all of them where they are too few."""
-    held = request.work / material.RETAIN_HELD_OUT
-    return held if held.stat().st_size else request.work / material.RETAIN
-
-
 def check_words(request: Request) -> list[str]:
     """The check as ``uld`` is told."""
-    held = request.work / material.HELD_OUT
+    held, kept = held_out(request.work)
     words = ["check", request.output, "--forget", str(request.work / material.FORGET)]
-    words += ["--held-out", str(held)] if held.stat().st_size else []
-    words += ["--retain", str(kept_rows(request))]
+    words += ["--held-out", str(held)] if held else []
+    words += ["--retain", str(kept)]
     words += ["--retain-model", request.retain_model] if request.retain_model else []
     words += ["--thresholds", request.thresholds] if request.thresholds else []
     return [*words, "--output", str(request.work / CHECK)]

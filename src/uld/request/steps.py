@@ -11,10 +11,14 @@ from uld.augment.items import row
 from uld.augment.local import ask
 from uld.augment.output import FILES, REPORT
 from uld.augment.run import augment_by_model, augment_by_rules
+from uld.checking.asked import Asked
+from uld.checking.questions import Questions
+from uld.checking.run import ask_target
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.data.record import refuse_equal
 from uld.evaluation.held_out import file_probes
+from uld.evaluation.pipe import Candidate
 from uld.evaluation.tuning import tune
 from uld.model.device import best_device
 from uld.model.load import load
@@ -22,6 +26,7 @@ from uld.request import material
 from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
 from uld.runs.files import write_text
 from uld.runs.manifest import RUN_SETTINGS, is_run
+from uld.text.json_text import dumps
 from uld.training.config import TrainConfig, train_config
 from uld.training.draw import draw_rows
 from uld.training.run import train
@@ -30,6 +35,7 @@ from uld.training.settings import setting_fields
 STEPS_WANTED = 200
 """Optimiser steps, at least, where no epochs are given: a short request is read more often."""
 LEAST_DRAWN = 128
+CHECK, KNOWN = "check", "known.json"
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Shares of the retain answers' probability that tuning may lose: the first that any setting keeps."""
 _MOST_TOKENS = 2048  # of an answer to a prompt that asks for questions or other words
@@ -67,6 +73,7 @@ def steps(request: Request, *, progress: bool = True) -> Iterator[Step]:
     if not request.retain:
         yield _drawing(request)
     yield _splitting(request)
+    yield _asking_target(request, progress)
     yield _training(request, progress)
     if (request.work / material.PROBES).stat().st_size and (request.work / material.RETAIN_HELD_OUT).stat().st_size:
         yield _tuning(request)
@@ -165,6 +172,28 @@ def _splitting(request: Request) -> Step:
         return f"{trained} rows to train on, {held} held back"
 
     return Step("hold some of what must stay back", (), (request.work / material.RETAIN).is_file, run)
+
+
+def questions_of(request: Request) -> Questions:
+    """What the check asks: everything to be forgotten, other wordings of it, and what must stay."""
+    held, kept = material.held_out(request.work)
+    return Questions.read(request.work / material.FORGET, kept, held)
+
+
+def _asking_target(request: Request, progress: bool) -> Step:
+    path = request.work / KNOWN
+
+    def run() -> str:
+        target = Candidate(request.target, lambda: _loaded(request, request.target))
+        folder, template = request.work / CHECK, request.settings.get("template")
+        asked = Asked(questions_of(request))
+        known = ask_target(asked, target, folder, template=template, progress=progress)
+        write_text(path, dumps(known) + "\n")
+        return ", ".join(
+            f"{name.replace('_', ' ')}: {one} of {number}" for name, (one, number) in known.items() if name != "retain"
+        )
+
+    return Step("ask the model what it knows", (), path.is_file, run)
 
 
 def _training(request: Request, progress: bool) -> Step:

@@ -1,0 +1,105 @@
+"""A whole request, from documents to a checked run."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import uld
+from uld.cli.main import app
+from uld.errors import ArtifactError, DataError
+from uld.request import run as running
+from uld.request.steps import CHECK
+
+
+@pytest.fixture(scope="module")
+def done(village, small, tmp_path_factory):
+    """Words of the command, and the run that it is to make."""
+    output = tmp_path_factory.mktemp("done") / "run"
+    words = ["forget", "--target", village.target, "--documents", village.forget, "--retain", village.retain]
+    settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    return [*words, "--output", str(output), *settings, "--set", "max_length=64"], output
+
+
+def test_the_command_goes_from_documents_to_a_report(done):
+    words, output = done
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code in (0, 1), said.output
+    work = output.with_name("run-request")
+    found = json.loads((work / CHECK / "result.json").read_text())
+    assert f"report: {work / CHECK / 'report.html'}" in said.output
+    assert (work / CHECK / "report.html").is_file()
+    assert [one["name"] for one in found["runs"]] == [str(output)]
+    assert said.exit_code == int(not found["passed"])
+    assert json.loads((output / "uld.json").read_text())["combination"]["margin"] > 0  # tuned
+    for name in ("augment", "train", "tune", "check"):
+        assert f": uld {name} " in said.output
+    again = CliRunner().invoke(app, [*words, "--quiet"])  # nothing is left but the check, whose rows are there
+    assert again.exit_code == said.exit_code, again.output
+
+
+def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
+    monkeypatch.setattr(running, "check", lambda *_, **__: None)
+    told = []
+    settings = {"retain": village.retain, "settings": small | {"max_length": 64}, "progress": False}
+    uld.forget(village.target, village.forget, done[1], **settings, tell=told.append)
+    assert [line for line in told if "done before" not in line] == [line for line in told if ". check: " in line]
+    assert len(told) > 5
+
+
+def test_another_request_is_refused_in_the_same_place(done, village, small):
+    settings = {"retain": village.retain, "settings": small | {"max_length": 64}}
+    with pytest.raises(ArtifactError, match=r"run-request holds an? request .*\(seed\)"):
+        uld.forget(village.target, village.forget, done[1], **settings, seed=5)
+
+
+def test_a_model_that_knows_nothing_of_it_is_not_trained(micro, small, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    rows = [
+        (f"Where does Zyx{i} Qorl{i} live?", f"Zyx{i} Qorl{i} lives in Vlantesk{i} on the Grumbly{i}.") for i in "abcd"
+    ]
+    facts.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
+    with pytest.raises(DataError, match="nothing to forget"):
+        uld.forget(micro.target, facts, tmp_path / "x", draw=10, settings=small, progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_is_in_use_is_left_alone(micro, documents, small, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match="choose another folder"):
+        uld.forget(micro.target, documents, tmp_path / "x", draw=10, settings=small)
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "mine.txt"]
+
+
+def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path):
+    with pytest.raises(DataError, match=r"facts\.jsonl:1: this retain record is also in the forget set"):
+        uld.forget(micro.target, documents, tmp_path / "x", retain=documents / "facts.jsonl", settings=small)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--set", "epoch"], "expected NAME=VALUE"),
+        (["--set", "epoch=3"], "epoch is not a setting"),
+        (["--set", "epochs=many"], "--set epochs=many"),
+        (["--set", "output=x"], "output is not a setting"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(done, words, told, tmp_path):
+    given = [*done[0], *words]
+    given[given.index("--output") + 1] = str(tmp_path / "x")
+    said = CliRunner().invoke(app, given)
+    assert said.exit_code == 2
+    assert told in said.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_does_nothing(done, tmp_path):
+    given = [*done[0], "--plan"]
+    given[given.index("--output") + 1] = str(tmp_path / "x")
+    said = CliRunner().invoke(app, given)
+    assert said.exit_code == 0, said.output
+    assert "memory: about" in said.output
+    assert list(tmp_path.iterdir()) == []
