@@ -83,7 +83,7 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
     [
         (["--set", "epoch"], "expected NAME=VALUE"),
         (["--set", "epoch=3"], "epoch is not a setting"),
-        (["--set", "epochs=many"], "--set epochs=many"),
+        (["--set", "epochs=many"], "--set: epochs must be a whole number"),
         (["--set", "output=x"], "output is not a setting"),
     ],
 )

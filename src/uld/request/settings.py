@@ -7,7 +7,7 @@ from typing import Any
 
 from uld.augment.endpoint import Endpoint
 from uld.errors import ConfigError
-from uld.training.config import TrainConfig, setting_fields
+from uld.training.config import TrainConfig, setting_fields, train_config
 
 PARAPHRASES, WRONG_ANSWERS = 2, 2
 """Of each question, learnt; one paraphrase and as many wrong answers more are held back."""
@@ -107,7 +107,7 @@ class Request:
             raise ConfigError(f"--set {taken[0]} is what uld forget sees to itself: leave it out")
         if self.settings.get("method", "uld") != "uld":
             raise ConfigError("uld forget trains an assistant: for --set method use uld train, and then uld check")
-        TrainConfig(**self.settings)
+        train_config([("--set", self.settings)])
 
     @property
     def work(self) -> Path:
