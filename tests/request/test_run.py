@@ -14,16 +14,16 @@ from uld.request.steps import CHECK
 
 @pytest.fixture(scope="module")
 def done(village, small, tmp_path_factory):
-    """Words of the command, and the run that it is to make."""
+    """Words of the command, the run that it made, and what it said."""
     output = tmp_path_factory.mktemp("done") / "run"
     words = ["forget", "--target", village.target, "--documents", village.forget, "--retain", village.retain]
     settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
-    return [*words, "--output", str(output), *settings, "--set", "max_length=64"], output
+    words += ["--output", str(output), *settings, "--set", "max_length=64"]
+    return words, output, CliRunner().invoke(app, words)
 
 
 def test_the_command_goes_from_documents_to_a_report(done):
-    words, output = done
-    said = CliRunner().invoke(app, words)
+    words, output, said = done
     assert said.exit_code in (0, 1), said.output
     work = output.with_name("run-request")
     found = json.loads((work / CHECK / "result.json").read_text())
