@@ -1,10 +1,11 @@
 """Change one line of the code at a time and see whether a test fails.
 
-Lines of ``model``, ``methods``, ``training`` and ``evaluation`` are drawn at random (``--seed``). In a copy of the source one
-comparison, sign, constant, negation, ``and`` or ``or`` of the line is turned into another. The test file of the module runs
-first, then the rest of its room, then ``tests/cli``, ``compare`` and ``demo``, until a test fails; all of these must pass
-without a change. What is finished is kept in the
-output and not done again.
+Lines of ``model``, ``methods``, ``training`` and ``evaluation`` are drawn at random (``--seed``): by a hash of file, line
+and seed, so that a later change of the code moves only the draw of the lines that it touches. In a copy of the source one
+comparison, sign, constant, negation, ``and`` or ``or`` of the line is turned into another. The tests that name the module
+run first, its own test file before all, then those of its room, then ``tests/cli``, ``compare`` and ``demo``, until one
+fails. Before the first mutant all of these run without a change, and must pass. What is finished is kept in the output and
+not done again.
 
     python benchmarks/mutants.py --number 120 --output docs/results/mutants.json
 """
@@ -12,9 +13,11 @@ output and not done again.
 import argparse
 import ast
 import copy
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "methods", "training", "evaluation")
+ABOVE = ("tests/cli", "tests/compare", "tests/demo")
 LIMIT = 900  # seconds of one call of pytest; a mutant that never ends is caught
 SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -80,22 +84,46 @@ def draw(number: int, seed: int) -> list[dict[str, Any]]:
         for path in sorted((ROOT / "src" / "uld" / room).rglob("*.py")):
             for node, other in candidates(path):
                 lines.setdefault((str(path.relative_to(ROOT / "src")), node.lineno), []).append((node, other))
-    chance = random.Random(seed)
+    texts = {file: (ROOT / "src" / file).read_text().splitlines() for file, _ in lines}
+
+    def place(at: tuple[str, int]) -> str:
+        file, line = at
+        again = texts[file][: line - 1].count(texts[file][line - 1])  # the same line may stand there twice
+        return hashlib.sha256(f"{seed} {file} {again} {texts[file][line - 1]}".encode()).hexdigest()
+
     mutants = []
-    for file, line in chance.sample(sorted(lines), number):
-        node, other = chance.choice(lines[file, line])
-        text = (ROOT / "src" / file).read_text().splitlines()[line - 1]
+    for file, line in sorted(lines, key=place)[:number]:
+        node, other = random.Random(place((file, line))).choice(lines[file, line])
+        text = texts[file][line - 1]
         start, end = (len(text.encode()[:column].decode()) for column in (node.col_offset, node.end_col_offset or 0))
         mutants.append({"file": file, "line": line, "was": text.strip(), "is": f"{text[:start]}{other}{text[end:]}"})
     return mutants
 
 
 def tests_of(file: str) -> list[list[str]]:
-    """What is run for a module, one call after the other."""
+    """What is run for a module, one call after the other: what names it in its room, the room, and the rooms above."""
     room, name = Path(file).parts[1], Path(file).stem
     own = ROOT / "tests" / room / f"test_{name}.py"
-    calls = [[str(own)]] if own.exists() else []
-    return [*calls, [f"tests/{room}"], ["tests/cli", "tests/compare", "tests/demo"]]
+    module = re.compile(rf"\buld\.{room}\.{name}\b|\bfrom uld\.{room} import .*\b{name}\b")
+    naming = [path for path in sorted((ROOT / "tests" / room).glob("test_*.py")) if module.search(path.read_text())]
+    first = dict.fromkeys([own, *naming] if own.exists() else naming)
+    return [*([[str(path) for path in first]] if first else []), [f"tests/{room}"], list(ABOVE)]
+
+
+def failure(source: Path, tests: list[str], workers: int) -> str | None:
+    """The first of some tests that fails with a source, or None."""
+    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", str(workers), *tests]
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"{tests[0]}: longer than {LIMIT} s"
+    if done.returncode in (0, 5):  # all passed, or none is run by default
+        return None
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (failed or [f"{tests[0]}: exit code {done.returncode}"])[0].replace(str(ROOT), "")
 
 
 def caught(mutant: dict[str, Any], workers: int) -> str | None:
@@ -107,19 +135,7 @@ def caught(mutant: dict[str, Any], workers: int) -> str | None:
         lines = path.read_text().splitlines(keepends=True)
         lines[mutant["line"] - 1] = mutant["is"] + "\n"
         path.write_text("".join(lines))
-        environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        for call in tests_of(mutant["file"]):
-            words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", str(workers), *call]
-            try:
-                done = subprocess.run(
-                    words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-                )
-            except subprocess.TimeoutExpired:
-                return f"{call[0]}: longer than {LIMIT} s"
-            if done.returncode in (1, 2):  # a test failed, or the tests could not be read
-                failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-                return (failed or [f"{call[0]}: exit code {done.returncode}"])[0].replace(str(ROOT), "")
-    return None
+        return next((found for tests in tests_of(mutant["file"]) if (found := failure(source, tests, workers))), None)
 
 
 def main() -> None:
@@ -130,16 +146,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "mutants.json")
     options = parser.parse_args()
     known = json.loads(options.output.read_text())["mutants"] if options.output.exists() else []
-    done = {(one["file"], one["is"]): one for one in known}
-    for mutant in draw(options.number, options.seed):
-        key = (mutant["file"], mutant["is"])
-        if key not in done:
-            done[key] = mutant | {"caught": caught(mutant, options.workers)}
-            print(mutant["file"], mutant["line"], mutant["is"].strip(), "→", done[key]["caught"], flush=True)
-            mutants = list(done.values())
-            share = sum(one["caught"] is not None for one in mutants) / len(mutants)
-            report = {"seed": options.seed, "asked": options.number, "share": round(share, 3), "mutants": mutants}
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
+    done = {(one["file"], one["is"]) for one in known}
+    left = [one for one in draw(options.number, options.seed) if (one["file"], one["is"]) not in done]
+    for tests in [*([f"tests/{room}"] for room in ROOMS), list(ABOVE)] if left else []:
+        if failed := failure(ROOT / "src", tests, options.workers):
+            sys.exit(f"without a change a test fails, so no mutant can be told by it: mend it first ({failed})")
+    for mutant in left:
+        known.append(mutant | {"caught": caught(mutant, options.workers)})
+        print(mutant["file"], mutant["line"], mutant["is"].strip(), "→", known[-1]["caught"], flush=True)
+        share = sum(one["caught"] is not None for one in known) / len(known)
+        report = {"seed": options.seed, "asked": options.number, "share": round(share, 3), "mutants": known}
+        options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
