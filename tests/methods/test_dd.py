@@ -28,7 +28,7 @@ from uld.training.objective import Objective, terms_of
 
 
 def settings(task, output, **changes):
-    return uld.TrainConfig.of(**task.settings(output, method="dd", batch_size=12, learning_rate=0.02) | changes)
+    return uld.TrainConfig(**task.settings(output, method="dd", batch_size=12, learning_rate=0.02) | changes)
 
 
 @pytest.fixture(scope="module")
