@@ -7,29 +7,38 @@ run first, its own test file before all, then those of its room, then ``tests/cl
 fails. Before the first mutant all of these run without a change, and must pass. What is finished is kept in the output and
 not done again.
 
-    python benchmarks/mutants.py --number 120 --output docs/results/mutants.json
+    python benchmarks/mutants.py --number 120 --jobs 2 --output docs/results/mutants.json
 """
 
 import argparse
 import ast
 import copy
 import hashlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+sys.dont_write_bytecode = True  # a mutant is of its source's size, and may be of its second
 ROOT = Path(__file__).resolve().parents[1]
+IMPORTS = ("torch", "transformers", "transformers.trainer", "peft", "accelerate", "datasets", "pydantic", "typer")
 ROOMS = ("model", "methods", "training", "evaluation")
 ABOVE = ("tests/cli", "tests/compare", "tests/demo")
-LIMIT = 900  # seconds of one call of pytest; a mutant that never ends is caught
+LIMIT = 900  # seconds that some tests may take; a mutant that never ends is caught
 SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
@@ -110,24 +119,35 @@ def tests_of(file: str) -> list[list[str]]:
     return [*([[str(path) for path in first]] if first else []), [f"tests/{room}"], list(ABOVE)]
 
 
-def failure(source: Path, tests: list[str], workers: int) -> str | None:
+def failure(source: Path, tests: list[str]) -> str | None:
     """The first of some tests that fails with a source, or None."""
-    environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", str(workers), *tests]
-    try:
-        done = subprocess.run(
-            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"{tests[0]}: longer than {LIMIT} s"
-    if done.returncode in (0, 5):  # all passed, or none is run by default
-        return None
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return (failed or [f"{tests[0]}: exit code {done.returncode}"])[0].replace(str(ROOT), "")
+    with tempfile.NamedTemporaryFile("r", suffix=".log") as log:
+        process = multiprocessing.get_context("fork").Process(target=_test, args=(source, tests, log.name))
+        process.start()
+        process.join(LIMIT)
+        if process.is_alive():
+            os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+            return f"{tests[0]}: longer than {LIMIT} s"
+        if process.exitcode in (0, 5):  # all passed, or none is run by default
+            return None
+        failed = [line.strip() for line in log if line.startswith(("FAILED", "ERROR"))]
+    return (failed or [f"{tests[0]}: exit code {process.exitcode}"])[0].replace(str(ROOT), "")
 
 
-def caught(mutant: dict[str, Any], workers: int) -> str | None:
-    """The first test that fails, or None."""
+def _test(source: Path, tests: list[str], log: str) -> None:
+    """Run tests with a source, in a process that has all imports done but ours."""
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), stream)
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = str(source)
+    sys.path.insert(0, str(source))
+    sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
+
+
+def caught(mutant: dict[str, Any]) -> dict[str, Any]:
+    """A mutant with the first test that fails under ``caught``, or None."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -135,28 +155,33 @@ def caught(mutant: dict[str, Any], workers: int) -> str | None:
         lines = path.read_text().splitlines(keepends=True)
         lines[mutant["line"] - 1] = mutant["is"] + "\n"
         path.write_text("".join(lines))
-        return next((found for tests in tests_of(mutant["file"]) if (found := failure(source, tests, workers))), None)
+        found = (failure(source, tests) for tests in tests_of(mutant["file"]))
+        return mutant | {"caught": next((one for one in found if one), None)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes of pytest")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "results" / "mutants.json")
     options = parser.parse_args()
     known = json.loads(options.output.read_text())["mutants"] if options.output.exists() else []
     done = {(one["file"], one["is"]) for one in known}
     left = [one for one in draw(options.number, options.seed) if (one["file"], one["is"]) not in done]
-    for tests in [*([f"tests/{room}"] for room in ROOMS), list(ABOVE)] if left else []:
-        if failed := failure(ROOT / "src", tests, options.workers):
-            sys.exit(f"without a change a test fails, so no mutant can be told by it: mend it first ({failed})")
-    for mutant in left:
-        known.append(mutant | {"caught": caught(mutant, options.workers)})
-        print(mutant["file"], mutant["line"], mutant["is"].strip(), "→", known[-1]["caught"], flush=True)
-        share = sum(one["caught"] is not None for one in known) / len(known)
-        report = {"seed": options.seed, "asked": options.number, "share": round(share, 3), "mutants": known}
-        options.output.write_text(json.dumps(report, indent=1) + "\n")
+    for name in IMPORTS if left else ():
+        importlib.import_module(name)
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
+        unchanged = [*([f"tests/{room}"] for room in ROOMS), list(ABOVE)] if left else []
+        for failed in pool.map(partial(failure, ROOT / "src"), unchanged):
+            if failed:
+                sys.exit(f"without a change a test fails, so none can tell a mutant: mend it first ({failed})")
+        for one in as_completed([pool.submit(caught, mutant) for mutant in left]):
+            known.append(one.result())
+            print(*(known[-1][name] for name in ("file", "line", "is", "caught")), flush=True)
+            share = sum(one["caught"] is not None for one in known) / len(known)
+            report = {"seed": options.seed, "asked": options.number, "share": round(share, 3), "mutants": known}
+            options.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
