@@ -3,8 +3,8 @@
 Lines of ``model``, ``methods``, ``training`` and ``evaluation`` are drawn at random (``--seed``): by a hash of file, line
 and seed, so that a later change of the code moves only the draw of the lines that it touches. In a copy of the source one
 comparison, sign, constant, negation, ``and`` or ``or`` of the line is turned into another. The tests that name the module
-run first, its own test file before all, then those of its room, then ``tests/cli``, ``compare`` and ``demo``, until one
-fails. Before the first mutant all of these run without a change, and must pass. What is finished is kept in the output and
+run first, its own test file before all, then those of its room, then ``tests/cli``, ``compare``, ``demo`` and those of the
+documentation, whose tables come from the code, until one fails. Before the first mutant all of these run without a change, and must pass. What is finished is kept in the output and
 not done again.
 
     python benchmarks/mutants.py --number 120 --jobs 2 --output docs/results/mutants.json
@@ -37,7 +37,7 @@ sys.dont_write_bytecode = True  # a mutant is of its source's size, and may be o
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTS = ("torch", "transformers", "transformers.trainer", "peft", "accelerate", "datasets", "pydantic", "typer")
 ROOMS = ("model", "methods", "training", "evaluation")
-ABOVE = ("tests/cli", "tests/compare", "tests/demo")
+ABOVE = ("tests/cli", "tests/compare", "tests/demo", "tests/test_docs.py")
 LIMIT = 900  # seconds that some tests may take; a mutant that never ends is caught
 SWAPS: dict[type, type] = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
@@ -66,9 +66,9 @@ def mutated(node: ast.AST) -> ast.AST | None:
 
 
 def expressions(node: ast.AST) -> Iterator[ast.expr]:
-    """All expressions below a node that decide something: no annotations, no texts."""
+    """All expressions below a node that decide something: no annotations, no texts, nothing that decorates."""
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "type_params"):
+        if name in ("annotation", "returns", "type_params", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.expr):
