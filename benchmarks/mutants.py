@@ -2,10 +2,10 @@
 
 Lines of ``model``, ``methods``, ``training`` and ``evaluation`` are drawn at random (``--seed``): by a hash of file, line
 and seed, so that a later change of the code moves only the draw of the lines that it touches. In a copy of the source one
-comparison, sign, constant, negation, ``and`` or ``or`` of the line is turned into another. The tests that name the module
-run first, its own test file before all, then those of its room, then ``tests/cli``, ``compare``, ``demo`` and those of the
-documentation, whose tables come from the code, until one fails. Before the first mutant all of these run without a change, and must pass. What is finished is kept in the output and
-not done again.
+comparison, sign, constant, negation, ``and`` or ``or`` of the line is turned into another. Then tests run until one fails:
+those of the room that name the module, its own test file before all, the rest of the room, ``tests/cli``, ``compare`` and
+``demo``, and those of the documentation, whose tables come from the code. Before the first mutant all of these run without
+a change, and must pass. What is finished is kept in the output and not done again.
 
     python benchmarks/mutants.py --number 120 --jobs 2 --output docs/results/mutants.json
 """
