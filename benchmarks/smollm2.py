@@ -106,7 +106,7 @@ def cell(options: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
     choice = json.loads((tuned / "tune.json").read_text())
     point = choice["point"]
     only = read_log(log_of(options, options.models / "smol" / "retain90", "retain-only"))
-    target = read_log(log_of(options, options.models / "smol" / "target", "target"))
+    target = read_log(log_of(options, options.models / "smol" / "target", "target")) if options.target else None
     picked = read_log(log_of(options, tuned, run.name))
     return {
         "variant": variant,
@@ -114,7 +114,7 @@ def cell(options: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
         "training": json.loads((run / "uld.json").read_text())["training"],
         "tuning": {"point": point, "reason": choice["reason"], "probes": choice["probes"]},
         "retain_only": aggregate(only, only, target).to_dict(),
-        "target": aggregate(target, only, target).to_dict(),
+        "target": aggregate(target, only, target).to_dict() if target is not None else None,
         "picked": aggregate(picked, only, target).to_dict(),
         "grid": grid(options, tuned, point),
         "machine": machine(),
@@ -141,6 +141,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "smollm2")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-target", dest="target", action="store_false", help="leave out the target's own numbers")
     parser.add_argument("--cells", nargs="*", default=["base:10", "names:10"], help="VARIANT:SEED")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ The command line prints such an error as a single sentence and ends with exit co
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 _LONGEST = 400  # characters of a library's words in one of our sentences
@@ -76,6 +76,25 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 class ConfigError(ULDError):
     """A setting is unknown, of the wrong type or out of range."""
+
+
+def guess(name: object, known: Iterable[str], most: int = 1) -> str:
+    """What was probably meant by an unknown name, as the end of a message: ``: did you mean 'x'?``, or nothing.
+
+    Those that are close to it, or else those that it is a part of.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        most: Names to offer, at most.
+    """
+    import difflib
+
+    given, known = str(name).lower(), list(known)
+    whole = [one for one in known if given in one.lower()] if len(given) > 2 else []
+    close = difflib.get_close_matches(given, known) or whole
+    close = sorted(close, key=lambda one: abs(len(one) - len(given)))[:most]
+    return f": did you mean {', '.join(map(repr, close))}?" if close else ""
 
 
 def flag(name: str) -> str:

@@ -25,7 +25,7 @@ def read(task: Any, forget: Path, tmp_path: Path) -> Callable[..., Inputs]:
 
     def inputs(**changes: Any) -> Inputs:
         settings = task.settings(tmp_path / "run", **{"forget": (str(forget),), "max_length": 512, **changes})
-        config = TrainConfig.of(**settings)
+        config = TrainConfig(**settings)
         return read_inputs(config, get_method(config.method))
 
     return inputs
@@ -105,7 +105,7 @@ def test_texts_and_questions_about_them_join_the_forget_set(read: Callable[..., 
 
 
 def test_tofu_is_augmented_by_rules_instead_of_the_given_files(micro: Any, tmp_path: Path):
-    config = TrainConfig.of(
+    config = TrainConfig(
         target=str(micro.target), output=str(tmp_path / "run"), data=str(micro.data), split="forget10", retain_rows=8
     )
     method = get_method("uld")

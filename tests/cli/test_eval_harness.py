@@ -129,7 +129,7 @@ def test_what_lm_eval_cannot_do_ends_in_one_sentence(monkeypatch, error):
 def test_unknown_tasks_and_tasks_of_the_hub(run, tmp_path):
     """Slow, because lm-eval reads its thousands of task files first."""
     wrong = evaluate("--model", run, "--output", tmp_path / "out", task="boolqq")
-    assert wrong.exit_code == 2 and "no task boolqq: did you mean boolq" in wrong.stderr
+    assert wrong.exit_code == 2 and "no task boolqq: did you mean 'boolq'" in wrong.stderr
     hub = evaluate("--model", run, "--output", tmp_path / "out", task="boolq")
     assert hub.exit_code == 2 and "the data of the task boolq is not on this machine" in hub.stderr
     assert not (tmp_path / "out").exists()

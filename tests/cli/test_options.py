@@ -134,7 +134,6 @@ def test_python_flags_and_files_come_to_the_same_settings(monkeypatch: pytest.Mo
     by_flags = resolved_by_flags(monkeypatch, uld.training.run, "train", "train", "--method", method, *flags)
     by_python = TrainConfig(method=method, **places)  # type: ignore[arg-type]
     assert by_python == by_flags == train_config([("a file", places | {"method": method})])
-    assert by_python == TrainConfig.of(method, **places)
     defaults = all_methods()[method].defaults
     assert {name: getattr(by_python, name) for name in defaults} == dict(defaults)
     assert (by_python.rule in ("offset", "rank")) == (all_methods()[method].trains in ("offset", "pair"))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,12 +10,9 @@ from typer.testing import CliRunner
 
 import uld.training.run
 from uld.cli.main import app
+from uld.training.config import TrainConfig
 
 OPTIONS = {"lora_dropout": 0.1, "learning_rate": 0.02, "gradient_checkpointing": True, "seed": 5}
-
-
-def adapter(run: Path) -> bytes:
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 def uld_train(*arguments: str) -> tuple[int, str]:
@@ -24,24 +21,32 @@ def uld_train(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_flags_and_file_are_the_same_thing_and_flags_win(task, tmp_path):
-    code, told = uld_train(*task.flags(tmp_path / "flags", **OPTIONS), "--quiet")
-    assert code == 0, told
+@pytest.fixture
+def asked(monkeypatch) -> list[TrainConfig]:
+    """What trainings are asked to do, which is then left undone."""
+    configs: list[TrainConfig] = []
+
+    def stop(config: TrainConfig, **flags: object) -> None:
+        configs.append(config)
+        raise uld.ULDError("seen")
+
+    monkeypatch.setattr(uld.training.run, "train", stop)
+    return configs
+
+
+def test_flags_and_file_are_the_same_thing_and_flags_win(task, tmp_path, asked):
+    uld_train(*task.flags(tmp_path / "flags", **OPTIONS), "--quiet")
     settings = task.settings(tmp_path / "unused", **OPTIONS) | {"epochs": 7}
     listed = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(listed))
-    changes = ["--output", str(tmp_path / "file"), "--epochs", "2"]
-    code, told = uld_train("--config", str(tmp_path / "x.yaml"), *changes)
-    assert code == 0, told
-    assert adapter(tmp_path / "file") == adapter(tmp_path / "flags")
-    stored = [yaml.safe_load((tmp_path / run / "train.yaml").read_text()) for run in ("flags", "file")]
-    assert {**stored[0], "output": ""} == {**stored[1], "output": ""}
+    uld_train("--config", str(tmp_path / "x.yaml"), "--output", str(tmp_path / "file"), "--epochs", "2")
+    (tmp_path / "train.yaml").write_text(asked[0].to_yaml())  # as a run keeps it
     other = ["--no-gradient-checkpointing", "--lora-dropout", "0.0", "-q"]
-    code, told = uld_train("--config", str(tmp_path / "flags/train.yaml"), "--output", str(tmp_path / "other"), *other)
-    assert code == 0, told
-    stored.append(yaml.safe_load((tmp_path / "other/train.yaml").read_text()))
-    changed = {"output": "", "gradient_checkpointing": False, "lora_dropout": 0.0}
-    assert {**stored[0], **changed} == {**stored[2], "output": ""}
+    uld_train("--config", str(tmp_path / "train.yaml"), "--output", str(tmp_path / "other"), *other)
+    flags, file, changed = asked
+    assert flags == TrainConfig(**task.settings(tmp_path / "flags", **OPTIONS))
+    assert replace(flags, output=str(tmp_path / "file")) == file
+    assert replace(flags, output=str(tmp_path / "other"), gradient_checkpointing=False, lora_dropout=0.0) == changed
 
 
 def test_a_user_sees_our_own_output_only(task, start_uld, tmp_path):

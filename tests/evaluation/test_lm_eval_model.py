@@ -86,7 +86,7 @@ def test_a_run_reads_as_much_at_once_as_its_target(config, length, make_unlearne
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("wieght=1", "takes no argument wieght: did you mean weight"),
+        ("wieght=1", "takes no argument wieght: did you mean 'weight'"),
         ("revision=main", "takes no argument revision: it takes"),
         ("weight=much", "weight must be a number, not 'much'"),
         ("rule=nonsense", "nonsense"),

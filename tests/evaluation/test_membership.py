@@ -131,8 +131,7 @@ def test_published_truth_ratios(logs, name):
         losses = -np.log(np.exp(-np.array(column(log[right], "avg_loss"))) + 1e-10)
         t = metrics.truth_ratio_statistic(losses, column(log[wrong], "avg_loss"))
         np.testing.assert_allclose(1 / t, column(log[task], "score"), rtol=1e-9)
-        found = metrics.TRUTH_RATIO_AGGREGATORS[aggregator](t)
-        assert found == pytest.approx(log[task]["agg_value"], abs=1e-9), task
+        assert metrics.truth_ratio_rows(t, aggregator).mean() == pytest.approx(log[task]["agg_value"], abs=1e-9), task
 
 
 @pytest.mark.parametrize("name", LOGS)

@@ -13,6 +13,11 @@ LOSS = RNG.uniform(0.0, 6.0, size=23)
 WRONG = RNG.uniform(0.0, 6.0, size=(23, 5))
 
 
+def ratio(t, aggregator):
+    """A truth ratio: the mean over its rows."""
+    return metrics.truth_ratio_rows(t, aggregator).mean()
+
+
 def test_equal_the_naive_formulas():
     naive_p = [math.exp(-x) for x in LOSS]
     naive_t = [math.exp(sum(w) / 5 - x) for x, w in zip(LOSS, WRONG, strict=True)]
@@ -21,18 +26,18 @@ def test_equal_the_naive_formulas():
     np.testing.assert_allclose(metrics.probability(LOSS), naive_p, rtol=1e-14)
     np.testing.assert_allclose(metrics.normalised_probability(LOSS, WRONG), naive_n, rtol=1e-14)
     np.testing.assert_allclose(t, naive_t, rtol=1e-14)
-    assert metrics.truth_ratio_forget(t) == pytest.approx(sum(min(x, 1 / x) for x in naive_t) / 23, rel=1e-14)
-    assert metrics.truth_ratio_other(t) == pytest.approx(sum(max(0, 1 - 1 / x) for x in naive_t) / 23, rel=1e-14)
+    assert ratio(t, "closer_to_1_better") == pytest.approx(sum(min(x, 1 / x) for x in naive_t) / 23, rel=1e-14)
+    assert ratio(t, "true_better") == pytest.approx(sum(max(0, 1 - 1 / x) for x in naive_t) / 23, rel=1e-14)
     shares = [p / (p + math.exp(-sum(w) / 5)) for p, w in zip(naive_p, WRONG, strict=True)]
-    assert metrics.truth_ratio_prob_mean(t) == pytest.approx(sum(shares) / 23, rel=1e-14)
+    assert ratio(t, "prob_mean") == pytest.approx(sum(shares) / 23, rel=1e-14)
 
 
 def test_a_smaller_loss_of_the_right_answer_raises_t():
     # The direction decides what "forgotten" means, so it is pinned by hand: p = e^-1 against wrong answers of e^-3.
     np.testing.assert_allclose(metrics.truth_ratio_statistic([1.0], [[2.0, 4.0]]), [math.e**2], rtol=1e-15)
-    assert metrics.truth_ratio_other([2.0]) == 0.5
-    assert metrics.truth_ratio_other([0.5]) == 0.0
-    assert metrics.truth_ratio_forget([2.0, 0.5]) == 0.5
+    assert ratio([2.0], "true_better") == 0.5
+    assert ratio([0.5], "true_better") == 0.0
+    assert ratio([2.0, 0.5], "closer_to_1_better") == 0.5
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -42,9 +47,9 @@ def test_limits_are_numbers_and_raise_no_warning():
         [inf, 1.0, inf, 0.0, 2000.0], [[1.0, 1.0], [1.0, inf], [inf, 2.0], [2000.0, 2000.0], [0.0, 0.0]]
     )
     assert t.tolist() == [0.0, inf, 1.0, inf, 0.0]
-    assert metrics.truth_ratio_forget(t) == 1 / 5
-    assert metrics.truth_ratio_other(t) == 2 / 5
-    assert metrics.truth_ratio_prob_mean(t) == 2.5 / 5
+    assert ratio(t, "closer_to_1_better") == 1 / 5
+    assert ratio(t, "true_better") == 2 / 5
+    assert ratio(t, "prob_mean") == 2.5 / 5
     assert 0.0 <= metrics.forget_quality(t, t[::-1]) <= 1.0
     assert metrics.probability([inf, 0.0]).tolist() == [0.0, 1.0]
     normalised = metrics.normalised_probability([inf, 0.0, inf], [[1.0, 1.0], [inf, inf], [inf, inf]])
@@ -97,8 +102,8 @@ def test_rouge_is_stemmed_recall():
         ),
         (lambda: metrics.truth_ratio_statistic([1.0, 2.0], [[1.0, 2.0]]), "wrong_losses must be"),
         (lambda: metrics.normalised_probability([1.0], np.zeros((1, 0))), "wrong_losses must be"),
-        (lambda: metrics.truth_ratio_forget([]), "t must be a non-empty"),
-        (lambda: metrics.truth_ratio_other([-1.0]), "t must hold values of 0 or more"),
+        (lambda: ratio([], "closer_to_1_better"), "t must be a non-empty"),
+        (lambda: ratio([-1.0], "true_better"), "t must hold values of 0 or more"),
         (lambda: metrics.forget_quality([1.0], [math.nan]), "t_retain must hold"),
         (lambda: metrics.model_utility([]), "parts must be a non-empty"),
         (lambda: metrics.model_utility([0.5, -0.1]), "parts must hold"),

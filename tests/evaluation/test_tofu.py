@@ -23,7 +23,8 @@ from uld.model.combine import Combination
 from uld.model.load import load
 
 TASKS = ("forget", "retain", "real_authors", "world_facts")
-QUICK = {"max_new_tokens": 12, "progress": False}
+LIMIT = 10
+QUICK = {"max_new_tokens": 12, "limit": LIMIT, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def retain_only(micro):
 
 @pytest.fixture(scope="module")
 def finished(micro, unlearned, tmp_path_factory) -> Path:
-    """A whole evaluation in batches of a few rows."""
+    """An evaluation in batches of a few rows."""
     folder = tmp_path_factory.mktemp("finished") / "eval"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tofu, "by_length", partial(by_length, tokens=64))
@@ -56,7 +57,7 @@ def copy(finished, tmp_path, monkeypatch) -> Path:
 
 def rows_of(micro, task: str) -> list[dict]:
     name = "forget10" if task == "forget" else task
-    return [json.loads(line) for line in (micro.data / f"{name}_perturbed.json").read_text().splitlines()]
+    return [json.loads(line) for line in (micro.data / f"{name}_perturbed.json").read_text().splitlines()][:LIMIT]
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def test_a_finished_evaluation_is_only_read(micro, unlearned, copy, monkeypatch)
 
 
 def test_rows_without_generation_are_done_again_when_it_is_asked_for(micro, unlearned, tmp_path):
-    options = {"data": micro.data, "tasks": ["forget"], "limit": 3, **QUICK}
+    options = {"data": micro.data, "tasks": ["forget"], **QUICK, "limit": 3}
     without = tofu.evaluate(*unlearned, "forget10", tmp_path, generate=False, **options)
     assert without["forget"].rougeL is None and len(without["forget"]) == 3
     with_it = tofu.evaluate(*unlearned, "forget10", tmp_path, **options)
@@ -191,14 +192,14 @@ def test_rows_without_generation_are_done_again_when_it_is_asked_for(micro, unle
 
 
 def test_limit_takes_the_first_rows_and_a_higher_one_goes_on(micro, unlearned, finished, tmp_path):
-    few = tofu.evaluate(*unlearned, "forget10", tmp_path, data=micro.data, limit=5, **QUICK)
+    few = tofu.evaluate(*unlearned, "forget10", tmp_path, data=micro.data, **QUICK | {"limit": 5})
     assert {name: len(task) for name, task in few.items()} == dict.fromkeys(TASKS, 5)
     whole = read_log(finished)
     for task in TASKS:
         assert few[task].avg_loss == pytest.approx(whole[task].avg_loss[:5], rel=1e-5)
         assert few[task].generated == whole[task].generated[:5]
     done = (tmp_path / "retain.jsonl").read_text()
-    more = tofu.evaluate(*unlearned, "forget10", tmp_path, data=micro.data, limit=7, **QUICK)
+    more = tofu.evaluate(*unlearned, "forget10", tmp_path, data=micro.data, **QUICK | {"limit": 7})
     assert (tmp_path / "retain.jsonl").read_text().startswith(done)
     assert more["retain"].avg_loss == pytest.approx(whole["retain"].avg_loss[:7], rel=1e-5)
 

@@ -62,6 +62,13 @@ def test_leaks_of_samples_and_perplexity():
     assert read_log_answers(log(SAID, judged_loss=[9e9] * 4, judged_tokens=[1] * 4)).perplexity == math.inf
 
 
+def test_a_log_of_one_row_is_read_like_any_other():
+    losses = {"avg_loss": [1.0], "paraphrase_loss": [1.0], "wrong_losses": [[1.0]]}
+    row = TaskLog(keys=["0"], generated=[(QUESTION, "Ada.", "Ada wrote it.")], samples=[["Ada.", "No."]], **losses)
+    found = read_log_answers(TofuLog({"forget": row}))
+    assert (found.samples, found.empty) == (2, 0)
+
+
 def test_a_log_without_answers_or_retain_rows_says_less():
     bare = log(SAID)
     assert read_log_answers(TofuLog({"retain": bare["retain"]})) is None

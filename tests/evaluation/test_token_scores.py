@@ -6,7 +6,7 @@ import torch
 
 from uld.data.prompt import Encoded
 from uld.evaluation.scoring import Scorer
-from uld.evaluation.token_scores import right_predictions, scores_and_tokens, token_scores
+from uld.evaluation.token_scores import scores_and_tokens, token_scores
 from uld.model.combine import Combination
 
 PROMPT = [1, 7, 9, 12]
@@ -73,9 +73,9 @@ def test_what_the_model_itself_says_is_right_everywhere(make_target):
     said = model.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, pad_token_id=0)[0].tolist()
     other = [*said[:8], (said[8] + 1) % 34, *said[9:]]
     learn = [False] * 4 + [True] * (len(said) - 4)
-    own, changed = right_predictions(Scorer(model, 0), [Encoded(said, learn), Encoded(other, learn)])
-    assert own.all()
-    assert changed[:4].all() and not changed[4]
+    own, changed = token_scores(Scorer(model, 0), [Encoded(said, learn), Encoded(other, learn)])
+    assert own.right.all()
+    assert changed.right[:4].all() and not changed.right[4]
 
 
 def test_a_masked_token_has_probability_zero_and_the_rest_stays_finite(make_target, make_unlearned):

@@ -12,101 +12,12 @@ from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.choosing import Point, choose, first_choice, neighbours
+from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
 from uld.evaluation.tuning import Grid, measure, surprise, tune
 from uld.model.combine import STEADY_WEIGHT, Combination
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
-
-
-def points(*rows):
-    return [Point(0.0, 0.01, 2.0, 1.0), *(Point(weight, 0.01, advantage, kept) for weight, advantage, kept in rows)]
-
-
-def test_the_smallest_weight_that_suffices_is_chosen():
-    point, reason = choose(points((0.5, 0.8, 1.0), (1.0, -0.1, 0.995), (1.5, -0.9, 0.993)), budget=0.01)
-    assert point.weight == 1.0
-    assert "smallest" in reason
-
-
-def test_the_budget_comes_first():
-    rows = points((0.5, 0.8, 0.999), (1.0, 0.3, 0.992), (1.5, -0.5, 0.97))
-    point, reason = choose(rows, budget=0.01)
-    assert point.weight == 1.0
-    assert "0.30 nats" in reason
-    assert choose(rows, budget=0.05)[0].weight == 1.5
-
-
-def test_the_whole_budget_can_be_spent():
-    rows = points((0.5, -0.1, 0.999), (1.0, -0.3, 0.985), (1.5, -0.5, 0.97))
-    assert choose(rows, budget=0.02, aim="budget")[0].weight == 1.0
-    assert choose(rows, budget=0.02)[0].weight == 0.5
-
-
-def test_a_budget_that_nothing_fits_is_refused():
-    with pytest.raises(ULDError, match="--budget"):
-        choose(points((0.5, -0.1, 0.9), (1.0, -0.3, 0.8)), budget=0.01)
-
-
-def curve(*advantages, weight=20.0, kept=0.999, error=0.05):
-    """Points of margins 0, 1, …, each at an α and both its neighbours."""
-    return [
-        Point(near, 0.01, advantage, kept, float(margin), 0.001, error)
-        for margin, advantage in enumerate(advantages)
-        for near in neighbours(weight)
-    ]
-
-
-def test_steady_is_the_largest_margin_within_a_standard_error_of_the_lowest_advantage():
-    point, reason = choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5)], 0.01, "steady")
-    assert (point.margin, point.weight) == (2.0, 20.0)
-    assert "lowest (-1.20 ± 0.05): -1.16 at α = 13.3, -1.16 at α = 20, -1.16 at α = 30" in reason
-    assert choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5, error=0.1)], 0.01, "steady")[0].margin == 3.0
-
-
-def test_an_assistant_that_has_learnt_too_little_is_spoken_of():
-    assert "learnt too little" in choose([*points(), *curve(0.5, 0.4, 0.6)], 0.01, "steady")[1]
-    assert "learnt too little" not in choose([*points(), *curve(0.5, -0.4, 0.6)], 0.01, "steady")[1]
-
-
-def test_steady_keeps_the_budget():
-    harmful, kind = curve(-2.0, -2.0, kept=0.9), curve(9, 9, -1.0, -1.0, 0.5)[6:]
-    assert choose([*points(), *harmful, *kind], 0.01, "steady")[0].margin == 3.0
-    assert choose([*points(), *harmful, *kind], 0.2, "steady")[0].margin == 1.0
-    with pytest.raises(ULDError, match="--budget, or try smaller weights or larger margins"):
-        choose([*points(), *harmful], 0.01, "steady")
-
-
-def test_of_several_budgets_the_first_that_any_setting_keeps_counts():
-    rows = [*points(), *curve(-2.0, -2.0, kept=0.9), *curve(9, 9, -1.0, kept=0.97)[6:]]
-    point, reason, budget = first_choice(rows, [0.01, 0.05, 0.2], "steady")
-    assert (point.margin, budget) == (2.0, 0.05)
-    assert reason.startswith("within 5.0% of the retain answers' probability, as none loses 1.0% or less: ")
-    assert first_choice(rows, [0.05], "steady")[1] == choose(rows, 0.05, "steady")[1]
-    with pytest.raises(ULDError, match=r"more than 2\.0% .*the least: 3\.0%"):
-        first_choice(rows, [0.01, 0.02], "steady")
-
-
-def test_an_alpha_without_both_its_neighbours_is_no_candidate():
-    alone = Point(5.0, 0.01, -9.0, 1.0, 7.0, 0.001)
-    assert choose([*points(), *curve(-1.0, -1.2), alone], 0.01, "steady")[0].weight == 20.0
-    with pytest.raises(ULDError, match="two thirds and one and a half times"):
-        choose([*points(), alone], 0.01, "steady")
-
-
-def test_of_several_alphas_that_forget_alike_the_one_that_keeps_most_is_chosen():
-    rows = [*points(), *curve(-1.2, -1.2, weight=20.0, kept=0.992), *curve(-1.2, -1.2, weight=60.0, kept=0.993)]
-    assert choose(rows, 0.01, "steady")[0].weight == 60.0
-
-
-def test_without_bound_an_alpha_is_its_own_neighbour():
-    assert neighbours(math.inf) == (math.inf, math.inf, math.inf)
-    assert neighbours(3.0) == (2.0, 3.0, 4.5)
-    endless = curve(-1.0, -1.2, weight=math.inf)
-    point, reason = choose([*points(), *endless], 0.01, "steady")
-    assert (point.weight, point.margin) == (math.inf, 1.0)
-    assert reason.endswith(": -1.20 at α = inf")
 
 
 def test_a_grid_takes_what_is_given_and_what_its_aim_tries_else():

@@ -28,7 +28,7 @@ from uld.training.objective import Objective, terms_of
 
 
 def settings(task, output, **changes):
-    return uld.TrainConfig.of(**task.settings(output, method="dd", batch_size=12, learning_rate=0.02) | changes)
+    return uld.TrainConfig(**task.settings(output, method="dd", batch_size=12, learning_rate=0.02) | changes)
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +265,8 @@ def test_alpha_of_a_pair_is_tuned_and_rank_has_none(run, task, tmp_path):
     both, _ = load([folder, run])
     with pytest.raises(ULDError, match="several runs were loaded together"):
         tune(folder, both, tokenizer, [Probe(question, (wrong,))], [wrong])
+
+
+def test_both_small_models_learn_their_rows_with_the_same_weight_and_nothing_made_up():
+    defaults = get_method("dd").defaults
+    assert (defaults["retain_weight"], defaults["paraphrases"], defaults["wrong_answers"]) == (1.0, 0, 0)

@@ -86,7 +86,7 @@ def test_losses_are_finite_on_bf16_logits_and_have_gradients(make_side, name):
 
 @pytest.mark.parametrize("name", one_a_hook())
 def test_a_run_takes_the_steps_that_its_rows_make_and_loads(tiny, tmp_path, name):
-    config = uld.TrainConfig.of(**settings(tiny, name, tmp_path / "x"))
+    config = uld.TrainConfig(**settings(tiny, name, tmp_path / "x"))
     result = uld.train(config, progress=False)
     rows = 10 if get_method(name).retain is None else 23
     assert result.steps == math.ceil(rows / 12) * 2
@@ -109,7 +109,7 @@ def test_a_run_takes_the_steps_that_its_rows_make_and_loads(tiny, tmp_path, name
 @pytest.mark.parametrize("name", ["rmu", "dpo+kl"])
 def test_lora_on_the_target_gives_a_frozen_model_for_nothing_and_a_run_that_loads(tiny, tmp_path, name):
     given = settings(tiny, name, tmp_path / "x", learning_rate=0.05) | {"lora_rank": 4}
-    config = uld.TrainConfig.of(**given)
+    config = uld.TrainConfig(**given)
     result = uld.train(config, progress=False)
     assert result.steps == 4 and not (tmp_path / "x/model.safetensors").exists()
     model, tokenizer = uld.load(config.output)
@@ -130,7 +130,7 @@ def test_pdus_weight_follows_the_retain_loss_of_each_step_after_the_warm_up(tiny
     monkeypatch.setattr(UnlearningTrainer, "take_step", spy)
     options = ("bound=4.9", "step=2", "warmup=1")
     changes = {"option": options, "epochs": 4, "retain_weight": 3.0, "learning_rate": 0.02}
-    uld.train(uld.TrainConfig.of(**settings(tiny, "pdu", tmp_path / "x", **changes)), progress=False)
+    uld.train(uld.TrainConfig(**settings(tiny, "pdu", tmp_path / "x", **changes)), progress=False)
     lines = [json.loads(line) for line in (tmp_path / "x/metrics.jsonl").read_text().splitlines()]
     expected = [3.0, 3.0, 3.0]  # two steps an epoch: the third is the first to change it
     for line in lines[2:-1]:
@@ -143,8 +143,8 @@ def test_pdus_weight_follows_the_retain_loss_of_each_step_after_the_warm_up(tiny
 @pytest.mark.parametrize(
     ("name", "option", "message"),
     [
-        ("npo", "bta=1", "--option bta=1: npo has no such option: did you mean beta"),
-        ("pdu", "bound", "--option bound: pdu has no such option: did you mean bound.*NAME=VALUE"),
+        ("npo", "bta=1", "--option bta=1: npo has no such option: did you mean 'beta'"),
+        ("pdu", "bound", "--option bound: pdu has no such option: did you mean 'bound'.*NAME=VALUE"),
         ("rmu", "layer=two", "--option layer=two: layer must be a whole number"),
         ("rmu", "layer=4", "--option layer=4: the target has 4 layers"),
         ("simnpo", "beta=much", "--option beta=much: beta must be a number"),
@@ -153,7 +153,7 @@ def test_pdus_weight_follows_the_retain_loss_of_each_step_after_the_warm_up(tiny
     ],
 )
 def test_a_wrong_option_is_one_sentence_and_leaves_nothing(tiny, tmp_path, name, option, message):
-    config = uld.TrainConfig.of(**settings(tiny, name, tmp_path / "x", option=(option,)))
+    config = uld.TrainConfig(**settings(tiny, name, tmp_path / "x", option=(option,)))
     with pytest.raises(ULDError, match=message) as caught:
         uld.train(config, progress=False)
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
@@ -164,7 +164,7 @@ def test_a_wrong_option_is_one_sentence_and_leaves_nothing(tiny, tmp_path, name,
 )
 def test_a_slip_in_the_name_is_answered_with_a_guess(slip, meant):
     with pytest.raises(ULDError, match=f"there is no method '{slip}': did you mean '{meant}'".replace("+", r"\+")):
-        uld.TrainConfig.of(slip)
+        uld.TrainConfig(method=slip)
 
 
 @pytest.mark.parametrize("name", ["dpo", "idk+gd", "altpo"])
@@ -174,18 +174,18 @@ def test_texts_are_refused_by_methods_that_need_another_answer(tiny, tmp_path, n
     with pytest.raises(
         DataError, match=r"texts.jsonl:1: a text has no alternative answer.*\(uld ls methods\)"
     ) as caught:
-        uld.train(uld.TrainConfig.of(**given), progress=False)
+        uld.train(uld.TrainConfig(**given), progress=False)
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
 
 
 def test_altpo_is_refused_without_alternatives(task, tmp_path):
     given = settings(task, "altpo", tmp_path / "x")
     with pytest.raises(DataError, match=r"forget.jsonl:1: .* add the key 'alternative'.*--alternatives idk") as caught:
-        uld.train(uld.TrainConfig.of(**given), progress=False)
+        uld.train(uld.TrainConfig(**given), progress=False)
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
 
 
 def test_layers_are_refused_by_a_method_that_trains_the_target(tiny, tmp_path):
     given = settings(tiny, "npo+kl", tmp_path / "x") | {"num_layers": 2}
     with pytest.raises(ULDError, match=r"--num-layers is for an assistant, and npo\+kl trains the target itself"):
-        uld.train(uld.TrainConfig.of(**given), progress=False)
+        uld.train(uld.TrainConfig(**given), progress=False)

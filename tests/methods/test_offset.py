@@ -15,7 +15,7 @@ from uld.training.learners import make_learner
 
 def settings(task, output, **changes):
     given = task.settings(output, method="offset-npo+kl", batch_size=12, learning_rate=0.02)
-    return uld.TrainConfig.of(**given | changes)
+    return uld.TrainConfig(**given | changes)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_a_users_own_method_is_found_and_a_taken_name_is_refused() -> None:
 def test_options_are_read_over_the_defaults_and_a_slip_is_answered() -> None:
     method = get_method("npo+kl")
     assert method.options == {"beta": 0.1} and method.read_options(["beta=0.5"]) == {"beta": 0.5}
-    with pytest.raises(ULDError, match="npo\\+kl has no such option: did you mean beta"):
+    with pytest.raises(ULDError, match="npo\\+kl has no such option: did you mean 'beta'"):
         method.read_options(["bta=0.5"])
     with pytest.raises(ULDError, match="beta must be a number"):
         method.read_options(["beta=much"])

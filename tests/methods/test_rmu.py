@@ -76,7 +76,7 @@ def test_a_layer_without_an_mlp_of_matrices_is_refused(make_target):
 @pytest.mark.parametrize(("layer", "trained"), [(-1, {0, 1}), (2, {0, 1, 2}), (3, {0, 1, 2, 3})])
 def test_with_lora_nothing_behind_the_tapped_layer_is_trained(task, tmp_path, layer, trained):
     given = task.settings(tmp_path / "x") | {"method": "rmu", "num_layers": None}
-    learner = make_learner(TrainConfig.of(**given), get_method("rmu"), {"layer": layer}, "fp32")
+    learner = make_learner(TrainConfig(**given), get_method("rmu"), {"layer": layer}, "fp32")
     names = [name for name, one in learner.named_parameters() if one.requires_grad]
     assert all("lora_" in name for name in names)
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == trained

@@ -34,7 +34,7 @@ def test_a_run_is_the_target_minus_what_training_added(task, tmp_path, rank):
     settings |= {"lora_rank": rank, "num_layers": None, "batch_size": 10}
     weights = {}
     for strength in (-1, 0.5):
-        config = uld.TrainConfig.of(
+        config = uld.TrainConfig(
             **settings | {"output": str(tmp_path / f"{strength}"), "option": (f"strength={strength}",)}
         )
         uld.train(config, progress=False)

@@ -32,7 +32,7 @@ def settings(task, output, method, **changes):
         given |= {"lora_rank": None, "option": ("teacher_rate=0.02", "teacher_epochs=2", *given.get("option", ()))}
     if method.startswith("whp") and "num_layers" not in changes:
         del given["num_layers"]
-    return uld.TrainConfig.of(**given)
+    return uld.TrainConfig(**given)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def with_lora(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "x"
     settings = task.settings(folder, lora_rank=4, learning_rate=0.02)
     del settings["num_layers"]
-    train(TrainConfig.of("ga+gd", **settings), progress=False)
+    train(TrainConfig(method="ga+gd", **settings), progress=False)
     return folder
 
 

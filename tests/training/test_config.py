@@ -241,10 +241,10 @@ def test_the_settings_are_read_without_torch() -> None:
 
 
 def test_the_settings_of_finetuning_are_made_in_the_same_way() -> None:
-    given = FinetuneConfig.of(model="m", split="full,real_authors", epochs=3)
+    given = FinetuneConfig(model="m", split="full,real_authors", epochs=3)
     assert (given.learning_rate, given.learn, given.hidden_size, given.epochs) == (1e-5, "answers", None, 3)
     assert given.splits == ["full", "real_authors"]
-    assert FinetuneConfig.of(split=["full", " world_facts ,"]).splits == ["full", "world_facts"]
+    assert FinetuneConfig(split=["full", " world_facts ,"]).splits == ["full", "world_facts"]
     assert finetune_config([("x.yaml", yaml.safe_load(given.to_yaml()))]) == given
     with pytest.raises(ConfigError, match=r"^x: there is no setting 'splits': did you mean 'split'\?$"):
         finetune_config([("x", {"splits": "full"})])

@@ -30,7 +30,7 @@ SCRATCH = {"scratch": True, **SIZES, "max_length": 64, "batch_size": 8, "warmup"
 
 
 def run(output: Path, **changes: Any) -> FinetuneResult:
-    return finetune(FinetuneConfig.of(output=str(output), **changes), progress=False)
+    return finetune(FinetuneConfig(output=str(output), **changes), progress=False)
 
 
 def journal(output: Path) -> list[dict]:
@@ -231,7 +231,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_bad_input_is_one_sentence_and_leaves_nothing(task, tmp_path, changes, message):
     settings = {**SCRATCH, "file": str(task.forget), "output": str(tmp_path / "x"), **changes}
     with pytest.raises(ULDError) as caught:
-        finetune(FinetuneConfig.of(**settings), progress=False)
+        finetune(FinetuneConfig(**settings), progress=False)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()
 
@@ -261,7 +261,7 @@ def test_a_taken_output(memorised, task, tmp_path):
     with pytest.raises(ArtifactError, match="holds a finished run: choose another folder, or replace it"):
         run(output, **settings)
     with pytest.raises(ArtifactError, match="there is nothing to resume"):
-        finetune(FinetuneConfig.of(output=str(output), **settings), resume=True, progress=False)
+        finetune(FinetuneConfig(output=str(output), **settings), resume=True, progress=False)
     assert before == {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.tex").write_text("x")
@@ -273,14 +273,14 @@ def test_overwrite_replaces_our_own_models_and_no_others(task, tmp_path):
     settings = {**SCRATCH, "file": str(task.forget), "epochs": 1}
     run(tmp_path / "x", **settings, seed=1)
     once = (tmp_path / "x/model.safetensors").read_bytes()
-    finetune(FinetuneConfig.of(output=str(tmp_path / "x"), **settings), overwrite=True, progress=False)
+    finetune(FinetuneConfig(output=str(tmp_path / "x"), **settings), overwrite=True, progress=False)
     assert (tmp_path / "x/model.safetensors").read_bytes() != once
     AutoModelForCausalLM.from_pretrained(tmp_path / "x").save_pretrained(tmp_path / "theirs")
     with pytest.raises(ArtifactError, match="holds a model that uld finetune did not write"):
-        finetune(FinetuneConfig.of(output=str(tmp_path / "theirs"), **settings), overwrite=True, progress=False)
+        finetune(FinetuneConfig(output=str(tmp_path / "theirs"), **settings), overwrite=True, progress=False)
     with pytest.raises(ULDError, match="is the model to start from"):
         same = {"model": str(tmp_path / "x"), "file": str(task.forget), "output": str(tmp_path / "x")}
-        finetune(FinetuneConfig.of(**same), overwrite=True, progress=False)
+        finetune(FinetuneConfig(**same), overwrite=True, progress=False)
     assert (tmp_path / "theirs/model.safetensors").exists() and (tmp_path / "x/finetune.json").exists()
 
 
@@ -292,7 +292,7 @@ def test_neither_command_replaces_what_the_other_made(memorised, task, tmp_path)
             train(TrainConfig(**settings), progress=False, **flags)
     train(TrainConfig(**task.settings(tmp_path / "run", epochs=1)), progress=False)
     with pytest.raises(ArtifactError, match="which is not part of a run of uld finetune"):
-        config = FinetuneConfig.of(output=str(tmp_path / "run"), **SCRATCH, file=str(task.forget))
+        config = FinetuneConfig(output=str(tmp_path / "run"), **SCRATCH, file=str(task.forget))
         finetune(config, overwrite=True, progress=False)
     assert (output / "finetune.json").exists() and (tmp_path / "run/uld.json").exists()
 

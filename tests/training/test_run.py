@@ -419,10 +419,10 @@ def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(uld.training.run, "run_steps", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(TrainConfig.of(**settings), progress=False)
+            train(TrainConfig(**settings), progress=False)
     stored = json.loads((tmp_path / "x/checkpoints/references.json").read_text())
     assert asked == [10] and stored["forget"][0] == kept["first"] < 0
-    train(TrainConfig.of(**settings), resume=True, progress=False)
+    train(TrainConfig(**settings), resume=True, progress=False)
     assert asked == [10]
     assert not (tmp_path / "x/checkpoints").exists()
 
@@ -440,7 +440,7 @@ def test_references_of_other_rows_are_not_taken_for_these(task, tmp_path, monkey
         with monkeypatch.context() as patch:
             patch.setattr(uld.training.run, "run_steps", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
-                train(TrainConfig.of(**settings), progress=False, **flags)
+                train(TrainConfig(**settings), progress=False, **flags)
         return json.loads((tmp_path / "x/checkpoints/references.json").read_text())["forget"]
 
     (tmp_path / "x").mkdir()

@@ -61,7 +61,7 @@ def test_the_same_text_gives_the_same_tokenizer(tokenizer):
 
 def test_the_config_is_what_the_settings_say(tokenizer):
     sizes = {"hidden_size": 24, "num_heads": 3, "num_layers": 2, "intermediate_size": 40, "max_length": 64}
-    model = LlamaForCausalLM(llama_config(FinetuneConfig.of(scratch=True, **sizes), tokenizer))
+    model = LlamaForCausalLM(llama_config(FinetuneConfig(scratch=True, **sizes), tokenizer))
     config = model.config
     assert (config.hidden_size, config.head_dim, config.num_hidden_layers, config.intermediate_size) == (24, 8, 2, 40)
     assert config.max_position_embeddings == 64 and config.vocab_size == len(tokenizer)
@@ -74,10 +74,10 @@ def test_the_config_is_what_the_settings_say(tokenizer):
 def test_a_given_tokenizer_may_leave_room_but_needs_its_own(tokenizer):
     tokens = len(tokenizer)
     given = {"scratch": True, "tokenizer": "some"}
-    assert llama_config(FinetuneConfig.of(**given), tokenizer).vocab_size == tokens
-    assert llama_config(FinetuneConfig.of(**given, vocab_size=tokens + 5), tokenizer).vocab_size == tokens + 5
+    assert llama_config(FinetuneConfig(**given), tokenizer).vocab_size == tokens
+    assert llama_config(FinetuneConfig(**given, vocab_size=tokens + 5), tokenizer).vocab_size == tokens + 5
     with pytest.raises(ConfigError, match=f"--vocab-size {tokens - 1} is too small: some has {tokens} tokens"):
-        llama_config(FinetuneConfig.of(**given, vocab_size=tokens - 1), tokenizer)
+        llama_config(FinetuneConfig(**given, vocab_size=tokens - 1), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_a_given_tokenizer_may_leave_room_but_needs_its_own(tokenizer):
 )
 def test_sizes_that_do_not_fit_each_other(sizes, message):
     with pytest.raises(ConfigError, match=message):
-        check_sizes(FinetuneConfig.of(scratch=True, **sizes))
+        check_sizes(FinetuneConfig(scratch=True, **sizes))

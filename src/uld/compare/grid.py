@@ -28,12 +28,12 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from uld.data.tofu import FORGET_SPLITS, check_split
-from uld.errors import ConfigError, ULDError
+from uld.errors import ConfigError, ULDError, guess
 from uld.methods.registry import get_method
 from uld.report.paper import TableName
 from uld.runs import values as kinds
 from uld.training.config import TrainConfig, preset_names, read_preset, read_yaml, train_config
-from uld.training.settings import FileSettings, guess, place
+from uld.training.settings import FileSettings, place
 
 _OWN = ("target", "output", "data", "augmented", "split", "seed", "method", "keep_epochs", "forget", "retain")
 

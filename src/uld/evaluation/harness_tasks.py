@@ -1,6 +1,5 @@
 """lm-eval's tasks, found by name and loaded, with everything refused that could not run or would mislead."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.errors import ULDError
+from uld.errors import ULDError, guess
 from uld.evaluation.lm_eval_model import NAME
 
 _DATA = ("dataset_path", "dataset_kwargs", "custom_dataset", "class")
@@ -100,10 +99,8 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path] = ()) ->
 def _matches(manager: Any, name: str) -> list[str]:
     if matches := manager.match_tasks([name]):
         return matches
-    inside = [one for one in manager.all_tasks if name and name.lower() in one.lower()]
-    close = difflib.get_close_matches(name, manager.all_tasks, n=3) or sorted(inside, key=len)[:3]
-    hint = f"did you mean {', '.join(close)}?" if close else "the command `lm_eval ls tasks` lists all"
-    raise ULDError(f"lm-eval has no task {name or repr(name)}: {hint}")
+    hint = guess(name, manager.all_tasks, most=3) or ": the command `lm_eval ls tasks` lists all"
+    raise ULDError(f"lm-eval has no task {name or repr(name)}{hint}")
 
 
 def _loaded(manager: Any, names: Sequence[str]) -> Tasks:

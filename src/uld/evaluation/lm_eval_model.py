@@ -3,14 +3,13 @@
 lm-eval's own Hugging Face model does all the work on the loaded model. Importing this module registers the name.
 """
 
-import difflib
 import os
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.errors import ULDError
+from uld.errors import ULDError, guess
 from uld.model.context import readable_tokens
 from uld.model.load import load
 from uld.model.unlearned import ULDForCausalLM
@@ -83,9 +82,8 @@ class ULDLM(_HFLM):
         """
         if unknown := sorted(options.keys() - set(_OF_LM_EVAL)):
             known = [*_OF_LM_EVAL, "pretrained", *(name for name in ULDLM.__init__.__kwdefaults__ or {})]
-            close = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known))}"
-            raise ULDError(f"the model uld takes no argument {unknown[0]}: {hint}")
+            hint = guess(unknown[0], known) or f": it takes {', '.join(sorted(known))}"
+            raise ULDError(f"the model uld takes no argument {unknown[0]}{hint}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ULDError("lm-eval runs an unlearned model in one process only: start it without a launcher")
         if isinstance(pretrained, str):

@@ -7,7 +7,7 @@ Nothing here returns NaN. A NaN loss is refused; an infinite one is an answer of
 probability zero are equally likely: their truth ratio is 1, and they share a normalised probability equally.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -88,14 +88,23 @@ def truth_ratio_statistic(paraphrase_loss: ArrayLike, wrong_losses: ArrayLike) -
 
 
 def truth_ratio_rows(t: ArrayLike, aggregator: str) -> Array:
-    """What each row adds to a truth ratio, by one of `TRUTH_RATIO_AGGREGATORS`: the truth ratio is their mean.
+    """What each row adds to a truth ratio, which is their mean.
+
+    ==================  =================  ==========================================================================
+    closer_to_1_better  min(t, 1/t)        forgotten rows: highest where right and wrong are told apart least
+    true_better         max(0, 1 − 1/t)    all others: highest where the right answer stands out most
+    prob_mean           t / (1 + t)        a share: the right answer's part of ``p_right + p_wrong``
+    ==================  =================  ==========================================================================
+
+    Source: TOFU (arXiv 2401.06121, §2.2.1); the last, and the names, are open-unlearning's (Dorna et al. 2025, arXiv
+    2506.12618).
 
     Args:
         t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
-        aggregator: open-unlearning's name.
+        aggregator: One of the three.
 
     Returns:
-        ``(rows,)`` in [0, 1].
+        ``(rows,)`` in [0, 1]; where t is 0 or inf, the limit.
 
     Raises:
         ValueError: if ``t`` is empty, negative or NaN.
@@ -105,66 +114,6 @@ def truth_ratio_rows(t: ArrayLike, aggregator: str) -> Array:
     if aggregator == "closer_to_1_better":
         return np.minimum(t, inverse)
     return np.maximum(0.0, 1.0 - inverse) if aggregator == "true_better" else 1.0 / (1.0 + inverse)
-
-
-def truth_ratio_forget(t: ArrayLike) -> float:
-    """Truth ratio on forgotten rows: ``mean(min(t, 1/t))``, highest where right and wrong are told apart least.
-
-    Source: TOFU (arXiv 2401.06121, §2.2.1).
-
-    Args:
-        t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
-
-    Returns:
-        A value in [0, 1]; a row with t = 0 or t = inf counts 0.
-
-    Raises:
-        ValueError: if ``t`` is empty, negative or NaN.
-    """
-    return float(np.mean(truth_ratio_rows(t, "closer_to_1_better")))
-
-
-def truth_ratio_other(t: ArrayLike) -> float:
-    """Truth ratio on all other rows: ``mean(max(0, 1 - 1/t))``, highest where the right answer stands out most.
-
-    Source: TOFU (arXiv 2401.06121, §2.2.1).
-
-    Args:
-        t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
-
-    Returns:
-        A value in [0, 1]; a row counts 0 with t ≤ 1 and 1 with t = inf.
-
-    Raises:
-        ValueError: if ``t`` is empty, negative or NaN.
-    """
-    return float(np.mean(truth_ratio_rows(t, "true_better")))
-
-
-def truth_ratio_prob_mean(t: ArrayLike) -> float:
-    """Truth ratio as a share: ``mean(t / (1 + t))``, the right answer's part of ``p_right + p_wrong``.
-
-    Source: open-unlearning's aggregator of this name (Dorna et al. 2025, arXiv 2506.12618); with TOFU's truth ratio
-    ``1 / t = p_wrong / p_right`` it is ``p_right / (p_right + p_wrong)``.
-
-    Args:
-        t: ``(rows,)`` from `truth_ratio_statistic`, in [0, inf].
-
-    Returns:
-        A value in [0, 1]; a row counts 0 with t = 0, 1/2 with t = 1 and 1 with t = inf.
-
-    Raises:
-        ValueError: if ``t`` is empty, negative or NaN.
-    """
-    return float(np.mean(truth_ratio_rows(t, "prob_mean")))
-
-
-TRUTH_RATIO_AGGREGATORS: dict[str, Callable[[ArrayLike], float]] = {
-    "closer_to_1_better": truth_ratio_forget,
-    "true_better": truth_ratio_other,
-    "prob_mean": truth_ratio_prob_mean,
-}
-"""From the rows' t to one number, by open-unlearning's names."""
 
 
 def forget_quality(t_unlearned: ArrayLike, t_retain: ArrayLike) -> float:

@@ -85,19 +85,6 @@ def scores_and_tokens(
     return [Score(loss, count) for loss, count in zip(losses.tolist(), counts, strict=True)], tokens
 
 
-def right_predictions(scorer: Scorer, rows: Sequence[Encoded]) -> list[NDArray[np.bool_]]:
-    """For each row, whether each learnt token is the greedy prediction: what `uld.evaluation.memorization` wants.
-
-    Args:
-        scorer: As in `token_scores`.
-        rows: As in `token_scores`.
-
-    Returns:
-        ``(tokens,)`` bool, one array a row.
-    """
-    return [score.right for score in token_scores(scorer, rows)]
-
-
 def attack_scores(tokens: TokenScores, text: str) -> dict[str, float]:
     """What four membership attacks make of a text: ``loss``, ``zlib``, ``min_k`` and ``min_k++``.
 

@@ -1,6 +1,5 @@
 """The registry of unlearning methods: one small file each, found by the name that users type."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -9,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from uld.errors import ULDError
+from uld.errors import ULDError, guess
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,9 +128,8 @@ class Method:
         for text in given:
             name, equals, value = text.partition("=")
             if name not in options or not equals:
-                close = difflib.get_close_matches(name, options, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
-                raise ULDError(f"--option {text}: {self.name} has no such option: {hint} (--option NAME=VALUE)")
+                hint = guess(name, options) or f": it has {', '.join(options) or 'none'}"
+                raise ULDError(f"--option {text}: {self.name} has no such option{hint} (--option NAME=VALUE)")
             kind = type(options[name])
             try:
                 options[name] = kind(value)
@@ -190,6 +188,5 @@ def get_method(name: str) -> Method:
     methods = all_methods()
     if name in methods:
         return methods[name]
-    close = sorted(difflib.get_close_matches(name.lower(), methods), key=lambda other: abs(len(other) - len(name)))
-    hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(methods)}"
-    raise ULDError(f"there is no method {name!r}: {hint} (--method; uld ls methods lists them)")
+    hint = guess(name, methods) or f": choose one of {', '.join(methods)}"
+    raise ULDError(f"there is no method {name!r}{hint} (--method; uld ls methods lists them)")

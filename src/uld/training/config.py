@@ -144,15 +144,6 @@ class TrainConfig(RunConfig):
 
         return f"method {method}", get_method(method).defaults
 
-    @classmethod
-    def of(cls, method: str = "uld", **settings: Any) -> "TrainConfig":
-        """Settings over the defaults of a method: the same as the class itself gives.
-
-        Raises:
-            ConfigError: an unknown setting or a value of the wrong type.
-        """
-        return cls(method=method, **settings)
-
 
 @resolving
 @dataclass(frozen=True)
@@ -223,11 +214,7 @@ class FinetuneConfig(RunConfig):
 
     @classmethod
     def of(cls, **settings: Any) -> "FinetuneConfig":
-        """Settings over the defaults, which are others from scratch: the same as the class itself gives.
-
-        Raises:
-            ConfigError: an unknown setting or a value of the wrong type.
-        """
+        """The same as the class itself."""
         return cls(**settings)
 
     @property

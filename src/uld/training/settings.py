@@ -5,10 +5,9 @@ purpose: the command line reads it without importing torch.
 """
 
 import dataclasses
-import difflib
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 import yaml
 
 from uld.data.clock import DATE, date_fault
-from uld.errors import ConfigError, ULDError, flag
+from uld.errors import ConfigError, ULDError, flag, guess
 from uld.runs.values import BelowOne, Count, Length, OutOfRange, Rate, Seed, Within, brought, shown
 from uld.text.yaml_text import Lines, YamlError, parse
 
@@ -218,12 +217,6 @@ def place(source: str, layer: Mapping[str, Any], *keys: str | int) -> str:
     """A layer's name, with the line of a setting where the layer is a file."""
     line = layer.lines.get(keys) if isinstance(layer, FileSettings) else None
     return source if line is None else f"{source}:{line}"
-
-
-def guess(name: object, known: Iterable[str]) -> str:
-    """What was probably meant by an unknown name, as the end of a message: ``: did you mean 'x'?``, or nothing."""
-    close = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _checked(kind: type[RunConfig], source: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,4 +26,4 @@ def teaching_settings(config: TrainConfig, method: Method, options: dict[str, An
         return None
     shared = {name: getattr(config, name) for name in _TAUGHT_WITH}
     own = method.teach(**own_options(method.teach, options))
-    return TrainConfig.of(method.teacher, output=str(Path(config.output) / CHECKPOINTS / TEACHER), **shared | own)
+    return TrainConfig(method=method.teacher, output=str(Path(config.output) / CHECKPOINTS / TEACHER), **shared | own)
