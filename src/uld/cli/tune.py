@@ -55,8 +55,14 @@ def tune(
     from uld.evaluation.held_out import file_probes, tofu_probes
     from uld.evaluation.tuning import Grid
     from uld.evaluation.tuning import tune as choose
+    from uld.runs.hub import is_hub_id
     from uld.runs.manifest import is_run
 
+    if not is_run(run) and is_hub_id(run):
+        raise ULDError(
+            f"there is no folder {run}, and the choice is written into the run's folder: fetch a run of the Hub first "
+            f"(hf download {run} --local-dir FOLDER)"
+        )
     if not is_run(run):
         raise ULDError(f"{run} is not a finished run: name the folder of one")
     if (forget is None) != (retain is None):

@@ -29,6 +29,7 @@ from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
 from uld.model.unlearned import ULDForCausalLM
+from uld.runs.card import write_card
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
 from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
@@ -246,7 +247,9 @@ def _tune(
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
-    manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())}).write(folder)
+    manifest = manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())})
+    write_card(folder, manifest)
+    manifest.write(folder)
     return choice
 
 

@@ -29,6 +29,7 @@ from uld.model.combine import Combination
 from uld.model.context import check_positions
 from uld.model.unlearned import ULDConfig, ULDForCausalLM
 from uld.model.weights import adapters_of, save_adapter, save_model
+from uld.runs.card import write_card
 from uld.runs.digests import weights_digests, weights_files
 from uld.runs.files import new_folder, write_text, writing
 from uld.runs.folder import Started, drop_incomplete, held, last_checkpoint, refuse_other_inputs, tidy, working_in
@@ -253,6 +254,7 @@ class Unlearning(Training[TrainResult]):
             template=config.template,
             date=pinned_date(inputs.tokenizer),
             data=inputs.files,
+            description=config.describe,
             versions=library_versions(),
         )
         return Started.model_validate(self.manifest, from_attributes=True)
@@ -313,7 +315,9 @@ class Unlearning(Training[TrainResult]):
             inputs.tokenizer.save_pretrained(folder)
         lines = read_metrics(Path(self.config.output) / METRICS)
         facts = inputs.counts | run_facts(trainer, lines, size) | last_losses(lines)
-        manifest.model_copy(update={"training": facts, "weights": weights_digests(folder)}).write(folder)
+        manifest = manifest.model_copy(update={"training": facts, "weights": weights_digests(folder)})
+        write_card(folder, manifest)
+        manifest.write(folder)
 
     def result(self) -> TrainResult:
         """What ``uld.json`` says of a finished run."""
