@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 KINDS = ("methods", "presets", "grids", "templates", "splits")
 RUNS = "runs"
-_WIDTHS = {"run": 22, "method": 8, "target": 14, "data": 16, "check": 6, "date": 10}
+_WIDTHS = {"run": 20, "method": 8, "target": 12, "data": 14, "check": 6, "date": 10}
 """Letters of each column of the runs that a terminal of 80 has room for, without the blanks between them."""
 EPILOG = "Example: uld ls methods   ·   uld ls runs runs   ·   uld ls runs --json"
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, numbers, say, with_model
+from uld.cli.common import ModelOptions, Quiet, numbers, say, with_model
 from uld.errors import ULDError
 
 EPILOG = (
@@ -43,6 +43,7 @@ def tune(
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
     retain: Annotated[str | None, typer.Option(help="Retain records, not trained on, as for uld train.")] = None,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:
@@ -78,7 +79,8 @@ def tune(
     options = replace(options, model=run)
     template = options.prompt_template()
     model, tokenizer = options.load()
-    choice = choose(run, model, tokenizer, probes, kept, grid=grid, budget=budget, aim=aim, template=template)  # type: ignore[arg-type]
+    how = {"grid": grid, "budget": budget, "aim": aim, "template": template, "progress": not quiet}
+    choice = choose(run, model, tokenizer, probes, kept, **how)  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
     for one in [choice.points[0], *(choice.curve if choice.aim == "steady" else choice.points[1:])]:

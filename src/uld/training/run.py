@@ -107,6 +107,7 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
             with working_in(output):
                 tidy(output)
         return training.result()
+    training.progress = progress and first
     inputs = training.read(resume=resume)
     refuse_long_warmup(config, planned_steps(config, inputs.rows))
     dtype = training_dtype(config)
@@ -231,7 +232,7 @@ class Unlearning(Training[TrainResult]):
 
     def read(self, *, resume: bool) -> Inputs:
         """Read tokenizer, forget rows and retain rows."""
-        return read_inputs(self.config, self.method, resume=resume)
+        return read_inputs(self.config, self.method, resume=resume, progress=self.progress)
 
     def load(self, inputs: Inputs, dtype: str) -> Learner:
         """Load what the method trains."""
@@ -280,7 +281,7 @@ class Unlearning(Training[TrainResult]):
         if self.config.keep_epochs and is_first_process():
             journal.on_epoch = lambda number: self._write_epoch(number, trainer, inputs)
         if any(loss.reference for loss in self.method.losses):
-            set_references(trainer.objective.learner, inputs, Path(self.config.output))
+            set_references(trainer.objective.learner, inputs, Path(self.config.output), progress=self.progress)
 
     def _write_epoch(self, number: int, trainer: UnlearningTrainer, inputs: Inputs) -> None:
         """Keep what was trained so far as a run of its own, all of it or nothing."""
