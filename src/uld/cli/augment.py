@@ -44,11 +44,12 @@ def augment(
             panel=MUCH,
         ),
     ] = None,
-    known: Annotated[
+    least: Annotated[
         float,
         _option(
             "Least probability, a token, that the target gives to what an answer adds to its question; 0 keeps every "
             "question.",
+            "--known",
             panel=MUCH,
             min=0.0,
             max=1.0,
@@ -95,7 +96,7 @@ def augment(
     if target is not None:
         if not ask:
             raise ULDError("--target judges questions about texts: give --ask as well, or leave it out")
-        judge = _known(ModelOptions(model=target, device=device, template=template), known)
+        judge = _known(ModelOptions(model=target, device=device, template=template), least)
     if rules:
         result = augment_by_rules(
             forget, folder, wanted, seed=seed, chunk_words=chunk_words, known=judge, progress=not quiet
