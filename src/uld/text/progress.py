@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-LINE = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
+LINE = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
 _SHORT = 10.0  # seconds that may be silent
 _SELDOM = 30.0  # seconds between two lines in a file, where none is drawn over another
 
@@ -15,7 +15,7 @@ def bar(total: int, what: str | None, unit: str, *, done: int = 0, shown: bool =
 
     Args:
         total: Steps in all.
-        what: Is done; None shows nothing.
+        what: Is done; empty where that is plain, None shows nothing.
         unit: Of a step.
         done: Steps that were done before.
         shown: Whether it is shown at all.
@@ -29,9 +29,8 @@ def bar(total: int, what: str | None, unit: str, *, done: int = 0, shown: bool =
         initial=done,
         desc=what,
         unit=unit,
-        bar_format=LINE,
+        bar_format=("{desc}: " if what else "") + LINE,
         disable=not shown or what is None or not (terminal or logged),
         mininterval=0.1 if terminal else _SELDOM,
         delay=0.0 if terminal else _SHORT,
-        dynamic_ncols=terminal,
     )

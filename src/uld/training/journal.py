@@ -56,7 +56,7 @@ class Journal(TrainerCallback):
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
-        self.bar = bar(state.max_steps, "training", "step", done=state.global_step, shown=self.progress)
+        self.bar = bar(state.max_steps, "", "step", done=state.global_step, shown=self.progress)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate before the scheduler moves on."""
