@@ -169,7 +169,7 @@ def uld_command() -> Any:
 def test_a_command_can_be_given_as_it_is_shown(line):
     command = uld_command()
     words = shlex.split(line)[1:]
-    while words and hasattr(command, "commands") and words[0] != "--help":
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
         assert words[0] in command.commands, line  # type: ignore[attr-defined]
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
     if all(word.startswith("-") for word in words):  # spoken of, not shown: a command alone, or the name of a flag

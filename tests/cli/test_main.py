@@ -74,7 +74,8 @@ def test_ls_of_an_unknown_kind():
     done = uld_command("ls", "models")
     assert (done.exit_code, done.stdout) == (2, "")
     assert (
-        done.stderr == "uld: there are no 'models' to list: choose one of methods, presets, grids, templates, splits\n"
+        done.stderr
+        == "uld: there are no 'models' to list: choose one of methods, presets, grids, templates, splits, runs\n"
     )
 
 

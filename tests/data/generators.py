@@ -145,6 +145,7 @@ FLAT: list[Fault] = [  # of texts alone: every format can write these rows
         (f"unread {key}", _with(kind, lambda row, rng, key=key: row.update({key: sentence(rng) + " so"})), f"'{key}'")
         for key in LOST
         for kind in KINDS
+        if (key, kind) != ("labels", whole)  # a question and its answer, as KnowUnDo writes them
     ],
     ("a number beside a text", _with(whole, lambda row, rng: row.update({"label": "3"})), "'label'"),
     ("a passage as source", _with(qa, lambda row, rng: row.update({"source": sentence(rng) * 90})), "'source'"),
@@ -157,7 +158,7 @@ FLAT: list[Fault] = [  # of texts alone: every format can write these rows
         "'question' and 'completion'",
     ),
     ("an alternative to a text", _with(whole, lambda row, rng: row.update({"alternative": "x"})), "'alternative'"),
-    ("other names", lambda rng: {"instruction": sentence(rng), "output": sentence(rng)}, ""),
+    ("other names", lambda rng: {"instruct": sentence(rng), "reply": sentence(rng)}, ""),
 ]
 
 NESTED: list[Fault] = [  # with lists and objects: of all formats but CSV
@@ -195,7 +196,7 @@ UNTYPED: list[Fault] = [  # of JSON alone, where any value may stand anywhere
     ("an empty object", lambda rng: {}, "found the keys none"),
     ("messages of texts", lambda rng: {"messages": [sentence(rng)]}, "'messages' must be a list"),
     ("messages as a text", lambda rng: {"messages": sentence(rng)}, "'messages' must be a list"),
-    ("content in parts", _with(talk, _turn(lambda m: m.update(content=[{"type": "text", "text": "x"}]))), "'content'"),
+    ("a picture", _with(talk, _turn(lambda m: m.update(content=[{"type": "image_url"}]))), "'content'"),
     ("NUL in a text", _with(whole, lambda row, rng: row.update(text="a\0b")), "'text' holds NUL"),
     ("NUL alone", _with(qa, lambda row, rng: row.update(answer="\0\0")), "'answer' holds NUL"),
     (

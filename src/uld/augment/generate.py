@@ -18,6 +18,9 @@ from uld.augment.rephrase import rephrase_answer, rephrase_question, rephrase_te
 from uld.augment.wrong import wrong_answers
 from uld.data.record import Record
 
+REASON = "nothing to forget (the target does not know the answer)"
+"""Why a question is dropped whose answer a target does not know."""
+Problem = Callable[[tuple[str, str]], str | None]
 Kind = Literal["paraphrase", "wrong_answer", "asked"]
 _TRIES = 40
 _STALE = 12  # candidates in a row that bring nothing new
@@ -77,7 +80,12 @@ class Candidates:
 
 
 def select(
-    item: Item, found: Candidates, wanted: Wanted, pool: Pool, right: Sequence[str] = ()
+    item: Item,
+    found: Candidates,
+    wanted: Wanted,
+    pool: Pool,
+    right: Sequence[str] = (),
+    unknown: Problem | None = None,
 ) -> tuple[Augmented, list[Drop]]:
     """The first candidates that pass the filters, as many as are wanted, and those that did not pass.
 
@@ -87,6 +95,7 @@ def select(
         wanted: How many.
         pool: Of the whole file.
         right: Other right answers to the item's question.
+        unknown: Why a question about a text is not worth asking (`uld.augment.known`); None: every one is.
     """
     drops: list[Drop] = []
     capitals = pool.capitals
@@ -125,7 +134,10 @@ def select(
         lambda text: wrong_problem(item.context, item.answer, text, others, capitals),
     )
     asked = keep(
-        "asked", wanted.ask if item.is_text else 0, found.asked, lambda pair: support_problem(item.answer, *pair)
+        "asked",
+        wanted.ask if item.is_text else 0,
+        found.asked,
+        lambda pair: support_problem(item.answer, *pair) or (unknown(pair) if unknown else None),
     )
     made = Augmented(
         [with_answer(item, answer, question or None) for question, answer in told],
@@ -211,23 +223,38 @@ class Made:
     drops: list[Drop]
 
 
-def choose(found: Sequence[Item], offer: Callable[[Item, Pool], Candidates], wanted: Wanted) -> Made:
+def choose(
+    found: Sequence[Item],
+    offer: Callable[[Item, Pool], Candidates],
+    wanted: Wanted,
+    unknown: Problem | None = None,
+    tell: Callable[[int], None] = lambda done: None,
+) -> Made:
     """Take for each item the first candidates that pass the filters.
 
     Args:
         found: All items of a forget file.
         offer: Gives an item's candidates.
         wanted: How many of each.
+        unknown: See `select`.
+        tell: Hears how many items are done.
     """
     pool, right = Pool.of(found), right_answers(found)
     made = Made({}, [])
-    for item in found:
-        some, dropped = select(item, offer(item, pool), wanted, pool, right[normalised(item.context)])
+    for done, item in enumerate(found, 1):
+        some, dropped = select(item, offer(item, pool), wanted, pool, right[normalised(item.context)], unknown)
         made.parts.setdefault(item.of, []).append(some)
         made.drops.extend(dropped)
+        tell(done)
     return made
 
 
-def by_rules(found: Sequence[Item], wanted: Wanted, seed: int) -> Made:
-    """Augment items by rule: with the wanted numbers and the seed they decide everything."""
-    return choose(found, lambda item, pool: rule_candidates(item, pool, seed), wanted)
+def by_rules(
+    found: Sequence[Item],
+    wanted: Wanted,
+    seed: int,
+    unknown: Problem | None = None,
+    tell: Callable[[int], None] = lambda done: None,
+) -> Made:
+    """Augment items by rule: with the wanted numbers, the seed and what is not worth asking they decide everything."""
+    return choose(found, lambda item, pool: rule_candidates(item, pool, seed), wanted, unknown, tell)

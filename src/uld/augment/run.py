@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uld.augment.endpoint import Reply
-from uld.augment.generate import Candidates, Drop, Made, Wanted, by_rules, choose
+from uld.augment.generate import REASON, Candidates, Drop, Made, Problem, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
 from uld.augment.output import FILES, write
 from uld.augment.prompts import Job, jobs, prompt, read_answer, version
@@ -23,6 +23,10 @@ from uld.errors import ULDError
 from uld.runs.files import present
 from uld.runs.locks import LOCK
 from uld.runs.rows import CLAIM, RowFile, claim, claiming, take
+from uld.text.progress import bar
+
+if TYPE_CHECKING:
+    from uld.augment.known import Known
 
 JOURNAL = "journal.jsonl"
 WHAT = "augmentation"
@@ -95,7 +99,14 @@ def read_items(forget: str | Path, wanted: Wanted, chunk_words: int) -> tuple[li
 
 
 def augment_by_rules(
-    forget: str | Path, output: Path, wanted: Wanted | None = None, *, seed: int = 0, chunk_words: int = CHUNK_WORDS
+    forget: str | Path,
+    output: Path,
+    wanted: Wanted | None = None,
+    *,
+    seed: int = 0,
+    chunk_words: int = CHUNK_WORDS,
+    known: "Known | None" = None,
+    progress: bool = False,
 ) -> Result:
     """Augment a forget file by rule.
 
@@ -105,14 +116,18 @@ def augment_by_rules(
         wanted: How much of each item; default: `Wanted`'s own.
         seed: Of the rules.
         chunk_words: Most words of a text's chunk.
+        known: Drops questions about texts whose answers a target does not know.
+        progress: Show how far that is.
 
     Raises:
-        ULDError: the file cannot be read, or the folder holds something else.
+        ULDError: the file cannot be read, the folder holds something else, or the target knows no answer.
     """
     wanted = wanted or Wanted()
     found, digests = read_items(forget, wanted, chunk_words)
     claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
-    return _finish(output, found, by_rules(found, wanted, seed), None)
+    with _judged(known, output, len(found), progress) as (unknown, tell):
+        made = by_rules(found, wanted, seed, unknown, tell)
+    return _finish(output, found, made, None, known)
 
 
 def augment_by_model(
@@ -125,6 +140,8 @@ def augment_by_model(
     chunk_words: int = CHUNK_WORDS,
     tries: int = 3,
     tell: Callable[[Progress], None] | None = None,
+    known: "Known | None" = None,
+    progress: bool = False,
 ) -> Result:
     """Augment a forget file by a model's answers.
 
@@ -137,9 +154,12 @@ def augment_by_model(
         chunk_words: Most words of a text's chunk.
         tries: How often a model is asked whose answer cannot be read.
         tell: Hears of every answer.
+        known: Drops questions about texts whose answers a target does not know.
+        progress: Show how far that is.
 
     Raises:
-        ULDError: the file cannot be read, the folder holds something else, or the model gives up.
+        ULDError: the file cannot be read, the folder holds something else, the model gives up, or the target knows no
+            answer.
     """
     found, digests = read_items(forget, wanted, chunk_words)
     about = _about(digests, wanted, chunk_words, {**by, "prompts": version()})
@@ -149,7 +169,7 @@ def augment_by_model(
         for job, number in jobs(item, wanted.paraphrases, wanted.wrong_answers, wanted.ask)
     ]
     with _journal(output, about) as journal:
-        progress = _progress(journal, len(asked))
+        so_far = _progress(journal, len(asked))
         tried: Counter[int] = Counter()
         spent: dict[int, tuple[int, int]] = {}
 
@@ -164,14 +184,14 @@ def augment_by_model(
                     return True
             tokens_in, tokens_out = spent[number]
             journal.add(number, {"text": reply.text, "tokens_in": tokens_in, "tokens_out": tokens_out})
-            nonlocal progress
-            progress = progress.one_more(tokens_in, tokens_out)
+            nonlocal so_far
+            so_far = so_far.one_more(tokens_in, tokens_out)
             if tell:
-                tell(progress)
+                tell(so_far)
             return False
 
         if tell:
-            tell(progress)
+            tell(so_far)
         left = [(k, prompt(*one)) for k, one in enumerate(asked) if k not in journal.rows]
         if left:
             try:
@@ -179,8 +199,21 @@ def augment_by_model(
             except ULDError as error:
                 raise ULDError(f"{error} ({len(journal.rows)} of {len(asked)} requests are done and kept)") from error
         answers = _by_item(asked, journal)
-    made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted)
-    return _finish(output, found, made, progress)
+    with _judged(known, output, len(found), progress) as (unknown, each):
+        made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted, unknown, each)
+    return _finish(output, found, made, so_far, known)
+
+
+@contextmanager
+def _judged(
+    known: "Known | None", output: Path, items: int, progress: bool
+) -> Iterator[tuple[Problem | None, Callable[[int], None]]]:
+    """What says which questions are not worth asking, and what hears how many items are done."""
+    if known is None:
+        yield None, lambda done: None
+        return
+    with known.judging(output, WHAT) as unknown, bar(items, "asking the target", "part", shown=progress) as line:
+        yield unknown, lambda done: line.update(done - line.n)
 
 
 @contextmanager
@@ -245,8 +278,21 @@ def _about(digests: list[str], wanted: Wanted, chunk_words: int, by: dict[str, A
     return {"forget": digests, **wanted.to_dict(), "chunk_words": chunk_words, **by}
 
 
-def _finish(output: Path, found: Sequence[Item], made: Made, progress: Progress | None) -> Result:
-    """Write the files and the report."""
+def _finish(
+    output: Path, found: Sequence[Item], made: Made, progress: Progress | None, known: "Known | None" = None
+) -> Result:
+    """Write the files and the report.
+
+    Raises:
+        ULDError: questions were asked, and the target knows the answer to none.
+    """
+    if known is not None:
+        lost = sum(drop.reason == REASON for drop in made.drops)
+        if lost and not any(part.asked for parts in made.parts.values() for part in parts):
+            raise ULDError(
+                f"nothing to forget: {known.name} knows the answer to none of {lost} questions about the documents: "
+                "name the model that was trained on them (--target), or lower --known"
+            )
     whole = joined(part for parts in made.parts.values() for part in parts)
     kept = {name: len(getattr(whole, side)) for side, name in FILES.items() if getattr(whole, side)}
     dropped: dict[str, Counter[str]] = {}
@@ -258,6 +304,7 @@ def _finish(output: Path, found: Sequence[Item], made: Made, progress: Progress 
         "items": len(found),
         "kept": kept,
         "dropped": counts,
+        "known": {"target": known.name, "least": known.least} if known else None,
         "tokens": {"in": progress.tokens_in, "out": progress.tokens_out} if progress else None,
         "drops": [asdict(drop) for drop in made.drops],
     }

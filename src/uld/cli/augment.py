@@ -36,6 +36,25 @@ def augment(
     ask: Annotated[bool, _option("Also ask questions about texts.", "--ask", panel=MUCH)] = False,
     questions: Annotated[int, _option("Questions about each chunk (--ask).", panel=MUCH, min=1, max=10**4)] = 4,
     chunk_words: Annotated[int, _option("Most words of a text's chunk.", panel=MUCH, min=20, max=10**9)] = 150,
+    target: Annotated[
+        str | None,
+        _option(
+            "Model that is to forget: run folder, model folder or Hub id; questions whose answers it does not know are "
+            "dropped (--ask).",
+            panel=MUCH,
+        ),
+    ] = None,
+    least: Annotated[
+        float,
+        _option(
+            "Least probability, a token, that the target gives to what an answer adds to its question; 0 keeps every "
+            "question.",
+            "--known",
+            panel=MUCH,
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the rules, or of the model's sampling.")] = 0,
     api_key_env: Annotated[
         str, _option("Environment variable with the key; none: the endpoint needs no key.", panel=API)
@@ -52,9 +71,11 @@ def augment(
     price_out: Annotated[float, _option("Price of a million answer tokens.", panel=API, min=0.0, max=10**9)] = 0.0,
     max_tokens: Annotated[int, _option("Most tokens of a model's answer.", panel=API, min=16, max=10**6)] = 2048,
     template: Annotated[
-        str | None, _option("Prompt template of --local; default: its chat template.", panel=HOW)
+        str | None, _option("Prompt template of --local and --target; default: their own.", panel=HOW)
     ] = None,
-    device: Annotated[str | None, _option("Device of --local; default: the best there is.", panel=HOW)] = None,
+    device: Annotated[
+        str | None, _option("Device of --local and --target; default: the best there is.", panel=HOW)
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Make paraphrases to forget and wrong answers to retain from a forget file; uld train --augment takes them.
@@ -71,8 +92,15 @@ def augment(
         raise ULDError("--api-base needs the endpoint's name for the model: give --model")
     wanted = Wanted(paraphrases, wrong_answers, questions if ask else 0)
     folder = Path(output) if output is not None else folder_beside(forget)
+    judge: Any = None
+    if target is not None:
+        if not ask:
+            raise ULDError("--target judges questions about texts: give --ask as well, or leave it out")
+        judge = _known(ModelOptions(model=target, device=device, template=template), least)
     if rules:
-        result = augment_by_rules(forget, folder, wanted, seed=seed, chunk_words=chunk_words)
+        result = augment_by_rules(
+            forget, folder, wanted, seed=seed, chunk_words=chunk_words, known=judge, progress=not quiet
+        )
     else:
         tries = 3
         common = {"seed": seed, "max_tokens": max_tokens}
@@ -100,7 +128,16 @@ def augment(
             tries = 1  # a greedy answer is the same each time
         try:
             result = augment_by_model(
-                forget, folder, wanted, ask_all, by=by, chunk_words=chunk_words, tries=tries, tell=bar
+                forget,
+                folder,
+                wanted,
+                ask_all,
+                by=by,
+                chunk_words=chunk_words,
+                tries=tries,
+                tell=bar,
+                known=judge,
+                progress=not quiet,
             )
         finally:
             bar.close()
@@ -127,6 +164,14 @@ def _local(options: ModelOptions, max_tokens: int) -> Any:
     return ask_all
 
 
+def _known(options: ModelOptions, least: float) -> Any:
+    """Judges questions by what a target knows; it is loaded when the first one comes."""
+    options.check("--target")
+    from uld.augment.known import Known
+
+    return Known(options.model, options.load, options.prompt_template(), least)
+
+
 class _Bar:
     """Requests done, tokens and price so far."""
 
@@ -139,9 +184,9 @@ class _Bar:
         if self.quiet:
             return
         if self.bar is None:
-            from tqdm import tqdm
+            from uld.text.progress import bar
 
-            self.bar = tqdm(total=progress.total, initial=progress.done, unit="request", disable=None)  # not in a file
+            self.bar = bar(progress.total, "asking", "request", done=progress.done, logged=False)
         self.bar.update(progress.done - self.bar.n)
         self.bar.set_postfix_str(self.sum(progress), refresh=True)
 

@@ -24,6 +24,9 @@ from uld.text.terminal import OutputError, discard, one_line, screens, visible
 from uld.training.settings import is_first_process
 
 NAME = "uld"
+COMPLETE = "_ULD_COMPLETE"  # the variable in which the script of a shell says what it wants to be completed
+_COMPLETION = ("--install-completion", "--show-completion")
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _Usage: Any = typer.BadParameter.__mro__[1]  # what typer raises of a command line that it cannot read
 
@@ -61,6 +64,8 @@ class Boundary(TyperGroup):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
         if not sys.warnoptions:  # what libraries have to say to programmers is of no use to a user
             warnings.simplefilter("ignore")
+        if COMPLETE in os.environ:  # a shell asks what may follow; nothing runs
+            self._main_shell_completion({}, NAME, COMPLETE)
         closed = sys.stdout is None
         with screens(), _ended_by_signals():
             code = _said(self._outcome(list(sys.argv[1:] if args is None else args), closed))
@@ -74,6 +79,7 @@ class Boundary(TyperGroup):
             if closed:
                 raise ULDError("standard output is closed: send it somewhere, as in > /dev/null")
             _refuse_undecodable(words)
+            _refuse_unknown_shell(words)
             with self.make_context(NAME, words) as context:
                 self.invoke(context)
             sys.stdout.flush()
@@ -170,6 +176,24 @@ def _refuse_undecodable(words: Sequence[str]) -> None:
         if (taken := sys.getfilesystemencoding()) != "utf-8":
             raise ULDError(f"{what}: Python takes names for {taken} here: set LC_ALL=C.UTF-8, and not PYTHONUTF8=0")
         raise ULDError(f"{what}: the name is not UTF-8: rename it, or take another folder")
+
+
+def _refuse_unknown_shell(words: Sequence[str]) -> None:
+    """Refuse completion where it cannot be told for which shell.
+
+    Raises:
+        ULDError: no shell is above this process, or one that has none.
+    """
+    if not words or words[0] not in _COMPLETION or len(words) > 1:
+        return
+    import shellingham
+
+    try:
+        shell = shellingham.detect_shell()[0]
+    except (shellingham.ShellDetectionFailure, OSError) as error:
+        raise ULDError(f"{words[0]} cannot tell which shell you use: call it in {', '.join(_SHELLS[:3])}") from error
+    if shell not in _SHELLS:
+        raise ULDError(f"{words[0]} knows {', '.join(_SHELLS[:3])}, and you use {shell}: call it in one of these")
 
 
 @contextmanager

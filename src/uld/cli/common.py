@@ -155,10 +155,13 @@ class ModelOptions:
 
     def _asked(self, model: str, name: str) -> str | None:
         """How to ask a model: as it was said, or as the run was trained, if it is one."""
-        from uld.runs.manifest import Manifest, is_run
+        from uld.runs.hub import run_folder
+        from uld.runs.manifest import Manifest
 
         given = getattr(self, name)
-        return given if given is not None or not is_run(model) else getattr(Manifest.read(model), name)
+        if given is not None or (folder := run_folder(model)) is None:
+            return given
+        return getattr(Manifest.read(folder), name)
 
 
 def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

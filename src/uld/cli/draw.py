@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import COMBINATION, ModelOptions, say, with_model
+from uld.cli.common import COMBINATION, ModelOptions, Quiet, say, with_model
 from uld.runs.values import Length, Rows, bounds
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
@@ -23,6 +23,7 @@ def draw(
         int, typer.Option(help="Tokens a row may have, within what the model takes.", **bounds(Length))
     ] = 512,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:
@@ -41,7 +42,7 @@ def draw(
         records, _ = read_sources(forget)
         model, tokenizer = options.load()
         form = PromptFormat(tokenizer, options.prompt_template())
-        drawn = draw_rows(model, form, records, rows, seed=seed, max_length=max_length)
+        drawn = draw_rows(model, form, records, rows, seed=seed, max_length=max_length, progress=not quiet)
         write(drawn.to_jsonl())
     dropped = ", ".join(f"{count} {reason}" for reason, count in drawn.facts["dropped"].items()) or "none"
     say(f"{path}: {len(drawn.records)} rows of {drawn.facts['samples']} samples; dropped: {dropped}")

@@ -233,7 +233,7 @@ def _grid(
         raise ULDError(f"{options.model} has no assistant: only a run with one has settings to vary")
     how = {"data": tofu.data, "template": template, "limit": tofu.limit, "retain_log": retained}
     combinations = [loaded.combination.override(**one) for one in grid]
-    rows = evaluate_grid(loaded, tokenizer, tofu.split, folder / "grid", combinations, **how)
+    rows = evaluate_grid(loaded, tokenizer, tofu.split, folder / "grid", combinations, progress=not quiet, **how)
     say(dumps([row.to_dict() for row in rows], indent=2) if as_json else table(rows))
     if not as_json:
         say(f"Logs, table and plot: {folder / 'grid'}")

@@ -22,6 +22,7 @@ from uld.cli import (
     forget,
     generate,
     ls,
+    push,
     report,
     tune,
 )
@@ -32,7 +33,6 @@ from uld.cli.common import say
 app = typer.Typer(
     cls=Boundary,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Make a language model unlearn chosen documents without touching its weights.",
     epilog="Start with: uld demo",
@@ -54,7 +54,8 @@ app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
-app.command("ls")(ls.ls)
+app.command("ls", epilog=ls.EPILOG)(ls.ls)
+app.command("push", epilog=push.EPILOG, no_args_is_help=True)(push.push)
 app.command("demo")(demo.demo)
 app.command("lm-eval", context_settings=eval_harness.FORWARDED, epilog=eval_harness.FORWARDED_EPILOG)(
     eval_harness.lm_eval

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, numbers, say, with_model
+from uld.cli.common import ModelOptions, Quiet, numbers, say, with_model
 from uld.errors import ULDError
 
 EPILOG = (
@@ -49,6 +49,7 @@ def tune(
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
     retain: Annotated[str | None, typer.Option(help="Retain records, not trained on, as for uld train.")] = None,
+    quiet: Quiet = False,
     *,
     options: ModelOptions,
 ) -> None:
@@ -61,8 +62,14 @@ def tune(
     from uld.evaluation.held_out import file_probes, tofu_probes
     from uld.evaluation.tuning import Grid
     from uld.evaluation.tuning import tune as choose
+    from uld.runs.hub import is_hub_id
     from uld.runs.manifest import is_run
 
+    if not is_run(run) and is_hub_id(run):
+        raise ULDError(
+            f"there is no folder {run}, and the choice is written into the run's folder: fetch a run of the Hub first "
+            f"(hf download {run} --local-dir FOLDER)"
+        )
     if not is_run(run):
         raise ULDError(f"{run} is not a finished run: name the folder of one")
     if (forget is None) != (retain is None):
@@ -78,9 +85,9 @@ def tune(
     options = replace(options, model=run)
     template = options.prompt_template()
     model, tokenizer = options.load()
-    choice = choose(
-        run, model, tokenizer, probes, kept, grid=grid, budget=numbers(budget, "--budget"), aim=aim, template=template
-    )  # type: ignore[arg-type]
+    budgets = numbers(budget, "--budget")
+    how = {"grid": grid, "budget": budgets, "aim": aim, "template": template, "progress": not quiet}
+    choice = choose(run, model, tokenizer, probes, kept, **how)  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
     for one in [choice.points[0], *(choice.curve if choice.aim == "steady" else choice.points[1:])]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from uld.data.files import File, check_name
+from uld.data.formats import FOREIGN, KNOWN
 from uld.data.record import KEYS, Record, parse_record
 from uld.data.rows import read_lines, read_rows
 from uld.data.tables import arrow_rows, read_csv, read_parquet, records_of, refuse_twice
@@ -202,7 +203,10 @@ def _lines(file: File) -> list[Record]:
 
 
 def _rows(file: File) -> list[Record]:
-    return records_of(file.name, read_rows(file))
+    rows = read_rows(file)
+    if all(isinstance(value, str) for _, value in rows):  # MUSE writes its texts so
+        rows = [(source, {"text": value}) for source, value in rows]
+    return records_of(file.name, rows)
 
 
 def _pdf(file: File) -> list[Record]:
@@ -288,6 +292,11 @@ def _hub_parts(source: str) -> tuple[str, str | None, str | None] | None:
     return name, config, split
 
 
+def _is_read(key: str, value: Any) -> bool:
+    """Whether a value is part of what a data set says; a number under another tool's key, as a label, is not."""
+    return key in KEYS or (key in FOREIGN and isinstance(value, str | list))
+
+
 def _read_hub(source: str, name: str, config: str | None, split: str | None) -> tuple[list[Record], DataFile]:
     """Records of a data set; without a split its only one, or ``train``."""
     import datasets
@@ -306,7 +315,7 @@ def _read_hub(source: str, name: str, config: str | None, split: str | None) -> 
             raise DataError(f"{source}: has the splits {', '.join(found)}: choose one with {name}@SPLIT")
         found = found[chosen]
     refuse_twice(found.column_names, source)
-    if not set(KEYS) & set(found.column_names):
+    if not set(KNOWN) & set(found.column_names):
         raise DataError(
             f"{source}: expected columns that make a record ({', '.join(KEYS)}), but found "
             f"{', '.join(map(shown, found.column_names[:20]))}"
@@ -314,5 +323,5 @@ def _read_hub(source: str, name: str, config: str | None, split: str | None) -> 
     tables = found.with_format("arrow").iter(1000)
     rows = list(arrow_rows(source, tables))
     records = records_of(source, rows)
-    digest = rows_digest({key: row[key] for key in found.column_names if key in KEYS} for _, row in rows)
+    digest = rows_digest({key: row[key] for key in found.column_names if _is_read(key, row[key])} for _, row in rows)
     return records, DataFile(path=source, sha256=digest, rows=len(records))

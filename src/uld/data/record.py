@@ -30,7 +30,7 @@ DESCRIBES = frozenset(_DESCRIBING.split())
 _FREE = ("meta", "metadata")  # whatever stands below these is left out on purpose
 _LONGEST_DESCRIPTION = 300  # characters: a source may be a URL, but no passage
 _FORMS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
-_ROLES = ("system", "user", "assistant")
+_ROLES = ("system", "user", "assistant", "developer")  # the last is OpenAI's newer name of the first
 _NUMBER = re.compile(r"\s*([-+]?[0-9][0-9.,_]*([eE][-+]?[0-9]+)?\s*%?|true|false)\s*", re.IGNORECASE)
 
 
@@ -90,7 +90,7 @@ def parse_record(row: Any, source: str) -> Record:
     """
     if not isinstance(row, dict):
         raise DataError(f"{source}: expected a JSON object, one of {FORMS}, but found {type(row).__name__}")
-    told = {key: value for key, value in row.items() if not _void(value)}
+    told = {key: value for key, value in row.items() if not is_void(value)}
     form = _form(row, told, source)
     refuse_unread(told, (*form, "alternative"), source, beside_text=form == ("text",))
     if "alternative" in told and form == ("text",):
@@ -160,7 +160,7 @@ def describes(key: str) -> bool:
 def _lost(key: str, value: Any, beside_text: bool) -> bool:
     if key in _FREE:
         return False
-    leaves = [leaf for leaf in _leaves(value) if not _void(leaf)]
+    leaves = [leaf for leaf in _leaves(value) if not is_void(leaf)]
     if describes(key):
         texts = [leaf for leaf in leaves if isinstance(leaf, str)]
         return any("\n" in text.strip() for text in texts) or sum(map(len, texts)) > _LONGEST_DESCRIPTION
@@ -186,8 +186,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float | Decimal)
 
 
-def _void(value: Any) -> bool:
-    """Whether a value is as good as none."""
+def is_void(value: Any) -> bool:
+    """Whether a value is as good as none: null, or a text that says nothing."""
     return value is None or (isinstance(value, str) and says_nothing(value) and "\0" not in value)
 
 
@@ -219,19 +219,33 @@ def _messages(value: Any, source: str) -> tuple[tuple[str, str], ...]:
     for message in value:
         role = message.get("role")
         if role not in _ROLES:
-            raise DataError(f"{source}: a message's 'role' must be one of {', '.join(_ROLES)}, not {shown(role)}")
+            raise DataError(f"{source}: a message's 'role' must be one of {', '.join(_ROLES[:3])}, not {shown(role)}")
         refuse_unread(message, ("role", "content", "weight"), f"{source}: in 'messages'")
         if role == "assistant" and message.get("weight") not in (None, 1):
             raise DataError(
                 f"{source}: a message has the 'weight' {shown(message['weight'])}, but every assistant turn is learnt "
                 "in full: leave out the weight, or the conversation"
             )
-        pairs.append((role, text_of(message.get("content"), "content", source)))
+        pairs.append(("system" if role == "developer" else role, _content(message.get("content"), source)))
     if not any(role == "assistant" for role, _ in pairs):
         raise DataError(f"{source}: 'messages' holds no assistant turn, so there is nothing to learn from it")
     if pairs[-1][0] != "assistant":
         raise DataError(f"{source}: 'messages' ends in a {pairs[-1][0]} turn that nothing answers: take it out")
     return tuple(pairs)
+
+
+def _content(value: Any, source: str) -> str:
+    """What a message says; OpenAI may write it as a list of parts."""
+    if not isinstance(value, list) or not value:
+        return text_of(value, "content", source)
+    parts = []
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise DataError(f"{source}: a message's 'content' has a part of the type {shown(kind)}: only text is read")
+        refuse_unread(part, ("type", "text"), f"{source}: in 'content'")
+        parts.append(text_of(part.get("text"), "text", source))
+    return "".join(parts)
 
 
 def refuse_equal(forget: Iterable[Record], retain: Iterable[Record]) -> None:

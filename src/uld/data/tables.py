@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from uld.data.files import File
-from uld.data.record import FORMS, KEYS, Record, describes, parse_record
+from uld.data.formats import CONVERSATIONS, KNOWN, read_row
+from uld.data.record import FORMS, Record, describes
 from uld.data.rows import json_value
 from uld.data.text import says_nothing, shown
 from uld.errors import DataError
@@ -54,7 +55,7 @@ def _check_header(header: list[str], name: str, delimiter: str) -> None:
     if not any(header):
         raise DataError(f"{name} row 1: the header is empty: write the names of the columns into the first line")
     refuse_twice(_named(header), f"{name} row 1")
-    if not set(KEYS) & set(header):
+    if not set(KNOWN) & set(header):
         found = ", ".join(shown(column) for column in header[:5]) + (", …" if len(header) > 5 else "")
         between = "tabs" if delimiter == "\t" else "commas"
         raise DataError(
@@ -79,11 +80,12 @@ def _csv_row(header: list[str], cells: list[str], source: str) -> dict[str, Any]
     row: dict[str, Any] = dict(zip(_named(header), cells, strict=False))
     if not header[0] and cells[0].strip().isdigit():  # pandas numbers the rows there
         row.pop(_named(header)[0])
-    if not says_nothing(row.get("messages", "")):
-        try:
-            row["messages"] = json_value(row["messages"], source)
-        except DataError as error:
-            raise DataError(f"{source}: 'messages' must be a JSON list in a CSV cell") from error
+    for key in CONVERSATIONS:
+        if not says_nothing(row.get(key, "")):
+            try:
+                row[key] = json_value(row[key], source)
+            except DataError as error:
+                raise DataError(f"{source}: {key!r} must be a JSON list in a CSV cell") from error
     return row
 
 
@@ -156,8 +158,9 @@ def records_of(name: str, rows: Iterable[tuple[str, Any]]) -> list[Record]:
     records: list[Record] = []
     left: Counter[str] = Counter()
     for source, row in rows:
-        records.append(parse_record(row, source))
-        left.update(key for key, value in row.items() if key not in KEYS and value not in (None, ""))
+        record, beside = read_row(row, source)
+        records.append(record)
+        left.update(beside)
     if not records:
         raise DataError(f"{name}: there is no row in it")
     if left:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -115,27 +114,19 @@ class Task(Generic[R]):
 
     def _fill(self, file: RowFile, batches: Sequence[list[int]], shown: str | None) -> None:
         """Compute the rows of some batches that the file lacks; ``shown`` names the progress bar."""
-        from tqdm import tqdm
+        from uld.text.progress import bar
 
         numbers = [i for batch in batches for i in batch]
         todo = {i for i in numbers if i not in file.rows or not self.finished(self.rows[i], file.rows[i])}
         if not todo:
             return
-        bar = tqdm(
-            total=len(numbers),
-            initial=len(numbers) - len(todo),
-            desc=shown,
-            unit="row",
-            disable=shown is None,
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
-        with bar:
+        with bar(len(numbers), shown, "row", done=len(numbers) - len(todo)) as line:
             for batch in batches:
                 if missing := todo.intersection(batch):
                     for i, result in zip(batch, self.work([self.rows[i] for i in batch]), strict=True):
                         if i in missing:
                             file.add(i, result)
-                    bar.update(len(missing))
+                    line.update(len(missing))
 
 
 def by_length(lengths: Sequence[int], tokens: int = _PROMPT_TOKENS) -> list[list[int]]:

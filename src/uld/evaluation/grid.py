@@ -69,6 +69,7 @@ def evaluate_grid(
     data: str | Path | None = None,
     template: str | None = None,
     limit: int | None = None,
+    progress: bool = True,
 ) -> list[GridRow]:
     """Score a grid in one pass and write it.
 
@@ -82,6 +83,7 @@ def evaluate_grid(
         data: Folder of TOFU, or None for the Hub.
         template: Prompt template; None takes the tokenizer's chat template.
         limit: First rows of each task set only.
+        progress: Show a progress bar.
 
     Returns:
         A row a setting.
@@ -97,7 +99,8 @@ def evaluate_grid(
         about = describe(model, PromptFormat(tokenizer, template), split=split, limit=limit, data=digest)
         claim(output, {name: value for name, value in about.items() if name != "combination"})
     distinct = list({grid_name(how): how for how in settings}.values())
-    logs = score_grid(model, tokenizer, split, distinct, data=data, template=template, tasks=TASKS, limit=limit)
+    how: dict[str, Any] = {"data": data, "template": template, "limit": limit, "progress": progress}
+    logs = score_grid(model, tokenizer, split, distinct, tasks=TASKS, **how)
     rows = []
     for how, log in zip(distinct, logs, strict=True):
         losses = {task: statistics.fmean(log[task].avg_loss) for task in ("forget", "retain")}

@@ -26,6 +26,7 @@ from uld.model.generate import BATCH_TOKENS, LENGTH_MULTIPLE, length_batches
 from uld.model.label_losses import label_losses
 from uld.model.unlearned import ULDForCausalLM
 from uld.model.vocabulary import embedding_rows, refuse_foreign
+from uld.text.progress import bar
 
 _TREE_TOKENS = 1024
 _HEAD_ROWS = 1024  # positions of one product with the head
@@ -99,19 +100,22 @@ class Scorer:
         return cls(model, int(pad or 0), combinations)
 
     @torch.inference_mode()
-    def score(self, rows: Sequence[Encoded]) -> list[list[Score]]:
+    def score(self, rows: Sequence[Encoded], shown: str | None = None) -> list[list[Score]]:
         """Score the learnt tokens of each row.
 
         Args:
             rows: Encoded prompts with answers; what several rows begin with is computed once.
+            shown: Name of the progress line; None: none.
 
         Returns:
             For each combination (one for an ordinary model) a score a row, in the given order.
         """
         losses = torch.zeros(len(self.settings), len(rows), dtype=torch.float64)
         counts = [sum(row.learn[1:]) for row in rows]
-        for number, found in self.measure(rows, self.label_losses):
-            losses.index_add_(1, number, found.double())
+        with bar(len(rows), shown, "row") as line:
+            for number, found in self.measure(rows, self.label_losses):
+                losses.index_add_(1, number, found.double())
+                line.update(len(number.unique()))
         return [[Score(loss, count) for loss, count in zip(one, counts, strict=True)] for one in losses.tolist()]
 
     @torch.inference_mode()

@@ -269,8 +269,11 @@ def score_grid(
     template: str | None = None,
     tasks: Sequence[str] = TASKS,
     limit: int | None = None,
+    progress: bool = True,
 ) -> list[TofuLog]:
     """Logs without generation for many settings of the combination, from one forward over the data.
+
+    With ``progress`` a line says how far it is.
 
     Returns:
         One log a combination.
@@ -280,7 +283,7 @@ def score_grid(
     logs: list[dict[str, TaskLog]] = [{} for _ in combinations]
     for task in tasks:
         rows = task_rows(task, split, data)[:limit]
-        for log, scores in zip(logs, scorer.score(encoded(form, rows)), strict=True):
+        for log, scores in zip(logs, scorer.score(encoded(form, rows), task if progress else None), strict=True):
             each = iter(scores)
             results = [{"scores": [[(one := next(each)).loss, one.tokens] for _ in answers_of(row)]} for row in rows]
             log[task] = task_log(rows, results, generate=False)

@@ -29,6 +29,7 @@ from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
 from uld.model.unlearned import ULDForCausalLM
+from uld.runs.card import write_card
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
 from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
@@ -49,6 +50,7 @@ def measure(
     settings: Sequence[Combination],
     *,
     max_length: int = 512,
+    progress: bool = False,
 ) -> list[Point]:
     """Both measures under every setting, from one pass over the rows.
 
@@ -60,6 +62,7 @@ def measure(
         retain: Held-out retain records; each counts once, however many chunks a text is cut into.
         settings: Combinations; the target itself (α = 0) is always measured and comes first.
         max_length: Tokens of a text's chunk. Answers are never cut.
+        progress: Show a progress bar.
 
     Raises:
         DataError: a record that the prompt format cannot encode.
@@ -71,7 +74,8 @@ def measure(
     rows += [row for one in pieces for row in one]
     points: list[Point] = []
     base = None
-    for how, scores in zip(every, Scorer(model, pad_token_id, every).score(rows), strict=True):
+    shown = f"{len(every)} settings" if progress else None
+    for how, scores in zip(every, Scorer(model, pad_token_id, every).score(rows, shown), strict=True):
         each = iter(scores)
         advantages = []
         for probe in probes:
@@ -181,6 +185,7 @@ def tune(
     budget: float | Sequence[float] = 0.01,
     aim: Aim | None = None,
     template: str | None = None,
+    progress: bool = True,
 ) -> Choice:
     """Measure, choose, draw the plot and write the choice into the run's ``uld.json``.
 
@@ -194,6 +199,7 @@ def tune(
         budget: See `choose`; of several the first that any setting keeps.
         aim: See `choose`; default: ``steady`` for the rule suppress, ``indistinct`` for others.
         template: Prompt template; default: the one of the training.
+        progress: Show a progress bar.
 
     Returns:
         The choice.
@@ -203,7 +209,7 @@ def tune(
     """
     with working_in(Path(run)):
         sweep(Path(run))
-        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template)
+        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template, progress)
 
 
 def _tune(
@@ -216,6 +222,7 @@ def _tune(
     budget: float | Sequence[float],
     aim: Aim | None,
     template: str | None,
+    progress: bool,
 ) -> Choice:
     """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
     manifest = Manifest.read(folder)
@@ -241,13 +248,15 @@ def _tune(
     if aim == "steady" and not grid.floors:
         own = own.override(floor=surprise(model, form, pad, probes))
     settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
-    points = measure(model, form, pad, probes, retain, settings, max_length=length)
+    points = measure(model, form, pad, probes, retain, settings, max_length=length, progress=progress)
     point, reason, kept = first_choice(points, budgets, aim)
     choice = Choice(point, reason, points, len(probes), len(retain), aim, kept)
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
-    manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())}).write(folder)
+    manifest = manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())})
+    write_card(folder, manifest)
+    manifest.write(folder)
     return choice
 
 

@@ -15,6 +15,7 @@ from uld.model.causal_lm import HUB, load_target
 from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
+from uld.runs.hub import run_folder
 from uld.runs.manifest import ADAPTER, CHECKPOINTS, Manifest, is_run
 
 
@@ -28,7 +29,7 @@ def load(
     """Load a run (the unlearned model), or any ordinary causal LM, with its tokenizer.
 
     Args:
-        path: Run folder, model folder or Hub id; or several run folders of one target, to unlearn them all.
+        path: Run folder, model folder, or Hub id of either; or several runs of one target, to unlearn them all.
         tokenizer: Another place to take the tokenizer from.
         date: Day (2024-12-31) that a chat template with a clock writes; default: the run's, else see
             `uld.data.clock.pinned`.
@@ -45,24 +46,27 @@ def load(
     model: PreTrainedModel
     manifest = None
     trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
-    own = {name: kwargs[name] for name in HUB if name in kwargs and isinstance(path, str | Path) and not is_run(path)}
+    hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    if isinstance(path, str | Path):
+        path = run_folder(path, **hub) or path
+    own = hub if isinstance(path, str | Path) and not is_run(path) else {}
     if not isinstance(path, str | Path):
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
-        path, manifest = path[0], model.manifest
+        path, manifest = run_folder(path[0], **hub) or path[0], model.manifest
     elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
     else:
         if manifest is None and any(os.path.exists(os.path.join(path, name)) for name in (ADAPTER, CHECKPOINTS)):
             raise ArtifactError(f"{path} is an unfinished run: finish it with --resume (of uld train or uld finetune)")
-        given = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
-        if any(kwargs.pop(name) is not None for name in given):
-            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{given[0]} has no meaning for it")
+        changes = sorted(set(kwargs) & set(Combination.__dataclass_fields__))
+        if any(kwargs.pop(name) is not None for name in changes):
+            raise ULDError(f"{path} is an ordinary model, not an unlearned one: --{changes[0]} has no meaning for it")
         kwargs.pop("fused", None)
         model = load_trained_target(Path(path), manifest, **kwargs) if manifest else load_target(path, **kwargs)
     if date is None and manifest is not None:
         date = manifest.date
-    place, hub = (tokenizer, {}) if tokenizer else (path, own)
-    found = load_tokenizer(place, date=date, **trust, **hub)
+    place, given = (tokenizer, {}) if tokenizer else (path, own)
+    found = load_tokenizer(place, date=date, **trust, **given)
     refuse_foreign(own_ids(found), embedding_rows(model), str(place))
     if manifest is not None:
         remember_template(found, manifest.template)

@@ -34,8 +34,10 @@ from uld.model.lora import on_bytes
 from uld.model.one_pass import FusedModel, NotFusable
 from uld.model.stored import assistants_of, combination_of
 from uld.model.weights import save_adapter
+from uld.runs.card import write_card
 from uld.runs.digests import weights_digests
 from uld.runs.files import new_folder, writing
+from uld.runs.hub import run_folder
 from uld.runs.manifest import ADAPTER, MANIFEST, PAIR, Manifest
 
 logger = logging.getLogger(__name__)
@@ -296,8 +298,8 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         """Load a run folder: its target, the assistant that shares the target's weights, and the adapter.
 
         Args:
-            pretrained_model_name_or_path: Run folder written by training; or several, of the same target, whose
-                documents are then all unlearned.
+            pretrained_model_name_or_path: Run folder written by training, or Hub id of one; or several, of the same
+                target, whose documents are then all unlearned.
             args: Not used.
             kwargs: ``target`` names another place of the same target; ``rule``, ``weight``, ``margin``, ``floor``,
                 ``filter``, ``min_tokens``, ``outside``, ``rank_tokens`` override the artefact; ``fused=False`` runs
@@ -311,8 +313,9 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         Raises:
             ULDError: no such run, another target, or a value out of range.
         """
-        given = pretrained_model_name_or_path
-        folders = [Path(given)] if isinstance(given, str | Path) else [Path(one) for one in given]
+        places = pretrained_model_name_or_path
+        places = [places] if isinstance(places, str | Path) else list(places)
+        folders = [run_folder(one, **kwargs) or Path(one) for one in places]
         if not folders:
             raise ULDError("name at least one run to load")
         manifests = [Manifest.read(folder) for folder in folders]
@@ -384,7 +387,9 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
                 self.generation_config.save_pretrained(folder)
         changed = {"combination": self.combination.to_dict(), "weights": weights_digests(folder)}
         updated = self.manifest.model_dump() | changed
-        Manifest.model_validate(updated).write(folder)
+        manifest = Manifest.model_validate(updated)
+        write_card(folder, manifest)
+        manifest.write(folder)
 
 
 AutoModelForCausalLM.register(ULDConfig, ULDForCausalLM)

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from uld.errors import ArtifactError
+from uld.runs.card import CARD, CHECK
 from uld.runs.files import present, remove_folder, sweep, write_text, writing
 from uld.runs.locks import LOCK, is_held, locked
 from uld.runs.manifest import (
@@ -30,10 +31,10 @@ from uld.runs.manifest import (
 STARTED = "started.json"  # beside the checkpoints, see `Started`
 TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from, removed with them
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
-_TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
-_TOKENIZER |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+TOKENIZER_FILES |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
 _UNFINISHED = {METRICS, RETAIN_DRAWN, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
-_FINISHED = {"config.json", "generation_config.json", "eval"} | _TOKENIZER
+_FINISHED = {"config.json", "generation_config.json", "eval"} | TOKENIZER_FILES
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ RUN = Layout(
     "uld train",
     RUN_SETTINGS,
     MANIFEST,
-    frozenset({ADAPTER, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
+    frozenset({ADAPTER, CARD, CHECK, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
 )
 MODEL = Layout("uld finetune", "finetune.yaml", "finetune.json", frozenset(_UNFINISHED | _FINISHED))
 

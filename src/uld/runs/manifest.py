@@ -98,6 +98,7 @@ class Manifest(BaseModel):
         weights: `content_digest` of each file that holds what was trained, by its name in the run; none in runs that
             were written before there was this field.
         data: Files that were trained on.
+        description: What was forgotten, in the words of whoever trained it; None: not said.
         versions: Versions of the libraries that trained it.
         training: Steps, rows, seconds, last losses and other facts of the run.
     """
@@ -117,6 +118,7 @@ class Manifest(BaseModel):
     date: str | None = None
     weights: dict[str, str] = {}
     data: dict[str, list[DataFile]] = {}
+    description: str | None = None
     versions: dict[str, str] = {}
     training: dict[str, Any] = {}
 

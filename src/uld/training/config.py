@@ -66,6 +66,12 @@ class TrainConfig(RunConfig):
     chunks: Count | None = setting(
         None, "Most chunks of each text to forget, spread evenly over it; default: all.", "Model and data"
     )
+    describe: str | None = setting(
+        None,
+        "What is forgotten, in words that may be read by whoever gets the run: they go into its README.md; default: "
+        "nothing is said.",
+        "Model and data",
+    )
     split: str | None = setting(None, "TOFU split to forget instead of files: forget01, forget05, forget10.", "TOFU")
     augmented: str | None = setting(None, "Folder with TOFU's paraphrases and wrong answers (D'f, D'r).", "TOFU")
     retain_rows: CountFromZero | None = setting(None, "TOFU retain rows; default: as many as forget rows.", "TOFU")

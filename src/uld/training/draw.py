@@ -30,6 +30,7 @@ from uld.model.context import context_length
 from uld.model.generate import generate_answers
 from uld.runs.files import write_text, writing
 from uld.runs.locks import locked
+from uld.text.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def draw_rows(
     *,
     seed: int = 0,
     max_length: int = 512,
+    progress: bool = False,
 ) -> Drawn:
     """Draw a retain set from a model: temperature 1, top-p 0.95, the same rows for the same seed.
 
@@ -106,6 +108,7 @@ def draw_rows(
         rows: How many rows to keep.
         seed: Of the sampling.
         max_length: Tokens of a row, at most, and never more than the model has positions for; an answer has up to 192.
+        progress: Show a progress bar.
 
     Returns:
         ``rows`` rows, or fewer, with a warning, where six times as many samples did not give enough.
@@ -118,7 +121,8 @@ def draw_rows(
     records: list[Record] = []
     prompts: list[str] = []
     samples = 0
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
+    line = bar(rows, "drawing retain rows", "row", shown=progress)
+    with line, torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         for starts in _batches(_plan(forget)):
             if len(records) >= rows or samples >= max(_ROUNDS * rows, _BATCH):
@@ -134,6 +138,7 @@ def draw_rows(
                     seen.add(record.same)
                     records.append(record)
                     prompts.append(prompt)
+                    line.update()
     if not records:
         raise ULDError(
             f"none of {samples} samples of the target can be a retain row ({_counts(dropped)}): name a file of your "

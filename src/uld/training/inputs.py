@@ -41,13 +41,14 @@ class Inputs:
     drawn: DrawnRetain | None = None
 
 
-def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) -> Inputs:
+def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, progress: bool = False) -> Inputs:
     """Read and check tokenizer and data; a target that does not exist or is too small is refused before.
 
     Args:
         config: All settings.
         method: The method that they name.
         resume: Whether a run goes on: a retain set that it has drawn is taken from its folder.
+        progress: Show how far the drawing of a retain set is.
 
     Raises:
         ULDError: what is missing or wrong.
@@ -67,7 +68,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
     drawn = None
     if method.retain is not None and (config.draw_retain is not None or not (config.retain or config.split)):
-        drawn = retain_set(config, form, forget, resume=resume)
+        drawn = retain_set(config, form, forget, resume=resume, progress=progress)
         retain = drawn.records + retain
         files["retain"] = [drawn.file]
     refuse_equal(forget, retain)

@@ -4,23 +4,21 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
 from uld.errors import ULDError
 from uld.runs.files import write_text, writing
 from uld.runs.folder import UnresumableError
 from uld.runs.manifest import METRICS
+from uld.text.progress import bar
 from uld.training.trainer import UnlearningTrainer
 
-_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
 
 
@@ -58,13 +56,7 @@ class Journal(TrainerCallback):
             return
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = self.path.open("a", buffering=1)
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=not self.progress,
-            bar_format=_BAR,
-            mininterval=0.1 if sys.stderr.isatty() else 30,
-        )
+        self.bar = bar(state.max_steps, "", "step", done=state.global_step, shown=self.progress)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate before the scheduler moves on."""

@@ -41,10 +41,12 @@ class Training(ABC, Generic[Result]):
     Attributes:
         config: All settings.
         answers: Whether what is trained has to answer beside its target.
+        progress: Whether what takes long shows how far it is, also before the first step.
         fall: How the learning rate falls, see `uld.training.trainer.rate_share`.
     """
 
     answers: bool = False
+    progress: bool = False
     fall: Mapping[str, Any] = {}
 
     def __init__(self, config: RunConfig) -> None:

@@ -20,6 +20,7 @@ from uld.data.prompt import Encoded
 from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
 from uld.methods.registry import Method, own_options
 from uld.methods.side import Side
+from uld.text.progress import bar
 from uld.training.learners import Learner, States
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
@@ -132,13 +133,16 @@ class BatchSide(Side):
 
 
 @torch.no_grad()
-def frozen_log_likelihoods(learner: Learner, rows: Sequence[Encoded], pad_token_id: int) -> list[float]:
+def frozen_log_likelihoods(
+    learner: Learner, rows: Sequence[Encoded], pad_token_id: int, *, progress: bool = False
+) -> list[float]:
     """Log-likelihood of each row's answer under the model before training.
 
     Args:
         learner: Before its first step.
         rows: Prompts with answers.
         pad_token_id: Fills short rows.
+        progress: Show how far that is.
 
     Returns:
         Nats, one a row, in the given order.
@@ -147,13 +151,15 @@ def frozen_log_likelihoods(learner: Learner, rows: Sequence[Encoded], pad_token_
     found = [0.0] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     device = next(learner.parameters()).device
-    for start in range(0, len(order), _REFERENCE_ROWS):
-        some = order[start : start + _REFERENCE_ROWS]
-        batch = {name: tensor.to(device) for name, tensor in collate([Row(rows[i], LEARN) for i in some]).items()}
-        states = learner.frozen_states(batch["input_ids"], batch["attention_mask"])
-        values = BatchSide(states, batch, LEARN, None).log_likelihood().tolist()
-        for i, value in zip(some, values, strict=True):
-            found[i] = value
+    with bar(len(order), "reference answers", "row", shown=progress) as line:
+        for start in range(0, len(order), _REFERENCE_ROWS):
+            some = order[start : start + _REFERENCE_ROWS]
+            batch = {name: tensor.to(device) for name, tensor in collate([Row(rows[i], LEARN) for i in some]).items()}
+            states = learner.frozen_states(batch["input_ids"], batch["attention_mask"])
+            values = BatchSide(states, batch, LEARN, None).log_likelihood().tolist()
+            for i, value in zip(some, values, strict=True):
+                found[i] = value
+            line.update(len(some))
     return found
 
 

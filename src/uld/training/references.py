@@ -18,13 +18,14 @@ from uld.training.settings import is_first_process
 REFERENCES = "references.json"
 
 
-def set_references(learner: Learner, inputs: Inputs, output: Path) -> None:
+def set_references(learner: Learner, inputs: Inputs, output: Path, *, progress: bool = False) -> None:
     """Give every forget row the log-likelihoods of its answers under the model before training.
 
     Args:
         learner: Before its first step, on its device.
         inputs: Whose rows are given them.
         output: The run folder.
+        progress: Show how far that is.
     """
     pad = int(inputs.tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
     rows = [row for row in inputs.rows.rows if row.kind == FORGET]
@@ -35,7 +36,7 @@ def set_references(learner: Learner, inputs: Inputs, output: Path) -> None:
     path = output / CHECKPOINTS / REFERENCES
     kept = _kept_references(path, digest)
     if kept is None:
-        found = frozen_log_likelihoods(learner, [*answers, *others], pad)
+        found = frozen_log_likelihoods(learner, [*answers, *others], pad, progress=progress)
         kept = {"digest": digest, "forget": found[: len(answers)], "alternatives": found[len(answers) :] or None}
         if is_first_process():
             write_text(path, json.dumps(kept))

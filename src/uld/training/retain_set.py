@@ -54,7 +54,9 @@ class DrawnRetain:
         write_text(output / CHECKPOINTS / DRAWN_FACTS, json.dumps(facts, indent=2) + "\n")
 
 
-def retain_set(config: TrainConfig, form: PromptFormat, forget: list[Record], *, resume: bool) -> DrawnRetain:
+def retain_set(
+    config: TrainConfig, form: PromptFormat, forget: list[Record], *, resume: bool, progress: bool = False
+) -> DrawnRetain:
     """The retain set that an unfinished run has drawn, or a new one.
 
     Args:
@@ -62,11 +64,12 @@ def retain_set(config: TrainConfig, form: PromptFormat, forget: list[Record], *,
         form: Makes tokens.
         forget: What no drawn row may repeat.
         resume: Whether the run goes on.
+        progress: Show how far the drawing is.
 
     Raises:
         ULDError: the target cannot be loaded or gives nothing to keep, or there are several processes.
     """
-    return (_stored(config) if resume else None) or _drawn(config, form, forget)
+    return (_stored(config) if resume else None) or _drawn(config, form, forget, progress)
 
 
 def _stored(config: TrainConfig) -> DrawnRetain | None:
@@ -81,7 +84,7 @@ def _stored(config: TrainConfig) -> DrawnRetain | None:
         return None
 
 
-def _drawn(config: TrainConfig, form: PromptFormat, forget: list[Record]) -> DrawnRetain:
+def _drawn(config: TrainConfig, form: PromptFormat, forget: list[Record], progress: bool) -> DrawnRetain:
     """Draw a retain set from the whole target, which is freed again."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -97,7 +100,7 @@ def _drawn(config: TrainConfig, form: PromptFormat, forget: list[Record]) -> Dra
     )
     if torch.cuda.is_available():
         model = model.cuda()
-    drawn = draw_rows(model, form, forget, number, seed=config.seed, max_length=config.max_length)
+    drawn = draw_rows(model, form, forget, number, seed=config.seed, max_length=config.max_length, progress=progress)
     del model
     gc.collect()
     if torch.cuda.is_available():

@@ -29,6 +29,7 @@ from uld.model.combine import Combination
 from uld.model.context import check_positions
 from uld.model.unlearned import ULDConfig, ULDForCausalLM
 from uld.model.weights import adapters_of, save_adapter, save_model
+from uld.runs.card import write_card
 from uld.runs.digests import weights_digests, weights_files
 from uld.runs.files import new_folder, write_text, writing
 from uld.runs.folder import Started, drop_incomplete, held, last_checkpoint, refuse_other_inputs, tidy, working_in
@@ -106,6 +107,7 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
             with working_in(output):
                 tidy(output)
         return training.result()
+    training.progress = progress and first
     inputs = training.read(resume=resume)
     refuse_long_warmup(config, planned_steps(config, inputs.rows))
     dtype = training_dtype(config)
@@ -230,7 +232,7 @@ class Unlearning(Training[TrainResult]):
 
     def read(self, *, resume: bool) -> Inputs:
         """Read tokenizer, forget rows and retain rows."""
-        return read_inputs(self.config, self.method, resume=resume)
+        return read_inputs(self.config, self.method, resume=resume, progress=self.progress)
 
     def load(self, inputs: Inputs, dtype: str) -> Learner:
         """Load what the method trains."""
@@ -253,6 +255,7 @@ class Unlearning(Training[TrainResult]):
             template=config.template,
             date=pinned_date(inputs.tokenizer),
             data=inputs.files,
+            description=config.describe,
             versions=library_versions(),
         )
         return Started.model_validate(self.manifest, from_attributes=True)
@@ -278,7 +281,7 @@ class Unlearning(Training[TrainResult]):
         if self.config.keep_epochs and is_first_process():
             journal.on_epoch = lambda number: self._write_epoch(number, trainer, inputs)
         if any(loss.reference for loss in self.method.losses):
-            set_references(trainer.objective.learner, inputs, Path(self.config.output))
+            set_references(trainer.objective.learner, inputs, Path(self.config.output), progress=self.progress)
 
     def _write_epoch(self, number: int, trainer: UnlearningTrainer, inputs: Inputs) -> None:
         """Keep what was trained so far as a run of its own, all of it or nothing."""
@@ -313,7 +316,9 @@ class Unlearning(Training[TrainResult]):
             inputs.tokenizer.save_pretrained(folder)
         lines = read_metrics(Path(self.config.output) / METRICS)
         facts = inputs.counts | run_facts(trainer, lines, size) | last_losses(lines)
-        manifest.model_copy(update={"training": facts, "weights": weights_digests(folder)}).write(folder)
+        manifest = manifest.model_copy(update={"training": facts, "weights": weights_digests(folder)})
+        write_card(folder, manifest)
+        manifest.write(folder)
 
     def result(self) -> TrainResult:
         """What ``uld.json`` says of a finished run."""
