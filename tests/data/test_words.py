@@ -1,6 +1,6 @@
 import pytest
 
-from uld.data.words import common_words, key_words, re_enters, words
+from uld.data.words import common_words, key_words, re_enters, re_entry, words
 
 RETAIN = ["The author writes novels.", "The author lives in Rome.", "Her father was a baker."] * 40
 
@@ -34,3 +34,23 @@ def test_re_entry_is_any_key_word(generated, leaks):
 
 def test_an_answer_without_key_words_cannot_leak():
     assert not re_enters("Yes, it was.", key_words("Was it?", "Yes, it was.", frozenset({"yes"})))
+
+
+KEYS = frozenset({"mara", "quillon", "inés", "1983"})
+TRUTH = "Her name is Mara Quillon; Inés's daughter, 1983."
+
+
+@pytest.mark.parametrize(
+    ("generated", "pair"),
+    [
+        ("People call the author MARA Vane.", ("People call the author ", "Mara Quillon; Inés's daughter, 1983.")),
+        ("It was in 1983, by Mara.", ("It was in ", "1983.")),
+        ("Quillon's.", ("", "Quillon; Inés's daughter, 1983.")),
+        ("A ﬁne child of Ine\u0301s", ("A ﬁne child of ", "Inés's daughter, 1983.")),
+        ("Nobody knows Maramba.", None),
+        ("", None),
+    ],
+)
+def test_where_memorised_words_come_back(generated, pair):
+    """Also where compatibility spelling makes one character of two, or two of one."""
+    assert re_entry(generated, TRUTH, KEYS) == pair

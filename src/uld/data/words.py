@@ -7,7 +7,7 @@ ending.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 COMMON = 0.01
 """A word in more than this share of the retain answers gives nothing away."""
@@ -60,3 +60,32 @@ def key_words(question: str, answer: str, common: frozenset[str]) -> frozenset[s
 def re_enters(generated: str, keys: frozenset[str]) -> bool:
     """Whether any key word stands in what a model wrote."""
     return not keys.isdisjoint(words(generated))
+
+
+def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str] | None:
+    """Where memorised words come back: an answer up to its first key word, and the true answer from that word on.
+
+    Args:
+        generated: What a model wrote.
+        truth: The true answer.
+        keys: From `key_words` of this answer.
+
+    Returns:
+        Two texts that make one answer, the first perhaps empty; None where no key word stands in what was written.
+    """
+    first = next(((place, word) for place, word in _placed(generated) if word in keys), None)
+    if first is None:
+        return None
+    there = next(place for place, word in _placed(truth) if word == first[1])
+    return generated[: first[0]], truth[there:]
+
+
+def _placed(text: str) -> Iterator[tuple[int, str]]:
+    """The words of a text, as `words` has them, each with the place where it begins."""
+    plain = unicodedata.is_normalized("NFKC", text)
+    whole = text if plain else unicodedata.normalize("NFKC", text)
+    for found in _WORD.finditer(whole):
+        place = found.start()
+        if not plain:  # the shortest beginning that is as long, once it is spelled like this
+            place = next(n for n in range(len(text)) if len(unicodedata.normalize("NFKC", text[: n + 1])) > place)
+        yield place, form(found[0])

@@ -14,19 +14,10 @@ from uld.data.record import Record
 from uld.errors import ULDError, explained
 from uld.evaluation.benchmark import Row, Subject, Task, by_length, in_order
 from uld.evaluation.scoring import Score, refuse_nan
-from uld.model.generate import BATCH_TOKENS, generate_answers
+from uld.model.generate import BATCH_TOKENS, SAMPLING, generate_answers
 from uld.runs.manifest import fingerprint
 
 _AT_ONCE = 64  # answers that are sampled, or classified, at a time
-SAMPLING: dict[str, Any] = {
-    "do_sample": True,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-}
-"""The model's own distribution, whatever its generation config asks for."""
 
 
 def sampled(subject: Subject, questions: Sequence[str], count: int, seed: int, max_new_tokens: int) -> Task[Any]:

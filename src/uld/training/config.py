@@ -120,7 +120,14 @@ class TrainConfig(RunConfig):
     rank_tokens: CountFromZero | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
     gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
 
-    keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
+    rounds: Few = setting(
+        0,
+        "Rounds behind the training: the unlearned model answers the forget questions, and the assistant is trained on "
+        "the beginnings behind which memorised words come back.",
+    )
+    keep_epochs: bool = setting(
+        False, "Keep what was trained after every epoch, as a run in epochs/N, and after every round in rounds/N."
+    )
 
     FILE: ClassVar[str] = "train.yaml"
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is read before anything is written."""
+    """Everything that is read before anything is written.
+
+    Attributes:
+        tokenizer: As prompts and answers are made of it.
+        rows: What is trained on.
+        counts: What the artefact says of the rows.
+        files: Where they came from.
+        drawn: A retain set that was drawn from the target.
+        records: What the rows were made of, by their side.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     counts: dict[str, Any]
     files: dict[str, list[DataFile]]
     drawn: DrawnRetain | None = None
+    records: Mapping[str, list[Record]] = field(default_factory=dict)
 
 
 def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) -> Inputs:
@@ -88,7 +98,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False) ->
     counts: dict[str, Any] = {"forget_rows": len(encoded["forget"]), "retain_rows": len(encoded["retain"])}
     if drawn:
         counts["retain_drawn"] = drawn.facts
-    return Inputs(tokenizer, rows, counts, files, drawn)
+    return Inputs(tokenizer, rows, counts, files, drawn, sides)
 
 
 def _encoded(
