@@ -63,6 +63,11 @@ class TrainConfig(RunConfig):
     )
     paraphrases: Few = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
     wrong_answers: Few = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
+    other_names: Few = setting(
+        0,
+        "Rows for each question to forget that ask about people with other names, to be uniform on.",
+        "Augmentation",
+    )
     chunks: Count | None = setting(
         None, "Most chunks of each text to forget, spread evenly over it; default: all.", "Model and data"
     )

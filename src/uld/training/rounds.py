@@ -40,7 +40,10 @@ SAMPLES = 1
 """Sampled answers to each question in a round, beside the greedy one."""
 REPLAY = 1.0
 """Rows of the first training for each row of the model's own."""
-EPOCHS = 1
+EPOCHS = 3
+"""Passes over the rows of a round."""
+RATE = 0.25
+"""Peak learning rate of a round, as a share of the training's: what was learnt is to be changed, not left."""
 _BATCH = 4096  # padded tokens that are answered at a time
 _ANSWERS, _TRAINED, _FACTS = "answers.jsonl", "trained.jsonl", "round.json"
 
@@ -141,7 +144,12 @@ class Rounds:
         }
         if rows:
             config = replace(
-                self.config, output=str(place), epochs=EPOCHS, warmup=min(0.1, self.config.warmup), rounds=0
+                self.config,
+                output=str(place),
+                epochs=EPOCHS,
+                learning_rate=RATE * self.config.learning_rate,
+                warmup=min(0.1, self.config.warmup),
+                rounds=0,
             )
             trainer = UnlearningTrainer(
                 self.trainer.objective,

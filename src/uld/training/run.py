@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from uld.data.clock import pinned_date
 from uld.data.prompt import PromptFormat
-from uld.errors import ConfigError
+from uld.errors import ConfigError, flag
 from uld.methods.registry import get_method
 from uld.model.causal_lm import load_config, load_target
 from uld.model.checkpoint import quiet_transformers
@@ -200,10 +200,11 @@ class Unlearning(Training[TrainResult]):
         learning = method if self.teaching is None else get_method(self.teaching.method)
         if config.small is not None and learning.trains not in ("offset", "pair"):
             raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
-        if config.gate and method.trains != "assistant":
-            raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
-        if config.rounds and method.trains != "assistant":
-            raise ConfigError(f"--rounds is for an assistant, and --method {method.name} trains none: leave it out")
+        for name in ("gate", "rounds", "other_names"):
+            if getattr(config, name) and method.trains != "assistant":
+                raise ConfigError(
+                    f"{flag(name)} is for an assistant, and --method {method.name} trains none: leave it out"
+                )
         if config.rounds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
                 "several processes cannot play --rounds: train without, and give them to the finished run in one "

@@ -48,7 +48,7 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     if resume:
         more = finished_before(config) is not None
         check_resumable(output, layout_of(config), more=more)
-        may = {"rounds"} if more and is_run(output) else set()
+        may = {"rounds", "keep_epochs"} if more and is_run(output) else set()
         refuse_other_settings(output, config, stored(type(config), output), may)
 
 
