@@ -28,7 +28,7 @@ def settings(task, letters, tmp_path_factory):
     """Settings of a run on letters that can be written as text again."""
     place = tmp_path_factory.mktemp("letters")
     letters.save_pretrained(place)
-    own = {"tokenizer": str(place), "epochs": 1, "batch_size": 12, "save_steps": 1, "lora_dropout": 0.1}
+    own = {"tokenizer": str(place), "epochs": 1, "batch_size": 12, "lora_dropout": 0.1}
 
     def make(output: Path, **changes: Any) -> TrainConfig:
         return TrainConfig(**task.settings(output, **{**own, "rounds": ROUNDS, **changes}))
@@ -57,6 +57,7 @@ def seeds(monkeypatch) -> list[int]:
     """Seeds of the rounds that were asked."""
     asked: list[int] = []
     monkeypatch.setattr(rounds, "ask", crafted(asked))
+    monkeypatch.setattr(rounds, "EPOCHS", 1)
     return asked
 
 
@@ -88,6 +89,7 @@ def whole(settings, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "x"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "ask", crafted([]))
+        patch.setattr(rounds, "EPOCHS", 1)
         train(settings(output, keep_epochs=True), progress=False)
     return output
 
@@ -97,7 +99,7 @@ def test_what_rounds_leave(whole):
     one, two = training["rounds"]
     assert one["questions"] == 10 and one["re_entry"] == 0.5 and one["re_entry_sampled"] == 0
     assert one["remembered_rows"] == 5 and one["uniform_rows"] == 5 and one["rows"] == 20
-    assert two["remembered_rows"] == 10 and two["rows"] == 33  # of both rounds, and all that there are of the first
+    assert two["remembered_rows"] == 10 and two["rows"] == 40  # of both rounds
     lines = [
         json.loads(line) for n in (1, 2) for line in (whole / f"rounds/{n}/metrics.jsonl").read_text().splitlines()
     ]
@@ -126,7 +128,7 @@ class Stop(BaseException):
 
 def test_stopped_anywhere_it_comes_to_the_same(settings, whole, tmp_path, monkeypatch):
     """While a round is answered, in its steps, and when the run is written; the answers of a round are never lost."""
-    config = settings(tmp_path / "x", keep_epochs=True)
+    config = settings(tmp_path / "x", keep_epochs=True, save_steps=1)
     ask, step, keep = rounds.ask, Journal.on_step_end, rounds.Rounds._keep
     calls: list[str] = []
     wanted: dict[str, int] = {}
@@ -142,7 +144,7 @@ def test_stopped_anywhere_it_comes_to_the_same(settings, whole, tmp_path, monkey
 
     for place, name, real in ((rounds, "ask", ask), (Journal, "on_step_end", step), (rounds.Rounds, "_keep", keep)):
         monkeypatch.setattr(place, name, stopping(name, real))
-    # One stop after another in one run: it has 2 steps before the rounds, then 2 and 3 in them.
+    # One stop after another in one run: it has 2 steps before the rounds, then 2 and 4 in them.
     for number, stop in enumerate(({"on_step_end": 4}, {"_keep": 1}, {"ask": 1}, {"on_step_end": 2})):
         wanted.clear()
         wanted.update(stop)
@@ -200,6 +202,14 @@ def test_a_run_that_gets_rounds_may_be_stopped_while_it_is_written(settings, who
     shutil.rmtree(output / "adapter")
     shutil.copytree(whole / "rounds/1/adapter", output / "adapter")
     manifest.write(output)
+    answers = output / "rounds/1/answers.jsonl"
+    kept = answers.read_text()
+    for damaged, message in (("", "answers to other questions"), ("no JSON\n", "missing or damaged")):
+        answers.write_text(damaged)
+        with pytest.raises(ULDError, match=message):
+            train(settings(output, keep_epochs=True), resume=True, progress=False)
+        assert adapter(output) == adapter(whole / "rounds/1") and Manifest.read(output) == manifest
+    answers.write_text(kept)
     write = Manifest.write
 
     def stop(self: Manifest, folder: Path) -> None:

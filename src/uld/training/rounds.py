@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uld.data.collate import Rows
 from uld.data.prompt import PromptFormat
+from uld.errors import ArtifactError
 from uld.model.context import context_length
 from uld.model.generate import SAMPLING, generate_answers, length_batches
 from uld.model.load import load
@@ -85,6 +86,8 @@ class Rounds:
         own: list[Own] = []
 
         def take(number: int, answers: list[list[str]]) -> None:
+            if len(answers) != len(self.questions):
+                raise ArtifactError(f"round {number} has answers to other questions: start over with --overwrite")
             own.extend(own_rows(self.questions, answers, form, self.config.max_length, self._seed(number)))
 
         for number in range(1, first):  # of a run that was finished with them
@@ -96,7 +99,10 @@ class Rounds:
                 if not (place / _FACTS).exists():
                     self._ask(number, place, journal)
                 take(number, _answers(place))
-                self.facts.append(read_object(place / _FACTS, "") | self._train(number, place, journal, own))
+                self.facts.append(
+                    read_object(place / _FACTS, "start over with --overwrite")
+                    | self._train(number, place, journal, own)
+                )
                 self._keep(output / ROUNDS / str(number), place, own)
             if journal.interrupted and number < last:
                 raise Interrupted(f"stopped after round {number} of {last}: continue with {self._again}")
@@ -229,9 +235,17 @@ def with_rounds(facts: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -
 
 
 def _answers(place: Path) -> list[list[str]]:
-    """What was answered in a round."""
-    lines = (json.loads(line) for line in (place / _ANSWERS).read_text(encoding="utf-8").split("\n")[:-1])
-    return [[one["text"] for one in line["answers"]] for line in lines]
+    """What was answered in a round.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    path = place / _ANSWERS
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        return [[one["text"] for one in line["answers"]] for line in lines]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is missing or damaged: put it back, or start over with --overwrite") from error
 
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
