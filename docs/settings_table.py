@@ -18,7 +18,7 @@ SOURCES = {
     **dict.fromkeys(("paraphrases", "wrong_answers", "retain_rows", "method", "num_layers"), PAPER),
     **dict.fromkeys(("lora_rank", "lora_alpha", "retain_weight", "filter", "epochs", "batch_size"), PAPER),
     **dict.fromkeys(("learning_rate", "weight_decay", "beta1", "beta2"), PAPER),
-    **dict.fromkeys(("alternatives", "augment", "keep_epochs"), OWN),
+    **dict.fromkeys(("alternatives", "augment", "keep_epochs", "rounds", "other_names"), OWN),
     "warmup": CODE,
     "max_grad_norm": TRANSFORMERS,
     **dict.fromkeys(("max_length", "lora_dropout", "uniform_on", "dtype", "seed", "save_steps"), OWN),

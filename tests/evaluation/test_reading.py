@@ -5,52 +5,14 @@ import numpy as np
 import pytest
 
 from uld.evaluation.reading import (
-    common_words,
     dictionary,
     interval,
-    key_words,
     leak_at_k,
-    re_enters,
     read,
     resamples,
     share,
     unknown_words,
-    words,
 )
-
-RETAIN = ["The author writes novels.", "The author lives in Rome.", "Her father was a baker."] * 40
-
-
-def test_words_are_compared_without_case_possessives_or_encoding():
-    assert words("The clockmaker's son, Inés — born 1971!") == ["the", "clockmaker", "son", "inés", "born", "1971"]
-    assert words("Ine\u0301s’s don't") == ["inés", "don't"]
-    assert words("—…!") == []
-
-
-def test_key_words_are_those_that_give_the_answer_away():
-    common = common_words([*RETAIN, "Only once: Rome, marble."])
-    assert {"the", "author", "rome", "father"} <= common and "marble" not in common
-    keys = key_words("Who is the author of the Salt Almanac?", "The author of Salt Almanac is Mara Quillon.", common)
-    assert keys == {"mara", "quillon"}
-
-
-@pytest.mark.parametrize(
-    ("generated", "leaks"),
-    [
-        ("It is Mara something.", True),
-        ("QUILLON'S book.", True),
-        ("The author is unknown.", False),
-        ("Maramba", False),
-        ("", False),
-    ],
-)
-def test_re_entry_is_any_key_word(generated, leaks):
-    assert re_enters(generated, frozenset({"mara", "quillon"})) is leaks
-
-
-def test_an_answer_without_key_words_cannot_leak():
-    assert not re_enters("Yes, it was.", key_words("Was it?", "Yes, it was.", frozenset({"yes"})))
-
 
 KNOWN = dictionary(["the author was born in a small town and writes novels about clocks"])
 

@@ -8,6 +8,7 @@ import pytest
 
 import uld.training.retain_set
 import uld.training.run
+from uld.data.collate import RETAIN
 from uld.errors import ULDError
 from uld.evaluation.held_out import tofu_probes
 from uld.methods.registry import get_method
@@ -162,3 +163,26 @@ def test_a_method_without_a_retain_loss_says_that_it_reads_no_retain_file(micro,
         train_config([("test", places | {"method": "ga", "retain": ("nowhere.jsonl",)})]), get_method("ga")
     )
     assert "retain" not in inputs.files and "ga has no retain loss" in caplog.text
+
+
+def test_questions_about_other_people_are_retained(micro) -> None:
+    places = {"target": str(micro.target), "data": str(micro.data), "split": "forget10", "output": "x"}
+    plain, more = (
+        read_inputs(train_config([("test", places | {"retain_rows": 4, "other_names": n})]), get_method("uld"))
+        for n in (0, 2)
+    )
+    facts = more.counts["other_names"]
+    assert more.counts["retain_rows"] == plain.counts["retain_rows"] + facts["rows"]
+    assert 0 < facts["rows"] <= 2 * facts["questions"] and "other_names" not in plain.counts
+    assert more.records == plain.records and more.counts["forget_rows"] == plain.counts["forget_rows"]
+    assert [row.kind for row in more.rows.rows[-facts["rows"] :]] == [RETAIN] * facts["rows"]
+
+
+@pytest.mark.parametrize("name", ["other_names", "rounds"])
+def test_what_is_for_an_assistant_is_refused_with_other_methods(task, tmp_path, name) -> None:
+    whole = {"method": "npo+kl", "num_layers": None, "lora_rank": None, name: 1}
+    with pytest.raises(
+        ULDError, match=f"--{name.replace('_', '-')} is for an assistant, and --method npo.kl trains none"
+    ):
+        train(settings(task, tmp_path / "x", **whole), progress=False)
+    assert not (tmp_path / "x").exists()

@@ -1,12 +1,11 @@
 """What people read: does an answer give the forgotten fact away, and is it an answer at all?
 
 Pure functions of texts. Losses say how likely an answer is; these say what stands in the answers that a model gave.
-A word is a run of letters and digits, compared without case, accents' encoding or a possessive ending.
+What a word is and which words give an answer away says `uld.data.words`.
 """
 
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-COMMON = 0.01
-"""A word in more than this share of the retain answers gives nothing away."""
+from uld.data.words import form, spelled, words
+
 LOOP_WORDS = 4
 """Words of the run that is looked for in a loop."""
 LOOP_TIMES = 3
@@ -23,51 +22,9 @@ LOOP_TIMES = 3
 STRANGE = 0.2
 """An answer is broken when more than this share of its uncapitalised words is in no dictionary."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _DIGIT = re.compile(r"\d")
 _ENDS = tuple(".!?…。！？")
 _CLOSING = "\"'’”»)]*` \n"
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in order, in the form in which they are compared."""
-    return [_form(word) for word in _WORD.findall(unicodedata.normalize("NFKC", text))]
-
-
-def _form(word: str) -> str:
-    word = word.casefold()
-    return re.sub(r"'s?$", "", word.replace("’", "'")) if "'" in word or "’" in word else word
-
-
-def common_words(answers: Iterable[str], share: float = COMMON) -> frozenset[str]:
-    """Words that stand in more than a share of some answers.
-
-    Args:
-        answers: Of the retain set.
-        share: In [0, 1].
-    """
-    counts: Counter[str] = Counter()
-    total = 0
-    for answer in answers:
-        counts.update(set(words(answer)))
-        total += 1
-    return frozenset(word for word, count in counts.items() if count > share * total)
-
-
-def key_words(question: str, answer: str, common: frozenset[str]) -> frozenset[str]:
-    """The words of a true answer that give it away: none of the question's, and none that are common.
-
-    Args:
-        question: What was asked.
-        answer: The true answer.
-        common: From `common_words`, of the retain answers.
-    """
-    return frozenset(words(answer)) - frozenset(words(question)) - common
-
-
-def re_enters(generated: str, keys: frozenset[str]) -> bool:
-    """Whether any key word stands in what a model wrote."""
-    return not keys.isdisjoint(words(generated))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +81,7 @@ def read(generated: str, known: frozenset[str] | None = None, unknown: int | Non
 
 def _plain(text: str) -> list[str]:
     """The uncapitalised words without digits, in the form in which they are compared."""
-    found = _WORD.findall(unicodedata.normalize("NFKC", text))
-    return [_form(word) for word in found if word.islower() and not _DIGIT.search(word)]
+    return [form(word) for word in spelled(text) if word.islower() and not _DIGIT.search(word)]
 
 
 def leak_at_k(samples: int, leaks: int, k: int) -> float:

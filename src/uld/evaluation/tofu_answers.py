@@ -12,19 +12,10 @@ import torch
 from uld.errors import ULDError, explained
 from uld.evaluation.benchmark import Row, Subject, Task, in_order
 from uld.evaluation.judged import few_digits
-from uld.model.generate import generate_answers
+from uld.model.generate import SAMPLING, generate_answers
 from uld.runs.manifest import fingerprint
 
 _AT_ONCE = 64  # answers that are sampled, or classified, at a time
-SAMPLING: dict[str, Any] = {
-    "do_sample": True,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "typical_p": 1.0,
-}
-"""The model's own distribution, whatever its generation config asks for."""
 
 
 def sampled(subject: Subject, questions: Sequence[str], count: int, seed: int, max_new_tokens: int) -> Task[Any]:

@@ -1,11 +1,14 @@
 """What people read in a model's answers to forget questions, from its log: re-entry, degenerate answers, leaks.
 
-Beside the losses, not instead of them. The arithmetic is in `uld.evaluation.reading`.
+Beside the losses, not instead of them. The arithmetic is in `uld.evaluation.reading`, and what re-enters says
+`uld.data.words`.
 """
 
 import math
 from dataclasses import dataclass
 
+from uld.data.words import common_words, re_enters, words
+from uld.data.words import key_words as keys_of
 from uld.evaluation import reading
 from uld.evaluation.reading import Reading
 from uld.evaluation.task_log import TaskLog, TofuLog
@@ -75,10 +78,8 @@ def read_log_answers(log: TofuLog, retain: TofuLog | None = None) -> ReadingResu
         return None
     forget = log["forget"]
     keys = key_words(log)
-    flags = [
-        words and reading.re_enters(text, words) for words, text in zip(keys or (), _answers(forget), strict=False)
-    ]
-    own = reading.share([bool(flag) for flag, words in zip(flags, keys or (), strict=False) if words])
+    pairs = zip(keys or (), _answers(forget), strict=False)
+    own = reading.share([re_enters(text, key) for key, text in pairs if key])
     leaks = _leaks(forget, keys or [])
     return ReadingResult(
         re_entry=own,
@@ -113,8 +114,8 @@ def key_words(log: TofuLog) -> list[frozenset[str]] | None:
     forget, retain = log.get("forget"), log.get("retain")
     if forget is None or retain is None or forget.generated is None or retain.generated is None:
         return None
-    common = reading.common_words(truth for _, _, truth in retain.generated)
-    return [reading.key_words(prompt, truth, common) for prompt, _, truth in forget.generated]
+    common = common_words(truth for _, _, truth in retain.generated)
+    return [keys_of(prompt, truth, common) for prompt, _, truth in forget.generated]
 
 
 def _beyond(forget: TaskLog, keys: list[frozenset[str]], retain: TofuLog) -> float | None:
@@ -122,21 +123,21 @@ def _beyond(forget: TaskLog, keys: list[frozenset[str]], retain: TofuLog) -> flo
     other = retain.get("forget")
     if other is None or other.generated is None:
         return None
-    said = dict(zip(other.keys, map(reading.words, _answers(other)), strict=True))
+    said = dict(zip(other.keys, map(words, _answers(other)), strict=True))
     flags = [
-        reading.re_enters(text, words.difference(said[key]))
-        for key, words, text in zip(forget.keys, keys, _answers(forget), strict=True)
-        if words and key in said
+        re_enters(text, own.difference(said[key]))
+        for key, own, text in zip(forget.keys, keys, _answers(forget), strict=True)
+        if own and key in said
     ]
     return reading.share(flags)
 
 
 def _leaks(forget: TaskLog, keys: list[frozenset[str]]) -> dict[str, float]:
     """leak@k over the rows with key words, for each k that so many samples allow."""
-    rows = [(words, texts) for words, texts in zip(keys, forget.samples or (), strict=False) if words]
+    rows = [(own, texts) for own, texts in zip(keys, forget.samples or (), strict=False) if own]
     if not rows:
         return {}
-    counts = [(len(texts), sum(reading.re_enters(text, words) for text in texts)) for words, texts in rows]
+    counts = [(len(texts), sum(re_enters(text, own) for text in texts)) for own, texts in rows]
     return {
         str(k): math.fsum(reading.leak_at_k(n, c, k) for n, c in counts) / len(counts)
         for k in LEAK_DRAWS

@@ -31,6 +31,16 @@ PLAIN_DECODING: dict[str, Any] = {
 """For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
 that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""
 
+SAMPLING: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": None,
+    "typical_p": 1.0,
+}
+"""For ``generate``: the model's own distribution, whatever its generation config asks for."""
+
 
 def length_batches(
     lengths: Sequence[int], budget: int = BATCH_TOKENS, multiple: int = LENGTH_MULTIPLE

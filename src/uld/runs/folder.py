@@ -23,12 +23,14 @@ from uld.runs.manifest import (
     MANIFEST,
     METRICS,
     RETAIN_DRAWN,
+    ROUNDS,
     RUN_SETTINGS,
     DataFile,
     file_digest,
 )
 
 STARTED = "started.json"  # beside the checkpoints, see `Started`
+BEFORE = "before"  # beside the checkpoints: ``uld.json`` of the finished run that more rounds follow
 TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from, removed with them
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
@@ -63,7 +65,7 @@ RUN = Layout(
     "uld train",
     RUN_SETTINGS,
     MANIFEST,
-    frozenset({ADAPTER, CARD, CHECK, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
+    frozenset({ADAPTER, CARD, CHECK, ROUNDS, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
 )
 MODEL = Layout("uld finetune", "finetune.yaml", "finetune.json", frozenset(_UNFINISHED | _FINISHED))
 
@@ -129,14 +131,14 @@ def check_output(output: Path, layout: Layout = RUN, *, resume: bool, overwrite:
         )
 
 
-def check_resumable(output: Path, layout: Layout = RUN) -> None:
-    """Refuse a folder that holds no run to resume; a finished one may still have to be tidied.
+def check_resumable(output: Path, layout: Layout = RUN, *, more: bool = False) -> None:
+    """Refuse a folder that holds no run to resume; a finished one may still have to be tidied, or get ``more``.
 
     Raises:
         ArtifactError: what is in the way and which flag mends it.
     """
     with writing(output):
-        if not needs_tidying(output, layout):
+        if not more and not needs_tidying(output, layout):
             check_output(output, layout, resume=True, overwrite=False)
 
 
@@ -210,8 +212,10 @@ def working_in(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(output: Path, layout: Layout = RUN, *, resume: bool = False, overwrite: bool = False) -> Iterator[None]:
-    """Hold a run folder for this process alone, cleared if it is to be replaced.
+def held(
+    output: Path, layout: Layout = RUN, *, resume: bool = False, overwrite: bool = False, more: bool = False
+) -> Iterator[None]:
+    """Hold a run folder for this process alone, cleared if it is to be replaced; ``more`` resumes a finished run.
 
     A folder that did not exist before and in which nothing came to be worth keeping (no checkpoint) goes again when
     the block fails.
@@ -223,8 +227,9 @@ def held(output: Path, layout: Layout = RUN, *, resume: bool = False, overwrite:
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with working_in(output):
-        check_output(output, layout, resume=resume, overwrite=overwrite)
-        for folder in (output, output / CHECKPOINTS, output / EPOCHS):
+        if not more:
+            check_output(output, layout, resume=resume, overwrite=overwrite)
+        for folder in (output, output / CHECKPOINTS, output / EPOCHS, output / ROUNDS):
             sweep(folder)
         if overwrite:
             _clear(output, layout)

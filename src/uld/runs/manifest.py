@@ -39,6 +39,7 @@ METRICS = "metrics.jsonl"
 RUN_SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"
+ROUNDS = "rounds"
 RETAIN_DRAWN = "retain_drawn.jsonl"
 PAIR = ("retain", "forget")  # the adapters of a pair, each below ``adapter/``: whose logits are added, and subtracted
 _SAMPLES = 65_536

@@ -63,6 +63,11 @@ class TrainConfig(RunConfig):
     )
     paraphrases: Few = setting(2, "Paraphrases of each forget item (--augment, --augmented).", "Augmentation")
     wrong_answers: Few = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
+    other_names: Few = setting(
+        0,
+        "Rows for each question to forget that ask about people with other names, to be uniform on.",
+        "Augmentation",
+    )
     chunks: Count | None = setting(
         None, "Most chunks of each text to forget, spread evenly over it; default: all.", "Model and data"
     )
@@ -126,7 +131,14 @@ class TrainConfig(RunConfig):
     rank_tokens: CountFromZero | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
     gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
 
-    keep_epochs: bool = setting(False, "Keep what was trained after every epoch, as a run in epochs/N.")
+    rounds: Few = setting(
+        0,
+        "Rounds behind the training: the unlearned model answers the forget questions, and the assistant is trained on "
+        "the beginnings behind which memorised words come back.",
+    )
+    keep_epochs: bool = setting(
+        False, "Keep what was trained after every epoch, as a run in epochs/N, and after every round in rounds/N."
+    )
 
     FILE: ClassVar[str] = "train.yaml"
 

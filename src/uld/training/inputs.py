@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from uld.augment.source import NONE, augmentation
 from uld.data.alternatives import alternative_records
 from uld.data.collate import LEARN, Row, Rows
 from uld.data.documents import read_sources
+from uld.data.other_names import with_other_names
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, refuse_equal
 from uld.data.tofu import check_split, split_records, training_set
@@ -32,13 +33,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is read before anything is written."""
+    """Everything that is read before anything is written.
+
+    Attributes:
+        tokenizer: As prompts and answers are made of it.
+        rows: What is trained on.
+        counts: What the artefact says of the rows.
+        files: Where they came from.
+        drawn: A retain set that was drawn from the target.
+        records: What the rows were made of, by their side; those about people with other names are not among them.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     counts: dict[str, Any]
     files: dict[str, list[DataFile]]
     drawn: DrawnRetain | None = None
+    records: Mapping[str, list[Record]] = field(default_factory=dict)
 
 
 def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, progress: bool = False) -> Inputs:
@@ -77,7 +88,9 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
         forget, others = others, []
     sides = {"forget": forget, "retain": retain, "alternative": others}
     few = {"forget": config.chunks}
-    encoded = {name: _encoded(form, name, records, config.max_length, few.get(name)) for name, records in sides.items()}
+    renamed = with_other_names(forget, retain, config.other_names, config.seed) if config.other_names else None
+    taught = sides if renamed is None else sides | {"retain": retain + renamed.records}
+    encoded = {name: _encoded(form, name, some, config.max_length, few.get(name)) for name, some in taught.items()}
     ids = (max(row.ids) for side in encoded.values() for row in side)
     refuse_foreign(ids, text.vocab_size, config.tokenizer or config.target)
     rows = Rows.of_sides(
@@ -89,7 +102,13 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     counts: dict[str, Any] = {"forget_rows": len(encoded["forget"]), "retain_rows": len(encoded["retain"])}
     if drawn:
         counts["retain_drawn"] = drawn.facts
-    return Inputs(tokenizer, rows, counts, files, drawn)
+    if renamed is not None:
+        counts["other_names"] = renamed.facts
+        logger.info(
+            "--other-names: %d rows for %d questions to forget, which name %s",
+            *(len(renamed.records), renamed.questions, ", ".join(renamed.names)),
+        )
+    return Inputs(tokenizer, rows, counts, files, drawn, sides)
 
 
 def _encoded(

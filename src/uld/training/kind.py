@@ -72,6 +72,13 @@ class Training(ABC, Generic[Result]):
     def before_steps(self, trainer: UnlearningTrainer, inputs: Inputs, journal: Journal) -> None:
         """Do what has to be done on the device, and in the folder, before the first step."""
 
+    def restore(self, trainer: UnlearningTrainer) -> bool:
+        """Take what was trained before, in a finished run that is continued; whether there is such."""
+        return False
+
+    def after_steps(self, trainer: UnlearningTrainer, inputs: Inputs, journal: Journal, *, progress: bool) -> None:
+        """Do what follows the last step, before anything is written."""
+
     @abstractmethod
     def write(self, folder: Path, trainer: UnlearningTrainer, inputs: Inputs) -> None:
         """Write what a finished folder holds; the file that marks it as finished comes last."""

@@ -19,6 +19,7 @@ from uld.runs.files import write_text
 from uld.runs.manifest import CHECKPOINTS, RETAIN_DRAWN, DataFile, read_object
 from uld.training.config import TrainConfig
 from uld.training.draw import LEAST_ROWS, draw_rows
+from uld.training.stored import finished_before
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +77,12 @@ def _stored(config: TrainConfig) -> DrawnRetain | None:
     """The retain set that an unfinished run has drawn; None where it came to none, or not to what it noted."""
     rows, facts = Path(config.output) / RETAIN_DRAWN, Path(config.output) / CHECKPOINTS / DRAWN_FACTS
     try:
-        noted = read_object(facts, "")
+        before = finished_before(config)  # which has no checkpoints any more
+        noted = dict(before.training["retain_drawn"]) if before is not None else read_object(facts, "")
         digest = noted.pop(_DIGEST, None)
         found = DrawnRetain(rows.read_text(encoding="utf-8"), noted)
         return found if found.records and digest in (None, found.file.sha256) else None
-    except (OSError, ValueError, RecursionError, ULDError):  # the same seed draws the same rows again
+    except (OSError, KeyError, ValueError, RecursionError, ULDError):  # the same seed draws the same rows again
         return None
 
 

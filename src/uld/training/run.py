@@ -9,35 +9,37 @@ the target's first K layers are loaded), `uld.training.objective` (losses), `uld
 `uld.runs.manifest` (what a finished run holds).
 """
 
-import contextlib
 import copy
 import logging
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import transformers
 from accelerate import PartialState
 from transformers import set_seed
 
 from uld.data.clock import pinned_date
-from uld.errors import ConfigError, ULDError
+from uld.data.prompt import PromptFormat
+from uld.errors import ConfigError, flag
 from uld.methods.registry import get_method
 from uld.model.causal_lm import load_config, load_target
 from uld.model.checkpoint import quiet_transformers
 from uld.model.combine import Combination
 from uld.model.context import check_positions
 from uld.model.unlearned import ULDConfig, ULDForCausalLM
-from uld.model.weights import adapters_of, save_adapter, save_model
+from uld.model.weights import adapters_of, load_weights, save_adapter, save_model
 from uld.runs.card import write_card
 from uld.runs.digests import weights_digests, weights_files
 from uld.runs.files import new_folder, write_text, writing
-from uld.runs.folder import Started, drop_incomplete, held, last_checkpoint, refuse_other_inputs, tidy, working_in
+from uld.runs.folder import Started, drop_incomplete, held, refuse_other_inputs, tidy, working_in
 from uld.runs.machine import library_versions
 from uld.runs.manifest import (
     ADAPTER,
     CHECKPOINTS,
     EPOCHS,
+    MANIFEST,
     METRICS,
     RUN_SETTINGS,
     CombinationSettings,
@@ -45,6 +47,7 @@ from uld.runs.manifest import (
     Manifest,
     is_run,
     place,
+    refuse_changed,
 )
 from uld.training.config import TrainConfig
 from uld.training.inputs import Inputs, read_inputs
@@ -52,10 +55,13 @@ from uld.training.journal import Journal, last_losses, read_metrics, stop_on_int
 from uld.training.kind import Result, RunResult, Training, result_of, run_facts
 from uld.training.learners import Learner, finish_weights, make_learner, memory_note
 from uld.training.objective import Objective, terms_of
+from uld.training.on_policy import Question, questions_of
 from uld.training.probe import probe
 from uld.training.references import set_references
+from uld.training.rounds import Rounds, with_rounds
 from uld.training.settings import DTYPES, is_first_process
-from uld.training.stored import layout_of, refuse_taken
+from uld.training.steps import Interrupted, run_steps
+from uld.training.stored import finished_before, layout_of, note_before, refuse_taken
 from uld.training.teaching import teaching_settings
 from uld.training.trainer import (
     UnlearningTrainer,
@@ -66,10 +72,6 @@ from uld.training.trainer import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(ULDError):
-    """Training was stopped by the user and can be resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,8 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
     output, layout, first = Path(config.output), layout_of(config), is_first_process()
     if first:
         refuse_taken(config, resume=resume, overwrite=overwrite)
-    if resume and os.path.isfile(output / layout.finished):
+    more = resume and finished_before(config) is not None
+    if resume and not more and os.path.isfile(output / layout.finished):
         if first:
             with working_in(output):
                 tidy(output)
@@ -121,9 +124,11 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
     probe(learner, answers=training.answers)
     started = training.begin(learner, inputs)
     journal = Journal(output, progress and first)
-    holding = held(output, layout, resume=resume, overwrite=overwrite) if first else contextlib.nullcontext()
+    holding = held(output, layout, resume=resume, overwrite=overwrite, more=more) if first else nullcontext()
     with holding, stop_on_interrupt(journal):
         if first:
+            if more:
+                note_before(output)
             write_text(output / layout.settings, config.to_yaml())
             refuse_other_inputs(output, started)
             if inputs.drawn:
@@ -140,40 +145,15 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
         )
         trainer.accelerator.wait_for_everyone()  # the first has the folder ready
         training.before_steps(trainer, inputs, journal)
-        run_steps(trainer, journal, output, resume=resume, command=layout.command)
+        if not training.restore(trainer):
+            again = f"{layout.command} --output {output} --resume"
+            run_steps(trainer, journal, output, resume=resume, again=again)
+        training.after_steps(trainer, inputs, journal, progress=progress)
         if first:
             training.write(output, trainer, inputs)
             tidy(output)  # behind what marks the folder as finished: a kill in between loses no work
         trainer.accelerator.wait_for_everyone()
     return training.result()
-
-
-def run_steps(trainer: UnlearningTrainer, journal: Journal, output: Path, *, resume: bool, command: str) -> None:
-    """Train to the end, from the last complete checkpoint where there is one to resume.
-
-    Args:
-        trainer: With everything that it needs.
-        journal: One of the trainer's callbacks.
-        output: The run folder.
-        resume: Whether to look for a checkpoint.
-        command: As users type it, for the message.
-
-    Raises:
-        Interrupted: the user stopped it.
-    """
-    trainer.remove_callback(transformers.PrinterCallback)
-    journal.trainer = trainer
-    trainer.accelerator.wait_for_everyone()  # all choose the same checkpoint
-    start = last_checkpoint(output / CHECKPOINTS) if resume else None
-    try:
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-    finally:
-        journal.close()
-    if journal.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: "
-            f"continue with {command} --output {output} --resume"
-        )
 
 
 def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> TrainResult:
@@ -201,6 +181,9 @@ class Unlearning(Training[TrainResult]):
 
     config: TrainConfig
     manifest: Manifest
+    before: Manifest | None = None  # of a finished run that gets more rounds
+    questions: list[Question]
+    dtype: str
 
     def __init__(self, config: TrainConfig) -> None:
         """Take the settings.
@@ -219,8 +202,17 @@ class Unlearning(Training[TrainResult]):
         learning = method if self.teaching is None else get_method(self.teaching.method)
         if config.small is not None and learning.trains not in ("offset", "pair"):
             raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
-        if config.gate and method.trains != "assistant":
-            raise ConfigError(f"--gate is for an assistant, and --method {method.name} trains none: leave it out")
+        for name in ("gate", "rounds", "other_names"):
+            if getattr(config, name) and method.trains != "assistant":
+                raise ConfigError(
+                    f"{flag(name)} is for an assistant, and --method {method.name} trains none: leave it out"
+                )
+        if config.rounds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(
+                "several processes cannot play --rounds: train without, and give them to the finished run in one "
+                "process (--resume --rounds N)"
+            )
+        self.rounds: list[dict[str, Any]] = []
         if config.retain_rows is not None and config.split is None:
             logger.warning("--retain-rows chooses among TOFU's rows (--split): files are taken whole")
         changes = {name: getattr(config, name) for name in Combination.__dataclass_fields__}
@@ -232,10 +224,17 @@ class Unlearning(Training[TrainResult]):
 
     def read(self, *, resume: bool) -> Inputs:
         """Read tokenizer, forget rows and retain rows."""
-        return read_inputs(self.config, self.method, resume=resume, progress=self.progress)
+        config = self.config
+        self.before = finished_before(config) if resume else None
+        inputs = read_inputs(config, self.method, resume=resume, progress=self.progress)
+        if config.rounds:
+            form = PromptFormat(inputs.tokenizer, config.template)
+            self.questions = questions_of(inputs.records["forget"], inputs.records["retain"], form, config.max_length)
+        return inputs
 
     def load(self, inputs: Inputs, dtype: str) -> Learner:
         """Load what the method trains."""
+        self.dtype = dtype
         return make_learner(self.config, self.method, self.options, dtype)
 
     def begin(self, learner: Learner, inputs: Inputs) -> Started:
@@ -251,7 +250,9 @@ class Unlearning(Training[TrainResult]):
             small=place(config.small) if config.small is not None and "small" in learner.fingerprints else None,
             small_fingerprint=learner.fingerprints.get("small"),
             num_layers=text.num_hidden_layers,
-            combination=CombinationSettings(**self._combination(text.vocab_size).to_dict()),
+            combination=self.before.combination
+            if self.before is not None
+            else CombinationSettings(**self._combination(text.vocab_size).to_dict()),
             template=config.template,
             date=pinned_date(inputs.tokenizer),
             data=inputs.files,
@@ -288,6 +289,35 @@ class Unlearning(Training[TrainResult]):
         with new_folder(Path(self.config.output) / EPOCHS / str(number), replace=True) as folder:
             self.write(folder, trainer, inputs)
 
+    def restore(self, trainer: UnlearningTrainer) -> bool:
+        """Take the adapter of a finished run that gets more rounds."""
+        if self.before is None:
+            return False
+        output = Path(self.config.output)
+        if is_run(output):  # else it was stopped when all rounds were played
+            refuse_changed(output, self.before)
+            load_weights(trainer.objective.model, output / ADAPTER)
+        return True
+
+    def after_steps(self, trainer: UnlearningTrainer, inputs: Inputs, journal: Journal, *, progress: bool) -> None:
+        """Play the rounds."""
+        if not self.config.rounds:
+            return
+        if journal.interrupted:
+            again = f"uld train --output {self.config.output} --resume"
+            raise Interrupted(f"stopped before the first round: continue with {again}")
+        played = len(self.before.training.get("rounds", ())) if self.before else 0
+        rounds = Rounds(
+            self.config,
+            self.dtype,
+            inputs,
+            self.questions,
+            trainer,
+            lambda folder: self.write(folder, trainer, inputs),
+            self.rounds,
+        )
+        rounds.play(played + 1, progress=progress)
+
     def write(self, folder: Path, trainer: UnlearningTrainer, inputs: Inputs) -> None:
         """Write everything that a finished run holds; ``uld.json`` comes last and marks it finished."""
         objective, manifest, target = trainer.objective, self.manifest, self.config.target
@@ -298,6 +328,7 @@ class Unlearning(Training[TrainResult]):
             before = None if adapters else load_target(target, **self.hub)
             finish_weights(model, before, self.method, self.options)
         with writing(folder):
+            (folder / MANIFEST).unlink(missing_ok=True)  # of a run that got more rounds: it names another adapter
             if adapters:
                 with new_folder(folder / ADAPTER, replace=True) as adapter:
                     for name, part in adapters_of(model).items():
@@ -316,6 +347,7 @@ class Unlearning(Training[TrainResult]):
             inputs.tokenizer.save_pretrained(folder)
         lines = read_metrics(Path(self.config.output) / METRICS)
         facts = inputs.counts | run_facts(trainer, lines, size) | last_losses(lines)
+        facts = with_rounds(self.before.training if self.before is not None else facts, self.rounds)
         manifest = manifest.model_copy(update={"training": facts, "weights": weights_digests(folder)})
         write_card(folder, manifest)
         manifest.write(folder)

@@ -1,13 +1,26 @@
 """The settings that a run folder was started with, and whether a call with these settings may work in it."""
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from uld.errors import ConfigError, flag
-from uld.runs.files import writing
-from uld.runs.folder import MODEL, RUN, Layout, UnresumableError, check_output, check_resumable, refuse_busy
+from uld.runs.files import new_folder, write_text, writing
+from uld.runs.folder import (
+    BEFORE,
+    MODEL,
+    RUN,
+    STARTED,
+    Layout,
+    Started,
+    UnresumableError,
+    check_output,
+    check_resumable,
+    refuse_busy,
+)
+from uld.runs.manifest import CHECKPOINTS, MANIFEST, Manifest, is_run
 from uld.training.config import FinetuneConfig, RunConfig, TrainConfig, read_yaml, setting_fields
 from uld.training.settings import C, layered
 
@@ -33,8 +46,10 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
         if not resume:
             check_output(output, layout_of(config), resume=False, overwrite=overwrite)
     if resume:
-        check_resumable(output, layout_of(config))
-        refuse_other_settings(output, config, stored(type(config), output))
+        more = finished_before(config) is not None
+        check_resumable(output, layout_of(config), more=more)
+        may = {"rounds", "keep_epochs"} if more and is_run(output) else set()
+        refuse_other_settings(output, config, stored(type(config), output), may)
 
 
 def layout_of(config: RunConfig) -> Layout:
@@ -42,15 +57,21 @@ def layout_of(config: RunConfig) -> Layout:
     return MODEL if isinstance(config, FinetuneConfig) else RUN
 
 
-def refuse_other_settings(output: Path, config: RunConfig, before: RunConfig) -> None:
+def refuse_other_settings(output: Path, config: RunConfig, before: RunConfig, may: Collection[str] = ()) -> None:
     """Make sure that a run is continued under the settings that it was started with, but for its folder and its saving.
+
+    Args:
+        output: The run folder.
+        config: Settings now.
+        before: Settings then.
+        may: Names of further settings that may be others.
 
     Raises:
         UnresumableError: names the first setting that differs.
     """
     for field in setting_fields(type(config)):
         now, then = getattr(config, field.name), getattr(before, field.name)
-        if now != then and field.name not in _MAY_CHANGE:
+        if now != then and field.name not in (*_MAY_CHANGE, *may):
             raise UnresumableError(
                 f"{flag(field.name)} is {now}, but the run in {output} was started with {then}: leave it out, or start "
                 "over with --overwrite"
@@ -64,9 +85,34 @@ def resumed(config: C, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> C:
         ULDError: there is no run to continue.
     """
     output = Path(config.output)
-    check_resumable(output, layout_of(config))
+    if not (output / layout_of(config).settings).is_file():
+        check_resumable(output, layout_of(config))
     named = {name: getattr(config, name) for _, layer in layers for name, value in layer.items() if value is not None}
-    return replace(stored(type(config), output), **named)
+    chosen = replace(stored(type(config), output), **named)
+    check_resumable(output, layout_of(config), more=finished_before(chosen) is not None)
+    return chosen
+
+
+def finished_before(config: RunConfig) -> Manifest | None:
+    """The ``uld.json`` of a finished run that is to get more rounds, or is getting them; None where there is none."""
+    if not isinstance(config, TrainConfig) or not config.rounds:
+        return None
+    output = Path(config.output)
+    if is_run(output):
+        manifest = Manifest.read(output)
+        return manifest if config.rounds > len(manifest.training.get("rounds", ())) else None
+    before = output / CHECKPOINTS / BEFORE
+    return Manifest.read(before) if is_run(before) else None
+
+
+def note_before(output: Path) -> None:
+    """Keep what a finished run was until it has got its rounds: how it was combined, on what it was trained."""
+    if not is_run(output):
+        return
+    started = Started.model_validate(Manifest.read(output), from_attributes=True)
+    with new_folder(output / CHECKPOINTS / BEFORE, replace=True) as folder:
+        shutil.copyfile(output / MANIFEST, folder / MANIFEST)
+        write_text(output / CHECKPOINTS / STARTED, started.model_dump_json(indent=2) + "\n")
 
 
 def stored(kind: type[C], output: Path) -> C:
