@@ -195,6 +195,8 @@ def test_runs_of_several_targets_are_refused(village, tmp_path):
         uld.check(village.run, target=village.harmed, **village.files, output=tmp_path / "more", **BRIEF)
     whole = shutil.copytree(village.reworded, tmp_path / "whole")
     manifest = Manifest.read(village.run)
-    manifest.model_copy(update={"trains": "target", "method": "npo", "target_fingerprint": "sha256:1"}).write(whole)
+    manifest.model_copy(
+        update={"trains": "target", "method": "npo", "weights": {}, "target_fingerprint": "sha256:1"}
+    ).write(whole)
     with pytest.raises(ArtifactError, match="belongs to another target"):
         uld.check(whole, **village.files, output=tmp_path / "third", **BRIEF)

@@ -225,9 +225,20 @@ def short(name: str) -> str:
     return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
 
 
-def untested(asked: Mapping[str, Asking], retain_only: bool, max_new_tokens: int) -> list[str]:
-    """What a check does not say, in sentences."""
+def untested(
+    asked: Mapping[str, Asking], retain_only: bool, max_new_tokens: int, left_out: Sequence[str] = ()
+) -> list[str]:
+    """What a check does not say, in sentences.
+
+    Args:
+        asked: By set.
+        retain_only: Whether there was a retain-only model.
+        max_new_tokens: Most tokens of an answer.
+        left_out: Numbers with a default threshold that could not be measured.
+    """
     found = []
+    if left_out:
+        found.append(f"Limits on numbers that these models and questions do not give: {', '.join(left_out)}.")
     if "held_out" not in asked:
         found.append("Other wordings of the questions: none were given (--held-out).")
     if not retain_only:
