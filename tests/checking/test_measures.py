@@ -9,7 +9,7 @@ from uld.checking.measures import Side, is_known, key_words, measured
 from uld.checking.questions import Item
 from uld.data.record import Record
 
-KEPT = [Item(Record.qa("who bakes?", "the baker bakes bread every day."))] * 3
+KEPT = ["the baker bakes bread every day."] * 3
 ITEMS = [
     Item(Record.qa("where was Mara born?", "Mara was born in Skerrin.")),
     Item(Record.qa("who taught Mara?", "Odo taught Mara every day.")),

@@ -63,6 +63,8 @@ def test_a_limit_is_spread_over_each_set():
     found = Questions.read(many[:9], many[9], limit=3)
     assert [one.answer for one in found.sets["forget"]] == ["number 0", "number 3", "number 6"]
     assert len(found.sets["retain"]) == 1
+    kept = Questions.read(many[9], many[:9], limit=3)
+    assert len(kept.sets["retain"]) == 3 and len(kept.kept) == 9  # key words are told by all of them
 
 
 def test_the_same_question_cannot_be_kept_and_forgotten(tmp_path):
