@@ -1,6 +1,7 @@
 """Thresholds: what a line says, what is no line, and what is held against what."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def value(number: float, spread: float = 0.0) -> Value:
     return Value(number, number - spread, number + spread, 10)
 
 
+SIGNS = {"≤": "<=", "≥": ">=", "·": "*", "−": "-"}
 OTHERS = {"target": {"forget_rouge": value(0.8)}, "retain-only": {"forget_rouge": value(0.3)}}
 
 
@@ -98,6 +100,19 @@ def test_the_default_thresholds_can_be_copied_and_cover_both_sides(retain_only, 
     few, _ = read_thresholds(None, retain_only=retain_only, held_out=False)
     assert few == [one for one in whole if not one.name.startswith("held_out")] != whole
     assert any(one.base == "retain-only" for one in whole) == retain_only
+
+
+def test_the_page_tells_the_default_thresholds_and_every_measure():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "check.md").read_text()
+    told = [re.findall(r"[^|]+", line) for line in page.splitlines() if re.match(r"\| `(forget|retain)_", line)]
+    for at, retain_only in ((1, False), (2, True)):
+        texts = {cells[0].strip(" `"): cells[at].strip() for cells in told}
+        texts = {name: re.sub("[≤≥·−]", lambda sign: SIGNS[sign[0]], one) for name, one in texts.items()}
+        own = parse(default_text(retain_only))[0]
+        assert texts == {name: one for name, one in own.items() if not name.startswith("held_out")}
+        for name, one in own.items():
+            assert not name.startswith("held_out") or one == own[name.replace("held_out", "forget")]
+    assert all(f"`{name.partition('_')[2].removeprefix('out_')}`" in page for name in MEASURES)
 
 
 def test_every_measure_has_a_way_that_is_better():
