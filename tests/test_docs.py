@@ -19,6 +19,8 @@ import typer
 import yaml
 
 import uld
+from uld.checking.measures import MEASURES
+from uld.checking.thresholds import read_thresholds
 from uld.cli.main import app
 from uld.compare.grid import Grid
 from uld.data.documents import read_sources
@@ -226,6 +228,8 @@ def test_yaml_in_the_documentation_and_the_examples_holds_settings():
         values = yaml.safe_load(text)
         if "cells" in values:
             Grid.model_validate(values)
+        elif values.keys() <= MEASURES.keys():
+            read_thresholds(values, retain_only=True, held_out=True)
         else:
             train_config([(str(page), values)])
 

@@ -51,7 +51,8 @@ class Asked(Benchmark):
     def about(self) -> dict[str, Any]:
         """All that decides the rows beside the model, as plain JSON types."""
         asked = {name: [item.record.content for item in items] for name, items in self.questions.sets.items()}
-        return {"benchmark": self.name, "data": digest(asked), "max_new_tokens": self.max_new_tokens}
+        data = digest([asked, list(self.questions.kept)])
+        return {"benchmark": self.name, "data": data, "max_new_tokens": self.max_new_tokens}
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """The same for every model."""
@@ -83,8 +84,7 @@ class Asked(Benchmark):
     @cached_property
     def keys(self) -> dict[str, list[frozenset[str]]]:
         """Key words of every true answer."""
-        kept = self.questions.sets["retain"]
-        return {name: key_words(items, kept) for name, items in self.questions.sets.items()}
+        return {name: key_words(items, self.questions.kept) for name, items in self.questions.sets.items()}
 
     def counted(self, before: Found) -> dict[str, list[int]]:
         """Numbers of the questions that count: what is kept, and what the target knows of what is to be forgotten.
@@ -122,7 +122,9 @@ class Asked(Benchmark):
         """What counts as a word: the words of the files, and those that the tokenizer has a token for."""
         tokenizer: Any = subject.tokenizer
         texts = [text for items in self.questions.sets.values() for one in items for text in (one.question, one.answer)]
-        return dictionary(texts) | dictionary(tokenizer.batch_decode([[i] for i in range(len(tokenizer))]))
+        return dictionary([*texts, *self.questions.kept]) | dictionary(
+            tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        )
 
     def _answered(self, subject: Subject, words: frozenset[str], batch: list[tuple[Item, Encoded]]) -> list[Row]:
         """How well the true answers are known, and what is said instead."""

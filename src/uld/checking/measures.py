@@ -222,9 +222,9 @@ def measured(sides: Mapping[str, Side]) -> dict[str, Value]:
     return found
 
 
-def key_words(items: Sequence[Item], kept: Sequence[Item]) -> list[frozenset[str]]:
+def key_words(items: Sequence[Item], kept: Sequence[str]) -> list[frozenset[str]]:
     """The words of each true answer that give it away: none of its question's, none common in the kept answers."""
-    common = reading.common_words(item.answer for item in kept)
+    common = reading.common_words(kept)
     return [reading.key_words(item.question, item.answer, common) for item in items]
 
 

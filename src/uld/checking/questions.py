@@ -53,10 +53,12 @@ class Questions:
     Attributes:
         sets: By the names of `SETS`; ``held_out`` only where it was given.
         files: What was read, by set; nothing of records that were handed over.
+        kept: Every answer that is to be kept, also those beyond the limit: what is common in them gives nothing away.
     """
 
     sets: Mapping[str, list[Item]]
     files: Mapping[str, list[DataFile]]
+    kept: Sequence[str]
 
     @classmethod
     def read(
@@ -85,14 +87,15 @@ class Questions:
                 raise DataError(
                     f"the {name.replace('_', '-')} set is empty: name at least one question with its answer"
                 )
-            sets[name] = spread([item for record in records[name] for item in _items(record)], limit)
+            sets[name] = [item for record in records[name] for item in _items(record)]
         for name in ("forget", "held_out"):
             if name in records:
                 refuse_equal(records[name], records["retain"])
                 _refuse_asked(records[name], records["retain"], "retain", name)
         if "held_out" in records:
             _refuse_asked(records["forget"], records["held_out"], "held_out", "forget")
-        return cls(sets, files)
+        kept = [item.answer for item in sets["retain"]]
+        return cls({name: spread(items, limit) for name, items in sets.items()}, files, kept)
 
 
 def _read(sources: Sources) -> tuple[list[Record], list[DataFile]]:

@@ -101,7 +101,7 @@ def page(result: CheckResult) -> str:
         tables=[(run, {name: _lines(result, run, name) for name in result.asked}) for run in result.runs],
         quoted=quoted,
         gone=[name for name in ("forget", "held_out") if name in result.asked],
-        names=labels([run.name for run in result.runs]),
+        names=labels([run.name for run in result.runs], taken=tuple(result.others)),
         sentences=[_sentences(result, run) for run in result.runs],
         changes=[sum(one.changed[at] for one in result.answers["retain"]) for at in range(len(result.runs))],
     )
@@ -121,12 +121,17 @@ def _sentences(result: CheckResult, run: RunResult) -> list[str]:
     found.append(
         f"Of what is to be kept, {number('retain_same', run.values['retain_same'].value)} is answered as before."
     )
-    return found + [
-        f"Beyond its limit: {MEASURES[one.name][1].title} ({TITLES[MEASURES[one.name][0]].lower()}), "
-        f"{number(one.name, one.value)}; it must be {limit(one)}."
-        for one in run.verdicts
-        if not one.passed
-    ]
+    for name in result.asked:
+        failed = [one for one in run.verdicts if not one.passed and MEASURES[one.name][0] == name]
+        if failed:
+            words = "; ".join(f"{MEASURES[one.name][1].title} (must be {limit(one)})" for one in failed)
+            found.append(f"Beyond the limits – {TITLES[name].lower()}: {words}.")
+    return [_tied(one) for one in found]
+
+
+def _tied(text: str) -> str:
+    """A text in which no line ends between a number and what it counts."""
+    return text.replace(" %", "\u00a0%").replace("≤ ", "≤\u00a0").replace("≥ ", "≥\u00a0")
 
 
 def _quoted(name: str, shown: Sequence[Shown]) -> list[Shown]:
@@ -141,7 +146,7 @@ def _lines(result: CheckResult, run: RunResult, name: str) -> list[_Line]:
     verdicts = {one.name: one for one in run.verdicts}
 
     def text(values: dict[str, Value], one: str) -> str:
-        return number(one, values[one].value) if one in values else NOTHING
+        return _tied(number(one, values[one].value)) if one in values else NOTHING
 
     return [
         _Line(
@@ -151,7 +156,7 @@ def _lines(result: CheckResult, run: RunResult, name: str) -> list[_Line]:
             text(run.values, one),
             interval(one, run.values[one]),
             text(result.others.get(RETAIN_ONLY, {}), one),
-            limit(verdicts[one]) if one in verdicts else "",
+            _tied(limit(verdicts[one])) if one in verdicts else "",
             verdicts.get(one),
         )
         for one in rows_of(name)

@@ -80,16 +80,14 @@ class RunResult:
         return all(one.passed for one in self.verdicts)
 
     @property
-    def sentence(self) -> str:
-        """The verdict in words."""
-        failed = [one for one in self.verdicts if not one.passed]
-        total = f"{len(self.verdicts)} thresholds"
-        if not failed:
-            close = [one.name for one in self.verdicts if one.close]
-            narrowly = f"; narrowly: {', '.join(close)}" if close else ""
-            return f"PASS: within all {total}{narrowly}"
-        words = "; ".join(f"{one.name} {number(one.name, one.value)}, must be {limit(one)}" for one in failed)
-        return f"FAIL: {len(failed)} of {total}: {words}"
+    def verdict(self) -> str:
+        """The verdict in a few words."""
+        failed = sum(not one.passed for one in self.verdicts)
+        if failed:
+            return f"FAIL, {failed} of {len(self.verdicts)} thresholds"
+        close = [one.name for one in self.verdicts if one.close]
+        narrowly = f"; other questions could decide otherwise: {', '.join(close)}" if close else ""
+        return f"PASS, all {len(self.verdicts)} thresholds{narrowly}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +129,21 @@ class CheckResult(Result):
     def table(self) -> str:
         """What people read in a terminal: a table for each set of questions, or one row a run; then the verdicts."""
         parts = [several(self)] if len(self.runs) > 1 else [one_set(self, name) for name in SETS if name in self.asked]
-        verdicts = [f"{run.name}: {run.sentence}" for run in self.runs]
-        return "\n\n".join([*parts, "\n".join(verdicts)]) + "\n"
+        lines = []
+        for run in self.runs:
+            failed = [one for one in run.verdicts if not one.passed]
+            lines.append(f"{run.name}: {run.verdict}")
+            lines += [f"  {one.name} is {number(one.name, one.value)}, must be {limit(one)}" for one in failed]
+        return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
     def markdown(self) -> str:
         """A summary for a pull request or a log of a CI."""
         title = "passed" if self.passed else "failed"
         lines = [f"# Unlearning check {title}", ""]
-        lines += [f"- `{plain(run.name)}`: {plain(run.sentence)}" for run in self.runs]
+        for run in self.runs:
+            lines.append(f"- `{plain(run.name)}`: {plain(run.verdict)}")
+            failed = [one for one in run.verdicts if not one.passed]
+            lines += [f"  - `{one.name}` is {number(one.name, one.value)}, must be {limit(one)}" for one in failed]
         lines += ["", *(["", several(self)] if len(self.runs) > 1 else [])]
         if len(self.runs) == 1:
             lines += [text for name in SETS if name in self.asked for text in ("", one_set(self, name))]
@@ -204,7 +209,8 @@ def one_set(result: CheckResult, name: str) -> str:
 
 def several(result: CheckResult) -> str:
     """One row a model, as a Markdown table of at most 80 columns; shares in percent."""
-    models = [*result.others.items(), *((short(run.name), run.values) for run in result.runs)]
+    names = labels([run.name for run in result.runs], taken=tuple(result.others))
+    models = [*result.others.items(), *zip(map(short, names), (run.values for run in result.runs), strict=True)]
     gates = ["", *([""] if RETAIN_ONLY in result.others else [])]
     gates += ["pass" if run.passed else "FAIL" for run in result.runs]
     rows = [
@@ -219,9 +225,20 @@ def short(name: str) -> str:
     return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
 
 
-def untested(asked: Mapping[str, Asking], retain_only: bool, max_new_tokens: int) -> list[str]:
-    """What a check does not say, in sentences."""
+def untested(
+    asked: Mapping[str, Asking], retain_only: bool, max_new_tokens: int, left_out: Sequence[str] = ()
+) -> list[str]:
+    """What a check does not say, in sentences.
+
+    Args:
+        asked: By set.
+        retain_only: Whether there was a retain-only model.
+        max_new_tokens: Most tokens of an answer.
+        left_out: Numbers with a default threshold that could not be measured.
+    """
     found = []
+    if left_out:
+        found.append(f"Limits on numbers that these models and questions do not give: {', '.join(left_out)}.")
     if "held_out" not in asked:
         found.append("Other wordings of the questions: none were given (--held-out).")
     if not retain_only:
@@ -250,7 +267,12 @@ def _bare(name: str, value: float | None) -> str:
     return number(name, value).removesuffix(" %")
 
 
-def labels(names: Sequence[str]) -> list[str]:
-    """Names of runs without what all of them begin with, where that leaves them apart."""
+def labels(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """The ends of some places, where these tell them apart.
+
+    Args:
+        names: Folders.
+        taken: Names that mean something else.
+    """
     last = [name.rstrip("/").rpartition("/")[2] for name in names]
-    return last if len(set(last)) == len(names) else list(names)
+    return last if len({*last, *taken}) == len(names) + len(taken) else list(names)

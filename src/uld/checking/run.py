@@ -119,7 +119,7 @@ def default_folder(places: Sequence[str], forget: Sources, changed: Mapping[str,
         forget: Gives the folder its name.
         changed: What becomes part of the name where it is not None.
     """
-    first = forget if isinstance(forget, str | Path) else next(iter(forget), "") if isinstance(forget, list) else ""
+    first = next(iter(forget), "") if isinstance(forget, Sequence) and not isinstance(forget, str) else forget
     stem = Path(first).stem if isinstance(first, str | Path) else ""
     name = f"check-{stem}" if stem else "check"
     return pipe.default_folder(places[0], name, changed or {}) if len(places) == 1 else Path("eval") / slug(name)
@@ -184,7 +184,7 @@ def carry_out(
     template = one_template(runs)
     existed = folder.exists()
     if is_first_process():
-        claim(folder, asked.about, "check")
+        claim(folder, asked.about)
     work = Work(asked, folder, target, template, progress)
     total = len(runs) + 1 + (retain_model is not None)
     tell(f"1 of {total}: the target, {target.place}")
@@ -203,12 +203,17 @@ def carry_out(
     both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
     others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
     results, now = [], []
+    left_out: dict[str, None] = {}
     for number, run in enumerate(runs, start=total - len(runs) + 1):
         tell(f"{number} of {total}: {run.place}")
         now.append(work.of(run, folder / f"run-{slug(run.place)}", is_target_made=True))
         values = asked.summarise(now[-1], {TARGET: before}).values
-        refuse_unmeasured(gate, values, others, run.place)
-        results.append(RunResult(run.place, values, [one.judge(values[one.name], others) for one in gate]))
+        if thresholds is None:  # what nobody asked for by name is left out, and the report says so
+            left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}
+        else:
+            refuse_unmeasured(gate, values, others, run.place)
+        asked_for = [one for one in gate if one.name not in left_out]
+        results.append(RunResult(run.place, values, [one.judge(values[one.name], others) for one in asked_for]))
     asking = {
         name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
         for name, items in sets.items()
@@ -218,7 +223,7 @@ def carry_out(
         others=others,
         places={TARGET: target.place} | ({} if retain_model is None else {RETAIN_ONLY: retain_model.place}),
         asked=asking,
-        untested=untested(asking, retain_model is not None, asked.max_new_tokens),
+        untested=untested(asking, retain_model is not None, asked.max_new_tokens, list(left_out)),
         folder=str(folder),
         answers={name: shown(asked, name, before, never, now, counted[name]) for name in sets},
         machine=library_versions(),

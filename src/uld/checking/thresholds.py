@@ -56,6 +56,10 @@ class Threshold:
         """
         return self.offset if self.base is None else self.factor * others[self.base][self.name].value + self.offset
 
+    def is_measured(self, values: Mapping[str, Value], others: Mapping[str, Mapping[str, Value]]) -> bool:
+        """Whether a run, and the model that it is compared with, have the number."""
+        return self.name in values and (self.base is None or self.name in others[self.base])
+
     def judge(self, value: Value, others: Mapping[str, Mapping[str, Value]]) -> "Verdict":
         """Whether a run's number is within."""
         limit = self.limit(others)
@@ -189,10 +193,8 @@ def refuse_unmeasured(
     for one in thresholds:
         if one.name not in values:
             raise ConfigError(f"{one.name} cannot be measured of {run}: take its threshold out ({flag('thresholds')})")
-        if one.base is not None and one.name not in others[one.base]:
+        if not one.is_measured(values, others):
             raise ConfigError(
                 f"{one.name} cannot be measured of the {one.base} model, so {run} cannot be compared with it: write a "
                 f"fixed limit ({flag('thresholds')})"
             )
-        if math.isnan(values[one.name].value):
-            raise ConfigError(f"{one.name} of {run} is no number: load it with --dtype fp32")

@@ -1,0 +1,202 @@
+"""The gate on models of which it is known what they know; numbers against naive ones; stops; bad input."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import uld
+import uld.checking.asked as asked
+from uld.checking.result import CheckResult
+from uld.data.record import Record
+from uld.errors import ArtifactError, ConfigError, DataError, ULDError
+from uld.model.load import load
+from uld.runs.manifest import Manifest
+
+BRIEF = {"max_new_tokens": 16, "progress": False}
+RUNS = ("run", "target", "retain_only", "without_ivo", "reworded", "harmed")
+
+
+@pytest.fixture(scope="module")
+def places(village) -> list[str]:
+    return [getattr(village, name) for name in RUNS]
+
+
+@pytest.fixture(scope="module")
+def alone(village, places, tmp_path_factory) -> CheckResult:
+    files = {**village.files, "held_out": village.held_out}
+    output = tmp_path_factory.mktemp("check") / "out"
+    return uld.check(places, target=village.target, **files, output=output, **BRIEF)
+
+
+@pytest.fixture(scope="module")
+def beside(village, places, alone) -> CheckResult:
+    """The same folder, and a retain-only model."""
+    files = {**village.files, "held_out": village.held_out, "retain_model": village.retain_only}
+    return uld.check(places, target=village.target, **files, output=alone.folder, **BRIEF)
+
+
+FAILS = {
+    "run": {"forget_rouge", "forget_re_entry", "forget_exact", "held_out_re_entry"},  # α = 0
+    "target": {"forget_probability", "forget_extraction", "held_out_exact"},
+    "without_ivo": {"forget_rouge", "forget_re_entry", "held_out_rouge"},  # another person's
+    "reworded": {"forget_re_entry"},  # the names come back in other sentences
+    "harmed": {"retain_rouge", "retain_probability", "retain_kl"},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("kind", ["alone", "beside"])
+def test_only_what_never_knew_passes(kind, name, request):
+    result: CheckResult = request.getfixturevalue(kind)
+    run = result.runs[RUNS.index(name)]
+    failed = {one.name for one in run.verdicts if not one.passed}
+    assert run.passed == (name == "retain_only") and failed >= FAILS.get(name, set())
+    if name == "reworded":
+        assert failed == {"forget_re_entry"}
+    if name == "harmed":
+        assert {one.split("_")[0] for one in failed} == {"retain"}
+    if name in ("run", "target", "without_ivo"):
+        assert {one for one in failed if one.startswith("retain")} == set()
+    assert not result.passed
+
+
+def test_with_alpha_zero_a_run_is_its_target(alone):
+    run, target = (alone.runs[RUNS.index(name)].values for name in ("run", "target"))
+    assert run.keys() == target.keys() == alone.others["target"].keys()
+    for name in run:
+        assert run[name].value == pytest.approx(target[name].value, abs=1e-5), name
+    assert run["retain_kl"].value == pytest.approx(0, abs=1e-6) and run["retain_same"].value == 1
+
+
+@torch.no_grad()
+def test_numbers_are_those_of_a_naive_evaluation(village, alone):
+    target, tokenizer = load(village.target)
+    model, _ = load(village.harmed)
+    losses, distances = [], []
+    for line in Path(village.retain).read_text().splitlines():
+        row = json.loads(line)
+        chat = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        ids = tokenizer(tokenizer.apply_chat_template(chat, tokenize=False), add_special_tokens=False).input_ids
+        prompt = len(tokenizer(f"<s>q: {row['question']} a:", add_special_tokens=False).input_ids)
+        ours, theirs = (one(torch.tensor([ids])).logits[0, prompt - 1 : -1].log_softmax(-1) for one in (model, target))
+        losses.append(-ours.gather(-1, torch.tensor(ids[prompt:])[:, None]).mean().item())
+        distances.append((theirs.exp() * (theirs - ours)).sum(-1).mean().item())
+    found = alone.runs[RUNS.index("harmed")].values
+    assert found["retain_loss"].value == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert found["retain_probability"].value == pytest.approx(sum(math.exp(-x) for x in losses) / len(losses), rel=1e-4)
+    assert found["retain_kl"].value == pytest.approx(sum(distances) / len(distances), rel=1e-3)
+    assert found["retain_kl"].low < found["retain_kl"].value < found["retain_kl"].high
+
+
+def test_answers_stand_side_by_side(beside):
+    one = beside.answers["forget"][0]
+    assert (one.question, one.truth, one.before) == ("where was Mara born?", *["Mara was born in Skerrin."] * 2)
+    assert "Skerrin" not in str(one.never) and one.now[RUNS.index("run")] == one.before
+    assert "Skerrin" in one.now[RUNS.index("reworded")] and one.changed[RUNS.index("reworded")]
+    never = beside.others["retain-only"]
+    assert never["forget_re_entry"].value == 0 and never == beside.runs[RUNS.index("retain_only")].values
+
+
+def test_the_same_check_again_asks_no_model(village, places, alone, beside, monkeypatch):
+    def fails(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(asked, "generate_ids", fails)
+    files = {**village.files, "held_out": village.held_out, "output": alone.folder}
+    mine = {"forget_re_entry": "<= 1", "retain_rouge": ">= 0.5 * target"}
+    again = uld.check(places[:2], target=village.target, **files, thresholds=mine, **BRIEF)
+    assert again.passed and [run.values for run in again.runs] == [run.values for run in alone.runs[:2]]
+    assert json.loads((Path(alone.folder) / "result.json").read_text())["passed"] is True
+
+
+def test_what_the_target_does_not_know_does_not_dilute(village, tmp_path):
+    unknown = [Record.qa(f"who is number {i}?", f"number {i} is Zebulon.") for i in range(20)]
+    known = [
+        Record.qa(row["question"], row["answer"])
+        for row in map(json.loads, Path(village.forget).read_text().splitlines())
+    ]
+    result = uld.check(
+        village.reworded,
+        target=village.target,
+        forget=known + unknown,
+        retain=village.retain,
+        output=tmp_path / "out",
+        **BRIEF,
+    )
+    assert result.asked["forget"].counted == len(known) == result.runs[0].values["forget_rouge"].rows
+    assert result.runs[0].values["forget_re_entry"].value == 1
+    assert any("20 of 26 questions" in sentence for sentence in result.untested)
+
+
+def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):
+    true, calls = asked.generate_ids, []
+
+    def stops(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return true(*arguments, **options)
+
+    how = {**village.files, "held_out": village.held_out, "target": village.target, "output": tmp_path / "out", **BRIEF}
+    with monkeypatch.context() as patch:
+        patch.setattr(asked, "generate_ids", stops)
+        with pytest.raises(KeyboardInterrupt):
+            uld.check(village.reworded, **how)
+    assert (tmp_path / "out" / "target" / "retain.jsonl").stat().st_size
+    assert not (tmp_path / "out" / "result.json").exists()
+    result = uld.check(village.reworded, **how)
+    assert result.runs[0].values == alone.runs[RUNS.index("reworded")].values
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        (
+            {"target": None},
+            ULDError,
+            "is an ordinary model, not a run: name the model that it was made of with --target",
+        ),
+        ({"runs": []}, ULDError, "name at least one run"),
+        ({"forget": []}, DataError, "the forget set is empty"),
+        ({"retain": "forget"}, DataError, "this retain record is also in the forget set"),
+        ({"held_out": "forget"}, DataError, "the held-out set asks what the forget set asks"),
+        (
+            {"thresholds": {"forget_rogue": "<= 1"}},
+            ConfigError,
+            "no measure 'forget_rogue': did you mean 'forget_rouge'",
+        ),
+        ({"thresholds": {"forget_rouge": "<= retain-only"}}, ConfigError, "name one"),
+        ({"target": "retain_only"}, DataError, "nothing to forget: the target .* knows the answers to 0 of 6"),
+    ],
+)
+def test_bad_input_leaves_nothing(village, tmp_path, change, error, sentence):
+    change = {name: getattr(village, one) if isinstance(one, str) else one for name, one in change.items()}
+    given = {"runs": village.harmed, "target": village.target, **village.files, **change}
+    with pytest.raises(error, match=sentence):
+        uld.check(given.pop("runs"), **given, output=tmp_path / "out", **BRIEF)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_questions_in_the_same_folder_are_refused(village, alone):
+    with pytest.raises(ArtifactError, match=r"other settings \(data\)"):
+        uld.check(village.run, **village.files, output=alone.folder, **BRIEF)
+
+
+def test_runs_of_several_targets_are_refused(village, tmp_path):
+    other = shutil.copytree(village.run, tmp_path / "other")
+    Manifest.read(other).model_copy(update={"target_fingerprint": "sha256:0"}).write(other)
+    with pytest.raises(ULDError, match="other belongs to another target than"):
+        uld.check([village.run, other], **village.files, output=tmp_path / "out", **BRIEF)
+    with pytest.raises(ULDError, match="another target"):
+        uld.check(village.run, target=village.harmed, **village.files, output=tmp_path / "more", **BRIEF)
+    whole = shutil.copytree(village.reworded, tmp_path / "whole")
+    manifest = Manifest.read(village.run)
+    manifest.model_copy(
+        update={"trains": "target", "method": "npo", "weights": {}, "target_fingerprint": "sha256:1"}
+    ).write(whole)
+    with pytest.raises(ArtifactError, match="belongs to another target"):
+        uld.check(whole, **village.files, output=tmp_path / "third", **BRIEF)

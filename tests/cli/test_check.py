@@ -1,0 +1,104 @@
+"""``uld check`` from the command line: exit codes, what it prints, and bad input in one sentence."""
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from uld.cli.main import app
+
+
+@pytest.fixture(scope="module")
+def files(micro, tmp_path_factory) -> dict[str, Path]:
+    """Questions about the micro world, and limits that anything is within."""
+    folder = tmp_path_factory.mktemp("questions")
+    found = {}
+    for name, source, rows in (("forget", "retain90", 4), ("retain", "retain90", 8)):
+        lines = (micro.data / f"{source}.json").read_text().splitlines()
+        lines = lines[:rows] if name == "forget" else lines[-rows:]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        found[name] = folder / f"{name}.jsonl"
+    (folder / "lax.yaml").write_text("retain_degenerate: '<= 1'\nforget_longest_run: '<= 1000'\n")
+    (folder / "strict.yaml").write_text("retain_same: '>= 1 * target'\nforget_loss: '>= 1000'\n")
+    return found | {"lax": folder / "lax.yaml", "strict": folder / "strict.yaml"}
+
+
+@pytest.fixture
+def check(files, monkeypatch):
+    """The command; every answer counts as known, as these models are barely trained."""
+    monkeypatch.setattr("uld.checking.asked.is_known", lambda *_: True)
+
+    def run(*arguments: object, **changes: object):
+        given = {"forget": files["forget"], "retain": files["retain"], "max_new_tokens": 8} | changes
+        flags = [part for name, one in given.items() for part in (f"--{name.replace('_', '-')}", str(one))]
+        return CliRunner().invoke(app, ["check", *map(str, arguments), *flags])
+
+    return run
+
+
+def test_a_gate_says_with_its_exit_code_whether_it_was_passed(micro, check, files, tmp_path):
+    run = Path(shutil.copytree(micro.run, tmp_path / "run"))
+    done = check(run, thresholds=files["lax"], junit=tmp_path / "check.xml")
+    assert done.exit_code == 0, done.output
+    folder = run / "eval" / "check-forget"
+    assert f"{run}: PASS, all 2 thresholds" in done.stdout and f"Report: {folder / 'report.html'}" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if line.startswith("|")) <= 80
+    assert f"2 of 2: {run}" in done.stderr
+    assert ElementTree.parse(tmp_path / "check.xml").getroot().get("failures") == "0"
+    rows = (folder / "target" / "forget.jsonl").read_bytes()
+    strict = check(run, "--json", "-q", thresholds=files["strict"])
+    assert strict.exit_code == 1, strict.output
+    found = json.loads(strict.stdout)
+    assert found["passed"] is False and {one["name"] for one in found["runs"][0]["verdicts"]} == {
+        "retain_same",
+        "forget_loss",
+    }
+    assert (folder / "target" / "forget.jsonl").read_bytes() == rows
+    assert json.loads((folder / "result.json").read_text()) == found
+
+
+def test_several_runs_become_one_table(micro, check, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = {"thresholds": files["lax"], "retain_model": micro.retain_only, "target": micro.target}
+    done = check(micro.run, micro.retain_only, "-q", **how)
+    assert done.exit_code == 0, done.output
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert rows[2:4] == ["target", "retain-only"] and len(rows) == 6
+    assert (tmp_path / "eval" / "check-forget" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"retain": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
+        ({"thresholds": "nowhere.yaml"}, "nowhere.yaml: there is no such file (--thresholds)"),
+        ({"retain_model": "no/where/at/all"}, "--retain-model takes a folder or a Hub id"),
+        ({"target": "no/where/at/all"}, "--target takes a folder or a Hub id"),
+        ({"dtype": "fp8"}, "--dtype must be one of"),
+        ({"limit": 0}, "--limit"),
+    ],
+)
+def test_bad_input_is_one_sentence(micro, check, tmp_path, arguments, sentence):
+    done = check(micro.run, output=tmp_path / "out", **arguments)
+    assert done.exit_code == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_target_does_not_know_is_nothing_to_forget(micro, files, tmp_path):
+    (tmp_path / "strange.jsonl").write_text('{"question": "Who is Zzyzx?", "answer": "Zzyzx is Qwerty of Uiop."}\n')
+    given = ["--forget", tmp_path / "strange.jsonl", "--retain", files["retain"], "--max-new-tokens", 8]
+    done = CliRunner().invoke(app, ["check", *map(str, [micro.run, "--output", tmp_path / "out", *given])])
+    assert done.exit_code == 2 and "uld: nothing to forget: the target" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stop_says_how_to_continue(micro, check, tmp_path, monkeypatch):
+    def stops(*_: object, **__: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uld.checking.asked.generate_ids", stops)
+    done = check(micro.run, output=tmp_path / "out")
+    assert done.exit_code == 2 and "holds what is done, and the same command continues from there" in done.stderr
