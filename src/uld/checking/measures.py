@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from uld.checking.questions import SETS, Item
 from uld.data.text import words_of
+from uld.data.words import common_words, re_enters, words
+from uld.data.words import key_words as told_by
 from uld.evaluation import reading
 from uld.evaluation.benchmark import Row
 from uld.evaluation.memorization import longest_verbatim_run
@@ -110,7 +112,7 @@ def _loss(_: Item, row: Row) -> float:
 
 def _re_entry(side: Side) -> list[tuple[float] | None]:
     said = zip(side.rows, side.keys, strict=True)
-    return [(float(reading.re_enters(row["generated"], keys)),) if keys else None for row, keys in said]
+    return [(float(re_enters(row["generated"], keys)),) if keys else None for row, keys in said]
 
 
 def _run(item: Item, row: Row) -> float:
@@ -224,13 +226,13 @@ def measured(sides: Mapping[str, Side]) -> dict[str, Value]:
 
 def key_words(items: Sequence[Item], kept: Sequence[str]) -> list[frozenset[str]]:
     """The words of each true answer that give it away: none of its question's, none common in the kept answers."""
-    common = reading.common_words(kept)
-    return [reading.key_words(item.question, item.answer, common) for item in items]
+    common = common_words(kept)
+    return [told_by(item.question, item.answer, common) for item in items]
 
 
 def is_known(item: Item, row: Row, keys: frozenset[str]) -> bool:
     """Whether an answer is known to the model that gave it: the stated measure of "nothing to forget"."""
     if same_words(row["generated"], item.answer):
         return True
-    said = set(reading.words(row["generated"]))
+    said = set(words(row["generated"]))
     return bool(keys) and len(keys & said) >= KNOWN * len(keys)

@@ -102,12 +102,12 @@ def evaluate_grid(
     how: dict[str, Any] = {"data": data, "template": template, "limit": limit, "progress": progress}
     logs = score_grid(model, tokenizer, split, distinct, tasks=TASKS, **how)
     rows = []
-    for how, log in zip(distinct, logs, strict=True):
+    for one, log in zip(distinct, logs, strict=True):
         losses = {task: statistics.fmean(log[task].avg_loss) for task in ("forget", "retain")}
-        rows.append(GridRow(how, aggregate(log, retain_log), losses["forget"], losses["retain"]))
+        rows.append(GridRow(one, aggregate(log, retain_log), losses["forget"], losses["retain"]))
     write_text(output / SUMMARY, dumps([row.to_dict() for row in rows], indent=2) + "\n")
-    for how, log in zip(distinct, logs, strict=True):
-        write_log(log, output / grid_name(how) / FILE_NAME)
+    for one, log in zip(distinct, logs, strict=True):
+        write_log(log, output / grid_name(one) / FILE_NAME)
     plot_grid(rows, output / PLOT)
     return rows
 
