@@ -31,8 +31,9 @@ Written by `python benchmarks/check.py --run RUN --other OTHER --questions {ques
 {questions} of forget10's questions that forget01 does not hold, and {questions} of its retain set, spread evenly. The thresholds are
 [the default ones](../../check.md#thresholds), written down before. Intervals are in `results.json`.
 
-The target and the run with α = 0 know it all, and OTHER forgot other authors. With α = 20 and neither margin nor floor a run also
-loses what is to be kept. All of these have to fail, and the retain-only model has to pass. Questions that count: {asked}."""
+The target and the run with α = 0 know it all, and OTHER forgot other authors. Under RUN memorised names come back in other sentences
+(re-entry). With α = 20 and neither margin nor floor it also loses what is to be kept. All of these have to fail, and the retain-only
+model has to pass. Questions that count: {asked}."""
 
 
 def main() -> None:

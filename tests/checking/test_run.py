@@ -12,6 +12,7 @@ import uld
 import uld.checking.asked as asked
 from uld.checking.result import CheckResult
 from uld.data.record import Record
+from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
 from uld.model.load import load
 from uld.runs.manifest import Manifest
@@ -130,6 +131,18 @@ def test_what_the_target_does_not_know_does_not_dilute(village, tmp_path):
     assert result.asked["forget"].counted == len(known) == result.runs[0].values["forget_rouge"].rows
     assert result.runs[0].values["forget_re_entry"].value == 1
     assert any("20 of 26 questions" in sentence for sentence in result.untested)
+
+
+def test_a_text_is_continued_as_far_as_it_goes(village, tmp_path, monkeypatch):
+    monkeypatch.setattr(asked, "is_known", lambda *_: True)
+    text = Record(text="Mara was born in Skerrin. the teacher of Mara was Odo.")
+    how = {"retain": village.retain, "target": village.target, "output": tmp_path / "out", **BRIEF}
+    result = uld.check(village.harmed, forget=text, **how)
+    (one,) = result.answers["forget"]
+    assert one.question + one.truth == text.text and one.truth.startswith(" ")
+    assert all(len(words_of(said)) <= len(words_of(one.truth)) for said in (one.before, *one.now))
+    row = json.loads((tmp_path / "out" / "target" / "forget.jsonl").read_text())
+    assert row["tokens"] == len(load(village.target)[1](one.truth, add_special_tokens=False).input_ids)
 
 
 def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):

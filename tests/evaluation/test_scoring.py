@@ -238,6 +238,7 @@ def test_batches_hold_every_row_once_and_keep_to_the_budget():
         assert padded * len(batch) <= 256 or len(batch) == 1
     assert [lengths[batch[0]] for batch in batches] == sorted((lengths[batch[0]] for batch in batches), reverse=True)
     assert [len(batch) for batch in length_batches([1000, 3], 256)] == [1, 1]
+    assert list(length_batches([0, 0], 256)) == [[0, 1]]  # rows of no token: a model may say nothing at all
 
 
 @pytest.mark.parametrize("model", ["llama", "unlearned"])

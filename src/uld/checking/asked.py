@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from uld.checking.measures import JUDGED, KL, Side, Value, is_known, key_words, measured
 from uld.checking.questions import Item, Questions
@@ -43,9 +43,12 @@ class Asked(Benchmark):
         max_new_tokens: Most tokens of an answer; the rest of a passage is as long as it is.
     """
 
-    name: ClassVar[str] = "check"
     questions: Questions
     max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        """Give it its name."""
+        self.name = "check"
 
     @property
     def about(self) -> dict[str, Any]:
@@ -111,11 +114,14 @@ class Asked(Benchmark):
         before = others["target"] if others else found
         sides = {}
         for name, counted in self.counted(before).items():
-            columns = (self.questions.sets[name], found[name], before[name], found[f"{name}_{JUDGED}"])
-            kl = found.get(f"{name}_{KL}")
-            chosen = [[column[i] for i in counted] for column in (*columns, self.keys[name])]
-            items, rows, theirs, judgements, keys = chosen
-            sides[name] = Side(items, rows, theirs, judgements, kl, keys)
+            sides[name] = Side(
+                items=[self.questions.sets[name][i] for i in counted],
+                rows=[found[name][i] for i in counted],
+                before=[before[name][i] for i in counted],
+                judged=[found[f"{name}_{JUDGED}"][i] for i in counted],
+                kl=found.get(f"{name}_{KL}"),
+                keys=[self.keys[name][i] for i in counted],
+            )
         return Numbers(measured(sides))
 
     def _words(self, subject: Subject) -> frozenset[str]:

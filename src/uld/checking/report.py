@@ -63,7 +63,7 @@ def junit(result: CheckResult) -> str:
     root = ElementTree.Element("testsuites", name="uld check", tests=total, failures=str(sum(failures)), errors="0")
     for run, failed in zip(result.runs, failures, strict=True):
         counts = {"tests": str(len(run.verdicts)), "failures": str(failed), "errors": "0", "skipped": "0"}
-        suite = ElementTree.SubElement(root, "testsuite", name=visible(run.name), **counts)
+        suite = ElementTree.SubElement(root, "testsuite", {"name": visible(run.name), **counts})
         for one in run.verdicts:
             case = ElementTree.SubElement(suite, "testcase", classname=visible(run.name), name=f"{one.name} {one.text}")
             said = f"{one.name} is {number(one.name, one.value)}, and must be {limit(one)}"

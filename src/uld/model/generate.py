@@ -55,7 +55,7 @@ def length_batches(
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     start = 0
     while start < len(order):
-        width = -(-lengths[order[start]] // multiple) * multiple
+        width = max(1, -(-lengths[order[start]] // multiple)) * multiple
         size = max(1, budget // width)
         yield order[start : start + size]
         start += size
