@@ -162,7 +162,7 @@ def score(options: argparse.Namespace, tuned: Path, task: str, settings: list[di
 
     torch.set_num_threads(options.threads)
     model: Any
-    model, tokenizer = uld.load(tuned, dtype="fp32")
+    model, tokenizer = uld.load(tuned, dtype=torch.float32)
     combinations = [model.combination.override(**one) for one in settings]
     data = options.data / "tofu60"
     logs = score_grid(model, tokenizer, SPLIT, combinations, data=data, tasks=(task,))
