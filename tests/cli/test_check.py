@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from uld.cli.main import app
+from uld.runs.card import check_of
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,11 @@ def test_a_gate_says_with_its_exit_code_whether_it_was_passed(micro, check, file
     assert max(len(line) for line in done.stdout.splitlines() if line.startswith("|")) <= 80
     assert f"2 of 2: {run}" in done.stderr
     assert ElementTree.parse(tmp_path / "check.xml").getroot().get("failures") == "0"
+    assert "**passed**" in (run / "README.md").read_text()
     rows = (folder / "target" / "forget.jsonl").read_bytes()
     strict = check(run, "--json", "-q", thresholds=files["strict"])
     assert strict.exit_code == 1, strict.output
+    assert check_of(run) == {"passed": False, "sentence": "FAIL, 2 of 2 thresholds."}
     found = json.loads(strict.stdout)
     assert found["passed"] is False and {one["name"] for one in found["runs"][0]["verdicts"]} == {
         "retain_same",

@@ -148,6 +148,7 @@ def write(path, rows):
 def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
     files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
     before = Manifest.read(run)
+    (run / "check.json").write_text('{"passed": true}')
     result = CliRunner().invoke(
         app, ["tune", str(run), *files, "--weight", "0.3,0.7", "--aim", "budget", "--budget", "0.9"]
     )
@@ -160,6 +161,7 @@ def test_the_command_writes_its_choice_and_explains_it(run, rows, tmp_path):
     assert (told["point"]["weight"], told["probes"], told["retain"]) == (0.7, 4, 5)
     assert (run / "tune.png").read_bytes().startswith(b"\x89PNG")
     assert load(run)[0].combination.weight == 0.7
+    assert not (run / "check.json").exists()  # of the run as it was
 
 
 def test_the_steady_choice_is_what_the_run_says_afterwards(run, rows, tmp_path):

@@ -1,5 +1,6 @@
 """What a check leaves for people and for a CI: one page, a Markdown summary, JUnit XML, and all numbers as JSON."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,16 @@ from uld.checking.result import (
 )
 from uld.checking.thresholds import RETAIN_ONLY, TARGET, Verdict
 from uld.data.prompt import spread
+from uld.errors import ArtifactError
 from uld.report.html import rendered
+from uld.runs.card import note_check
 from uld.runs.files import write_text
+from uld.runs.manifest import is_run
 from uld.text.json_text import dumps
 from uld.text.terminal import visible
 from uld.training.settings import is_first_process
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 40
 """Questions of a set that the page quotes."""
@@ -49,6 +55,12 @@ def write_reports(result: CheckResult, thresholds: str, folder: Path) -> None:
     texts = (thresholds, page(result), result.markdown(), junit(result), numbers)
     for name, text in zip(NAMES, texts, strict=True):
         write_text(folder / name, text)
+    for run in result.runs:
+        if is_run(run.name):
+            try:
+                note_check(run.name, passed=run.passed, sentence=f"{run.verdict}.")
+            except ArtifactError as error:  # a run may lie where nobody may write
+                logger.warning("%s: the check is not noted there", error)
 
 
 def write_junit(result: CheckResult, path: Path) -> None:

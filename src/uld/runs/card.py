@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from uld.runs.files import write_text
+from uld.runs.files import write_text, writing
 from uld.runs.manifest import Manifest
 
 CARD = "README.md"
@@ -33,6 +33,22 @@ def check_of(folder: str | Path) -> dict[str, Any] | None:
         return {"passed": found["passed"], "sentence": str(found.get("sentence", ""))} if "passed" in found else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def note_check(folder: str | Path, *, passed: bool, sentence: str) -> None:
+    """Write down in a run what `uld check` found of it, also on its card.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
+    write_text(Path(folder) / CHECK, json.dumps({"passed": passed, "sentence": sentence}, indent=2) + "\n")
+    write_card(folder, Manifest.read(folder))
+
+
+def drop_check(folder: str | Path) -> None:
+    """Remove what a check found of a run that is now combined in another way."""
+    with writing(Path(folder)):
+        (Path(folder) / CHECK).unlink(missing_ok=True)
 
 
 def is_own(folder: str | Path) -> bool:
