@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 def told(line: list[str]) -> str:
     done = CliRunner().invoke(app, line)
-    assert done.exit_code == 0, f"{line}: {done.output}"
+    failed_check = line[0] in ("forget", "check") and done.exit_code == 1
+    assert done.exit_code == 0 or failed_check, f"{line}: {done.output}"
     return done.stdout
 
 
@@ -38,12 +39,6 @@ def followed(guide: str, model: Path) -> list[str]:
             assert words[0] == "uld"
             said.append(told(words[1:]))
     return said
-
-
-def known(said: str) -> float:
-    """Nats a token of the texts under attack, as the table of the attacks shows them."""
-    (row,) = re.findall(r"^\| loss +\|(.*)\|$", said, re.MULTILINE)
-    return float(row.split("|")[2])
 
 
 def loss(model: Path | str, source: Path | str) -> float:
@@ -60,16 +55,22 @@ def test_a_person_asks_to_be_forgotten(tmp_path, monkeypatch):
     told(["finetune", *SMALL, "--epochs", "30", "--learning-rate", "3e-3", *files, "--output", str(model)])
     about_her = request / "profile.csv"
     assert loss(model, about_her) < 0.5, "the model never learnt what it is to forget"
-    before, exposed, _, _, after, hidden = followed("person.md", model)
+    before, _, after = followed("person.md", model)
     target, _, unlearned = after.partition("\nunlearned: ")
     assert target.endswith(f"target:    {before.strip()}") and unlearned.strip() != before.strip()
-    assert known(hidden) > known(exposed) + 1.5
     assert loss("runs/mara", about_her) > loss(model, about_her) + 1.5
     assert loss("runs/mara", people) < loss(model, people) + 0.3
-    drawn = (tmp_path / "runs/mara/retain_drawn.jsonl").read_text()
-    assert drawn and "Mara Quillon" not in drawn  # of a single word nobody can tell that it is a name
-    said = (tmp_path / "runs/mara/uld.json").read_text()
-    assert "Quillon" not in said and "hurdy" not in said, "the record quotes the request"
+    found = json.loads((tmp_path / "runs/mara-request/check/result.json").read_text())
+    now, first = found["runs"][0]["values"], found["others"]["target"]
+    assert first["forget_probability"]["value"] > 0.5
+    assert now["forget_probability"]["value"] < 0.2 * first["forget_probability"]["value"]
+    assert now["forget_rouge"]["value"] < 0.75 * first["forget_rouge"]["value"]
+    assert now["retain_probability"]["value"] > 0.9 * first["retain_probability"]["value"]
+    noted = json.loads((tmp_path / "runs/mara/check.json").read_text())
+    assert noted["passed"] == found["passed"]
+    for path in (tmp_path / "runs/mara").rglob("*.json"):
+        said = "" if path.name == "tokenizer.json" else path.read_text()
+        assert "Quillon" not in said and "hurdy" not in said, f"{path} quotes the request"
 
 
 def book(seed: int, words: int) -> str:
