@@ -15,6 +15,7 @@ import json
 import math
 import multiprocessing
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ STEP = 1.5
 BUDGETS = "0.01,0.02,0.05,0.1,0.2,0.4,0.8"
 """Shares of held-out retain answers' probability that may be lost: the first that any setting keeps."""
 MARGINS = (3.0, 5.0, 7.0)
+PARTS = [f"{task}_{part}" for task in ("retain", "real_authors", "world_facts") for part in ("prob", "truth_ratio")]
 TASKS = ("forget", "retain", "real_authors", "world_facts")
 
 
@@ -182,6 +184,45 @@ def found(options: argparse.Namespace, tuned: Path, setting: dict[str, float]) -
     return setting | {"result": aggregate(TofuLog(parts, source="scored"), only).to_dict()}
 
 
+def utility(result: dict[str, Any]) -> float:
+    """M.U. of its six parts without ROUGE, as answers are not generated for every row."""
+    return statistics.harmonic_mean([result[name] for name in PARTS])
+
+
+def write(cells: list[dict[str, Any]]) -> None:
+    """The numbers of all finished cells as a table."""
+    head = [
+        "variant",
+        "seed",
+        "α",
+        "margin",
+        "floor",
+        "F.Q.",
+        "forget Prob",
+        "forget TR",
+        "retain Prob",
+        "M.U. without ROUGE",
+    ]
+    lines = [f"| {' | '.join(head)} | |", f"|{'---|' * (len(head) + 1)}"]
+    for one in cells:
+        target = utility(next(each["result"] for each in one["settings"] if not each["weight"]))
+        for number, each in enumerate(one["settings"]):
+            result, own = each["result"], utility(each["result"])
+            row = [
+                one["variant"],
+                str(one["seed"]),
+                f"{each['weight']:.3g}",
+                f"{each['margin']:g}",
+                f"{each['floor']:.2g}",
+            ]
+            row.append(f"{result['forget_quality']:.2g}")
+            row += [f"{result[name]:.3f}" for name in ("forget_prob", "forget_truth_ratio", "retain_prob")]
+            row.append(f"{own:.4f} ({own / target - 1:+.1%})")
+            about = "picked" if number == 0 else "the target" if not each["weight"] else ""
+            lines.append(f"| {' | '.join([*row, about])} |")
+    (OUT / "table.md").write_text("# SmolLM2-135M, TOFU-60, forget10\n\n" + "\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "smollm2")
@@ -197,6 +238,7 @@ def main() -> None:
         if not path.exists():
             path.write_text(dumps(cell(options, variant, int(seed)), indent=1) + "\n")
             print(f"finished {text}", flush=True)
+    write([json.loads(path.read_text()) for path in sorted(OUT.glob("*-seed*.json"))])
 
 
 if __name__ == "__main__":
