@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uld.errors import ULDError
 
 if TYPE_CHECKING:
+    from uld.evaluation.explain import explain
     from uld.evaluation.pipe import evaluate
     from uld.model.combine import Combination
     from uld.model.config import ULDConfig
@@ -27,6 +28,7 @@ __all__ = [
     "ULDError",
     "ULDForCausalLM",
     "evaluate",
+    "explain",
     "finetune",
     "load",
     "register",
@@ -40,6 +42,7 @@ _LAZY = {
     "ULDConfig": "uld.model.config",
     "ULDForCausalLM": "uld.model.unlearned",
     "evaluate": "uld.evaluation.pipe",
+    "explain": "uld.evaluation.explain",
     "finetune": "uld.training.finetune",
     "load": "uld.model.load",
     "train": "uld.training.run",

@@ -109,8 +109,11 @@ class ModelOptions:
         other.check(flag)
         return other
 
-    def load(self) -> tuple[Any, Any]:
+    def load(self, runs: Sequence[str] = ()) -> tuple[Any, Any]:
         """Load the run or the model, on the best device.
+
+        Args:
+            runs: Several runs of one target, to be loaded together in place of ``model``.
 
         Returns:
             Model in evaluation mode and tokenizer.
@@ -128,7 +131,7 @@ class ModelOptions:
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
             given["trust_remote_code"] = True
-        loaded, tokenizer = load(self.model, dtype=DTYPES[self.dtype], **given)
+        loaded, tokenizer = load(runs or self.model, dtype=DTYPES[self.dtype], **given)
         try:
             return loaded.to(device), tokenizer  # type: ignore[arg-type]
         except RuntimeError as error:
@@ -154,6 +157,25 @@ class ModelOptions:
 
         given = getattr(self, name)
         return given if given is not None or not is_run(model) else getattr(Manifest.read(model), name)
+
+
+def refuse_without_assistant(run: str) -> None:
+    """Refuse what takes nothing from a target's answers, before anything is loaded.
+
+    Raises:
+        ULDError: no finished run, or one that trained the target itself.
+    """
+    from uld.runs.manifest import Manifest, is_run
+
+    if not is_run(run):
+        raise ULDError(
+            f"{run} is not a finished run, and only a run takes anything from answers: name the folder of one"
+        )
+    if (manifest := Manifest.read(run)).trains == "target":
+        raise ULDError(
+            f"{run} holds a target that {manifest.method} has trained, with no assistant that takes anything from its "
+            "answers: name a run that has one"
+        )
 
 
 def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -17,9 +17,11 @@ from uld.cli import (
     eval_knowundo,
     eval_muse,
     evaluate,
+    explain,
     finetune,
     generate,
     ls,
+    playground,
     report,
     tune,
 )
@@ -49,6 +51,8 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
+app.command("explain", epilog=explain.EPILOG)(explain.explain)
+app.command("playground", epilog=playground.EPILOG)(playground.playground)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)

@@ -1,10 +1,12 @@
 """What unlearning took from answers, to be read: as lines for a terminal and as one self-contained page."""
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from uld.evaluation.explain import ExplainedAnswer, ExplainedToken, Explanation, Likely
+from uld.evaluation.explain import ExplainedAnswer, ExplainedToken, Explanation
 from uld.model.combine import Combination
 from uld.text.terminal import one_line
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 MOST = 8.0
 """Nats from which a token has the deepest colour: what a floor of 3e-4 takes from a token that was certain."""
 _NOTHING = 0.05  # nats that have no colour yet
-_WHO = {"target": "target", "unlearned": "unlearned model", "given": "given answer"}
+WHO = {"target": "target", "unlearned": "unlearned model", "given": "given answer"}
 _TEMPLATE = "explained.html.j2"
 
 
@@ -46,10 +48,10 @@ def terminal_lines(explanation: Explanation) -> "list[Text]":
 
     lines = [Text(f"> {one_line(explanation.question)}", "bold"), Text(settings_words(explanation.settings), "dim")]
     for answer in explanation.answers:
-        heat = Text(f"\n{_WHO[answer.who]}: ", "bold")
+        heat = Text(f"\n{WHO[answer.who]}: ", "bold")
         for token in answer.tokens:
             heat.append(one_line(token.text), _terminal_style(depth(token)))
-        lines += [heat, Text(f"{_number(answer.taken)} nats taken from it; each token, before and after:", "dim")]
+        lines += [heat, Text(f"{_total(answer)}; of each, before and after:", "dim")]
         for token in answer.tokens:
             line = Text(f"{_number(token.taken):>8}  ")
             line.append(_quoted(token.text), _terminal_style(depth(token)))
@@ -63,23 +65,32 @@ def terminal_lines(explanation: Explanation) -> "list[Text]":
 
 def page(explanation: Explanation) -> str:
     """The explanation as one page that needs nothing beside it, no script either."""
+    return _template().render(explanation=explanation, styles=styles(), settings=settings_words(explanation.settings))
+
+
+def heat_map(answer: ExplainedAnswer) -> str:
+    """The heat map of one answer, to stand in another page that has `styles`."""
+    return str(_macros().heat_map(answer))
+
+
+def scale() -> str:
+    """What the colours mean, to stand beside heat maps."""
+    return str(_macros().scale())
+
+
+def _macros() -> Any:
+    return _template().make_module({"explanation": None, "styles": "", "settings": ""})
+
+
+@cache
+def _template() -> Any:
+    """The page; everything that comes from models and users is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("uld.report") / _TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
-        explanation=explanation, styles=styles(), settings=settings_words(explanation.settings), **_words()
-    )
-
-
-def heat_maps(explanation: Explanation) -> str:
-    """The heat maps alone, to stand in another page that has `styles`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("uld.report") / _TEMPLATE).read_text(encoding="utf-8"))
-    macros = template.make_module({"explanation": explanation, "styles": "", "settings": "", **_words()})
-    return "".join(str(macros.heat_map(answer)) for answer in explanation.answers)  # type: ignore[attr-defined]
+    words = {"depth": depth, "number": _number, "share": _share, "who": WHO, "visible": _visible, "most": MOST}
+    environment.globals |= words | {"total": _total}
+    return environment.from_string((files("uld.report") / _TEMPLATE).read_text(encoding="utf-8"))
 
 
 def styles() -> str:
@@ -87,18 +98,17 @@ def styles() -> str:
     return (files("uld.report") / "heat.css.j2").read_text(encoding="utf-8")
 
 
-def _words() -> dict[str, object]:
-    return {"depth": depth, "number": _number, "share": _share, "who": _WHO, "visible": _visible, "most": MOST}
-
-
 def _number(nats: float) -> str:
     return f"{nats:+.2f}" if abs(nats) >= 0.005 else "0.00"
 
 
+def _total(answer: ExplainedAnswer) -> str:
+    count = f"{len(answer.tokens)} token" + ("" if len(answer.tokens) == 1 else "s")
+    return f"{abs(answer.taken):.2f} nats {'given to' if answer.taken < 0 else 'taken from'} {count}"
+
+
 def _share(log_prob: float) -> str:
     """A probability as per cent, to two digits that count."""
-    import math
-
     share = 100 * math.exp(log_prob)
     return f"{share:.1f}%" if share >= 0.995 else f"{share:.2g}%" if share >= 1e-4 else "0%"
 
