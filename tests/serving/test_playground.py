@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import socket
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -73,14 +74,11 @@ def test_a_file_of_questions_comes_back_as_a_table(page, folder, tmp_path):
     with open(saved["value"], encoding="utf-8", newline="") as table:
         head, *written = csv.reader(table)
     assert head[0] == "question" and written == [[str(cell) for cell in row] for row in rows]
-    shutil.rmtree(os.path.dirname(saved["value"]))
 
 
 def test_without_gradio_the_way_to_install_it_is_said(folder, monkeypatch, port):
-    def missing(name: str):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(playground.importlib, "import_module", missing)
+    monkeypatch.setattr("uld.model.load.load", None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     done = CliRunner().invoke(app, ["playground", folder, "--port", str(port)])
     assert done.exit_code == 2 and done.stderr.count("\n") == 1
     assert 'pip install -e ".[playground]" in the folder of uld' in done.stderr
@@ -99,23 +97,21 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(folder, monke
     )
 
 
-def test_runs_are_checked_before_anything_is_loaded(folder, make_run, tmp_path):
-    other = str(make_run(tmp_path, seed=1))
-    for runs, message in (
-        ([str(tmp_path / "none")], "is not a finished run"),
-        ([folder, folder], "a run is named twice"),
-        ([folder, other], "another target"),
-    ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        done = CliRunner().invoke(app, ["playground", *runs, "--port", str(port)])
+def test_runs_are_checked_before_anything_is_loaded(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("uld.model.load.load", None)
+    for runs, message in (([str(tmp_path / "none")], "is not a finished run"), ([folder, folder], "is named twice")):
+        done = CliRunner().invoke(app, ["playground", *runs])
         assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.output
+
+
+def test_runs_of_different_targets_are_refused(page, folder, make_run, tmp_path, port):
+    done = CliRunner().invoke(app, ["playground", folder, str(make_run(tmp_path, seed=1)), "--port", str(port)])
+    assert done.exit_code == 2 and "another target" in done.stderr and done.stderr.count("\n") == 1, done.output
 
 
 def test_an_address_that_is_not_ours_is_refused():
     with pytest.raises(ULDError, match=r"cannot listen on port 7860 of 192\.0\.2\.1"):
-        playground.refuse_taken("192.0.2.1", 7860)
+        playground.check("192.0.2.1", 7860)
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,9 @@ def playground(
         refuse_without_assistant(run)
     if len(set(runs)) < len(runs):
         raise ULDError("a run is named twice: name each once")
-    from uld.serving.playground import Playground, refuse_taken
+    from uld.serving.playground import Playground, check
 
-    refuse_taken(host, port)
+    check(host, port)
     first = replace(options, model=runs[0])
     model, tokenizer = first.load(runs)
     page = Playground.of(model, tokenizer, runs, first.template, max_new_tokens=max_new_tokens)

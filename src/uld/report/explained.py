@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from uld.evaluation.explain import ExplainedAnswer, ExplainedToken, Explanation
 from uld.model.combine import Combination
-from uld.text.terminal import one_line
+from uld.text.terminal import one_line, visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -88,8 +88,8 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    words = {"depth": depth, "number": _number, "share": _share, "who": WHO, "visible": _visible, "most": MOST}
-    environment.globals |= words | {"total": _total}
+    words = {"depth": depth, "number": _number, "share": _share, "who": WHO, "marked": _marked, "most": MOST}
+    environment.globals |= words | {"total": _total, "visible": visible}
     return environment.from_string((files("uld.report") / _TEMPLATE).read_text(encoding="utf-8"))
 
 
@@ -117,7 +117,7 @@ def _quoted(text: str) -> str:
     return f'"{one_line(text)}"'
 
 
-def _visible(text: str) -> str:
+def _marked(text: str) -> str:
     """A token as a page shows it: line feeds and blanks at its ends can be seen."""
     shown = one_line(text)
     inner = shown.strip(" ")

@@ -34,11 +34,13 @@ class Run:
         name: As the page shows it.
         model: Shares its target with those of the other runs.
         form: How it is asked.
+        own: Its own settings, one for each assistant; an answer to somebody may hold others for a while.
     """
 
     name: str
     model: ULDForCausalLM
     form: PromptFormat
+    own: tuple[Combination, ...]
 
     def settings(
         self, weight: float | None = None, margin: float | None = None, floor: float | None = None
@@ -49,7 +51,7 @@ class Run:
             ULDError: a value out of range.
         """
         changed = []
-        for how in self.model.combinations:
+        for how in self.own:
             more = {"margin": margin, "floor": floor} if how.rule == "suppress" else {}
             changed.append(how.override(weight=weight, **more))
         return changed
@@ -75,8 +77,9 @@ def runs_of(
         models.append(ULDForCausalLM.join(model.target, *own) if len(names) > 1 else model)
         start = end
     forms = [PromptFormat(tokenizer, template or manifest.template) for manifest in model.manifests]
-    runs = [Run(*one) for one in zip(names, models, forms, strict=True)]
-    return runs if len(runs) == 1 else [*runs, Run(ALL, model, forms[0])]
+    several = [*zip(names, models, forms, strict=True), (ALL, model, forms[0])]
+    runs = [Run(name, one, form, tuple(one.combinations)) for name, one, form in several]
+    return runs if len(names) > 1 else runs[:1]
 
 
 class Asking:

@@ -9,6 +9,7 @@ import html
 import importlib
 import math
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -54,6 +55,8 @@ class Playground:
             ULDError: gradio is not installed.
         """
         self._gradio = _gradio()
+        self._files = tempfile.TemporaryDirectory(prefix="uld-playground-")  # nobody else's to read
+        os.environ["GRADIO_TEMP_DIR"] = self._files.name  # what is sent to the page lies there, and goes with it
         self.runs = {run.name: run for run in runs}
         self._asking = Asking(max_new_tokens)
         self.blocks = self._page()
@@ -96,7 +99,7 @@ class Playground:
         Raises:
             ULDError: the port is taken.
         """
-        refuse_taken(host, port)
+        _refuse_taken(host, port)
         gradio = self._gradio
         try:
             self.blocks.queue(default_concurrency_limit=4, max_size=64)
@@ -118,6 +121,8 @@ class Playground:
             yield f"http://{host}:{port}/"
         finally:
             self.blocks.close(verbose=False)
+            for path in Path(self._files.name).iterdir():
+                shutil.rmtree(path, ignore_errors=True)
 
     @staticmethod
     def wait() -> None:
@@ -168,12 +173,12 @@ class Playground:
             for question in questions_of(path):
                 rows.append(table_row(self._asking.explained(run, question, settings)))
                 yield rows, self._gradio.update(visible=False)
-            yield rows, self._gradio.update(value=_written(rows), visible=True)
+            yield rows, self._gradio.update(value=self._written(rows), visible=True)
 
     def _settings(self, name: str, weight: float, margin: float, floor: float) -> tuple[Run, list[Combination]]:
         """A run, and its settings with what was moved: what stands where it began is the run's own, to the digit."""
         run = self.runs[name]
-        given = zip((weight, margin, floor), _begin(run.model.combinations[0]), strict=True)
+        given = zip((weight, margin, floor), _begin(run.own[0]), strict=True)
         moved = [None if value is None or value == begun else float(value) for value, begun in given]
         return run, run.settings(*moved)
 
@@ -182,6 +187,13 @@ class Playground:
         panels = [heat_map(answer) for answer in explanation.answers]
         sentence = f"{html.escape(settings_words(explanation.settings))}. {_changes(explanation)}"
         return panels[0], panels[1] if len(panels) > 1 else "", f"{scale()}<p>{sentence}</p>"
+
+    def _written(self, rows: Sequence[Sequence[str | float]]) -> str:
+        """The table as a CSV file."""
+        path = Path(tempfile.mkdtemp(dir=self._files.name)) / "answers.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+        return str(path)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -229,7 +241,7 @@ class Playground:
     def _sliders(self, run: Run) -> list[Any]:
         """α, margin and floor as a run has them; margin and floor where its rule has them."""
         gr = self._gradio
-        how = run.model.combinations[0]
+        how = run.own[0]
         vocab = run.model.target.config.get_text_config(decoder=True).vocab_size
         weight, margin, floor = _begin(how)
         suppresses = how.rule == "suppress"
@@ -246,12 +258,18 @@ class Playground:
         return [*self._sliders(self.runs[name]), *blank, None]
 
 
-def refuse_taken(host: str, port: int) -> None:
-    """Refuse a port that cannot be listened on, before anything is loaded.
+def check(host: str, port: int) -> None:
+    """Refuse what can be told to be wrong before anything is loaded.
 
     Raises:
-        ULDError: somebody listens there already, or the address is not this machine's.
+        ULDError: somebody listens on the port already, the address is not this machine's, or gradio is not installed.
     """
+    _refuse_taken(host, port)
+    _gradio()
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Refuse a port that cannot be listened on."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as trial:
@@ -297,11 +315,3 @@ def _changes(explanation: Explanation) -> str:
             words = f"“{likeliest.text.strip()}” in place of “{token.text.strip()}”"
             return html.escape(f"Asked again, the unlearned model would say {words} as token {number}.")
     return "Asked again, the unlearned model would say the same."
-
-
-def _written(rows: Sequence[Sequence[str | float]]) -> str:
-    """The table as a CSV file in a folder that only this user can read."""
-    path = Path(tempfile.mkdtemp(prefix="uld-playground-")) / "answers.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    return str(path)
