@@ -166,15 +166,15 @@ class Kept:
         found = []
         for at, place in enumerate(places):
             context, token = row.ids[:place], row.ids[place]
-            likeliest = [
+            likeliest_before, likeliest_after = (
                 tuple(
                     Likely(_spelled(self._tokenizer, context, other), value)
                     for value, other in zip(top.values[at].tolist(), top.indices[at].tolist(), strict=True)
                 )
                 for top in tops
-            ]
-            own = (float(one[at, token]) for one in (before, after))
-            found.append(ExplainedToken(_spelled(self._tokenizer, context, token), *own, *likeliest))
+            )
+            text, p, q = _spelled(self._tokenizer, context, token), float(before[at, token]), float(after[at, token])
+            found.append(ExplainedToken(text, p, q, likeliest_before, likeliest_after))
         return tuple(found)
 
 

@@ -88,8 +88,15 @@ def _template() -> Any:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    words = {"depth": depth, "number": _number, "share": _share, "who": WHO, "marked": _marked, "most": MOST}
-    environment.globals |= words | {"total": _total, "visible": visible}
+    words: dict[str, Any] = {
+        "depth": depth,
+        "number": _number,
+        "share": _share,
+        "who": WHO,
+        "marked": _marked,
+        "most": MOST,
+    }
+    environment.globals.update(words, total=_total, visible=visible)
     return environment.from_string((files("uld.report") / _TEMPLATE).read_text(encoding="utf-8"))
 
 

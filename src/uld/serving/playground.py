@@ -152,9 +152,7 @@ class Playground:
                 else:
                     yield _growing("target", news["target"]), _growing("unlearned", news["unlearned"]), "", None
 
-    def move(
-        self, kept: Kept | None, name: str, weight: float, margin: float, floor: float
-    ) -> tuple[str, str, str] | tuple[Any, ...]:
+    def move(self, kept: Kept | None, name: str, weight: float, margin: float, floor: float) -> tuple[Any, ...]:
         """What is shown under another setting; no model is asked."""
         if kept is None:
             return tuple(self._gradio.skip() for _ in range(3))
