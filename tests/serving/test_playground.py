@@ -40,7 +40,7 @@ def port():
 
 
 def test_a_moved_slider_is_arithmetic_on_what_is_kept(page, folder, monkeypatch):
-    *growing, (target, unlearned, note, kept) = page.ask(folder, QUESTION, "", 4.0, 0.5, 0.001)
+    *growing, (target, unlearned, note, kept) = page.ask(folder, QUESTION, None, 4.0, 0.5, 0.001)
     assert len(growing) > 4 and all(one[3] is None for one in growing)
     assert "α 4, margin 0.5, floor 0.001" in note and "would say the same" in note
     run = page.runs[folder]
@@ -59,7 +59,7 @@ def test_an_answer_of_ones_own_is_one_panel(page, folder):
 def test_bad_input_is_a_sentence_on_the_page(page, folder):
     import gradio
 
-    for question, weight, message in ((" ", 4.0, "'question' is empty"), (QUESTION, -1.0, "must lie between 0")):
+    for question, weight, message in ((None, 4.0, "'question' is empty"), (QUESTION, -1.0, "must lie between 0")):
         with pytest.raises(gradio.Error, match=message):
             list(page.ask(folder, question, "", weight, 0.5, 0.001))
     with pytest.raises(gradio.Error, match="choose a file of questions first"):

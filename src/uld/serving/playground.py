@@ -133,16 +133,17 @@ class Playground:
             return
 
     def ask(
-        self, name: str, question: str, answer: str, weight: float, margin: float, floor: float
+        self, name: str, question: str | None, answer: str | None, weight: float, margin: float, floor: float
     ) -> Iterator[tuple[str, str, str, Kept | None]]:
-        """Answer a question, or explain the answer that is given.
+        """Answer a question, or explain the answer that is given; a field that nobody has touched comes as None.
 
         Yields:
             What to show for the target and for the unlearned model, a sentence, and at last what is kept.
         """
         with self._told():
             run, settings = self._settings(name, weight, margin, floor)
-            if answer.strip():
+            question = question or ""
+            if answer and answer.strip():
                 kept = self._asking.given(run, question, answer)
                 yield (*self._shown(kept.under(settings)), kept)
                 return
