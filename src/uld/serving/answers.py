@@ -155,8 +155,8 @@ def questions_of(path: str | Path) -> list[str]:
     return found
 
 
-COLUMNS = ("question", "target", "unlearned model", "nats taken from the target's answer", "most from", "nats")
-"""Heads of a table of questions."""
+COLUMNS = ("question", "target", "unlearned model", "nats taken", "most from", "nats")
+"""Heads of a table of questions; what was taken is of the target's answer."""
 
 
 def table_row(explanation: Explanation) -> list[str | float]:

@@ -32,8 +32,10 @@ _FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "
 _KEPT_SECONDS = 3600
 _LARGEST_FILE = "5mb"
 _LEAST_TOP = (40.0, 0.01)  # of the sliders of α and of the floor
+_PANEL_WIDTH = 300  # pixels below which panels stand one above the other
+_COLUMN_WIDTHS = ["250px", "250px", "250px", "120px", "120px", "90px"]
 _STYLES = """
-.answer { min-height: 5rem; font-size: 1rem; }
+.answer { min-height: 4rem; font-size: 1rem; }
 .answer h3 { margin-top: 0; }
 .answer .plain { line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 1.0625rem; }
 .dark .heat { --taken: #d8432a; --gained: #3f74d8; --card: #242422; --edge: #5a5954; --quiet: #b0aea6; }
@@ -214,15 +216,19 @@ class Playground:
                 answer = gr.Textbox(label="Answer to explain in place of the models' answers", elem_id="answer")
             button = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Row():
-                before = gr.HTML(_growing("target", ""), elem_id="target", elem_classes="answer", min_height=80)
-                after = gr.HTML(_growing("unlearned", ""), elem_id="unlearned", elem_classes="answer", min_height=80)
+                before, after = (
+                    gr.HTML(_growing(who, ""), elem_id=who, elem_classes="answer", scale=1, min_width=_PANEL_WIDTH)
+                    for who in ("target", "unlearned")
+                )
             note = gr.HTML(scale(), elem_id="note")
             with gr.Row():
                 sliders = self._sliders(first)
             with gr.Accordion("A file of questions", open=False):
                 file = gr.File(label="Questions", file_types=[".txt", ".jsonl", ".json", ".csv"], elem_id="file")
                 many = gr.Button("Answer them all", elem_id="all")
-                table = gr.Dataframe(headers=list(COLUMNS), wrap=True, interactive=False, elem_id="table")
+                table = gr.Dataframe(
+                    headers=list(COLUMNS), column_widths=_COLUMN_WIDTHS, wrap=True, interactive=False, elem_id="table"
+                )
                 saved = gr.DownloadButton("Table as CSV", visible=False)
             kept = gr.State(None, time_to_live=_KEPT_SECONDS)
             shown, model = [before, after, note], {"concurrency_id": "model", "concurrency_limit": 1}
@@ -246,9 +252,15 @@ class Playground:
         suppresses = how.rule == "suppress"
         tops = max(_LEAST_TOP[0], 2 * weight), max(math.ceil(math.log(vocab)), margin), max(_LEAST_TOP[1], 2 * floor)
         return [
-            gr.Slider(0, tops[0], weight, step=0.05, label="α: how much is subtracted", elem_id="weight"),
-            gr.Slider(0, tops[1], margin, step=0.05, label="margin, nats", visible=suppresses, elem_id="margin"),
-            gr.Slider(0, min(1, tops[2]), floor, step=1e-5, label="floor", visible=suppresses, elem_id="floor"),
+            gr.Slider(
+                0, tops[0], weight, step=0.05, label="α: how much is subtracted", elem_id="weight", min_width=220
+            ),
+            gr.Slider(
+                0, tops[1], margin, step=0.05, label="margin, nats", visible=suppresses, elem_id="margin", min_width=220
+            ),
+            gr.Slider(
+                0, min(1, tops[2]), floor, step=1e-5, label="floor", visible=suppresses, elem_id="floor", min_width=220
+            ),
         ]
 
     def _switched(self, name: str) -> list[Any]:
