@@ -216,10 +216,10 @@ class Playground:
                 answer = gr.Textbox(label="Answer to explain in place of the models' answers", elem_id="answer")
             button = gr.Button("Ask", variant="primary", elem_id="ask")
             with gr.Row():
-                before, after = (
-                    gr.HTML(_growing(who, ""), elem_id=who, elem_classes="answer", scale=1, min_width=_PANEL_WIDTH)
-                    for who in ("target", "unlearned")
-                )
+                panels = []
+                for who in ("target", "unlearned"):
+                    with gr.Column(min_width=_PANEL_WIDTH):
+                        panels.append(gr.HTML(_growing(who, ""), elem_id=who, elem_classes="answer"))
             note = gr.HTML(scale(), elem_id="note")
             with gr.Row():
                 sliders = self._sliders(first)
@@ -231,7 +231,7 @@ class Playground:
                 )
                 saved = gr.DownloadButton("Table as CSV", visible=False)
             kept = gr.State(None, time_to_live=_KEPT_SECONDS)
-            shown, model = [before, after, note], {"concurrency_id": "model", "concurrency_limit": 1}
+            shown, model = [*panels, note], {"concurrency_id": "model", "concurrency_limit": 1}
             hidden = {"api_visibility": "private"}
             asked = {"fn": self.ask, "inputs": [name, question, answer, *sliders], "outputs": [*shown, kept]}
             button.click(**asked, **model, **hidden, show_progress="hidden")
