@@ -109,8 +109,10 @@ class Asking:
         with self._free, _under(run.model, settings):
             said: dict[Who, list[int]] = {}
             for said in _in_lockstep(run, prompt, room):
-                texts = {who: run.form.tokenizer.decode(ids, skip_special_tokens=True) for who, ids in said.items()}
-                yield {who: text.strip() for who, text in texts.items()}
+                grown: dict[Who, str] = {}
+                for who, ids in said.items():
+                    grown[who] = run.form.tokenizer.decode(ids, skip_special_tokens=True).strip()
+                yield grown
             yield keep(run.model, run.form, question, said)
 
     def given(self, run: Run, question: str, answer: str) -> Kept:
@@ -206,7 +208,8 @@ class _Listener:
     """What `generate` hands its tokens to, one step a turn."""
 
     def __init__(self, who: Who, turns: _Turns, said: SimpleQueue[Any], unheard: threading.Event) -> None:
-        self.who, self.turns, self.said, self.unheard = who, turns, said, unheard
+        self.who: Who = who
+        self.turns, self.said, self.unheard = turns, said, unheard
         self.begun = False
 
     def put(self, ids: Any) -> None:
