@@ -10,6 +10,7 @@ from uld.errors import ULDError
 
 if TYPE_CHECKING:
     from uld.checking.run import check
+    from uld.evaluation.explain import explain
     from uld.evaluation.pipe import evaluate
     from uld.model.combine import Combination
     from uld.model.config import ULDConfig
@@ -30,6 +31,7 @@ __all__ = [
     "ULDForCausalLM",
     "check",
     "evaluate",
+    "explain",
     "finetune",
     "forget",
     "load",
@@ -45,6 +47,7 @@ _LAZY = {
     "ULDForCausalLM": "uld.model.unlearned",
     "check": "uld.checking.run",
     "evaluate": "uld.evaluation.pipe",
+    "explain": "uld.evaluation.explain",
     "finetune": "uld.training.finetune",
     "forget": "uld.request.run",
     "load": "uld.model.load",

@@ -19,12 +19,14 @@ from uld.demo.run import run_demo
 from uld.evaluation import harness
 from uld.evaluation.attacks import Attacks
 from uld.evaluation.copyright import Copyright
+from uld.evaluation.explain import explain
 from uld.evaluation.knowundo import KnowUnDo
 from uld.evaluation.muse import Muse
 from uld.evaluation.pipe import evaluate
 from uld.evaluation.tofu import Tofu
 from uld.evaluation.tuning import tune
 from uld.methods.registry import all_methods
+from uld.serving.playground import Playground
 from uld.training.config import FinetuneConfig, TrainConfig, setting_fields, train_config
 from uld.training.draw import draw_rows
 
@@ -160,6 +162,8 @@ FUNCTIONS: list[tuple[tuple[str, ...], tuple[Callable[..., Any], ...], dict[str,
     (("draw",), (draw_rows,), {}, {"rows", "seed", "max_length"}),
     (("tune",), (tune,), {"budget": "several as a text"}, {"aim", "template"}),
     (("demo",), (run_demo,), {}, set()),
+    (("explain",), (explain,), {}, {"answer", "template", "max_new_tokens"}),
+    (("playground",), (Playground.of,), {}, {"template", "max_new_tokens"}),
     (("eval", "tofu"), (Tofu, evaluate), {}, {"generate", "max_new_tokens", "limit", "data", "template"}),
     (("eval", "knowundo"), (KnowUnDo, evaluate), {}, {"generate", "max_new_tokens", "limit", "template"}),
     (("eval", "muse"), (Muse, evaluate), {}, {"shots", "limit"}),

@@ -109,10 +109,11 @@ class ModelOptions:
         other.check(flag)
         return other
 
-    def load(self, *, revision: str | None = None) -> tuple[Any, Any]:
+    def load(self, runs: Sequence[str] = (), *, revision: str | None = None) -> tuple[Any, Any]:
         """Load the run or the model, on the best device.
 
         Args:
+            runs: Several runs of one target, to be loaded together in place of ``model``.
             revision: Of a model on the Hub.
 
         Returns:
@@ -133,7 +134,7 @@ class ModelOptions:
             given["trust_remote_code"] = True
         if revision is not None:
             given["revision"] = revision
-        loaded, tokenizer = load(self.model, dtype=DTYPES[self.dtype], **given)
+        loaded, tokenizer = load(runs or self.model, dtype=DTYPES[self.dtype], **given)
         try:
             return loaded.to(device), tokenizer  # type: ignore[arg-type]
         except RuntimeError as error:
@@ -162,6 +163,26 @@ class ModelOptions:
         if given is not None or (folder := run_folder(model)) is None:
             return given
         return getattr(Manifest.read(folder), name)
+
+
+def refuse_without_assistant(run: str) -> None:
+    """Refuse what takes nothing from a target's answers, before anything is loaded.
+
+    Raises:
+        ULDError: no finished run, or one that trained the target itself.
+    """
+    from uld.runs.hub import run_folder
+    from uld.runs.manifest import Manifest
+
+    if (folder := run_folder(run)) is None:
+        raise ULDError(
+            f"{run} is not a finished run, and only a run takes anything from answers: name the folder of one"
+        )
+    if (manifest := Manifest.read(folder)).trains == "target":
+        raise ULDError(
+            f"{run} holds a target that {manifest.method} has trained, with no assistant that takes anything from its "
+            "answers: name a run that has one"
+        )
 
 
 def with_model(*skipped: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

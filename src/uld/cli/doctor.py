@@ -11,6 +11,7 @@ EXTRAS = {
     "tensorboard": ("track", "curves in TensorBoard (--report-to tensorboard)"),
     "liger_kernel": ("kernels", "faster training kernels on CUDA"),
     "bitsandbytes": ("quant", "4-bit and 8-bit targets"),
+    "gradio": ("playground", "the page of uld playground"),
 }
 DISTRIBUTION = "uld-llm"
 

@@ -138,10 +138,9 @@ class _Talker:
 
     def check_length(self, ids: list[int]) -> None:
         """Refuse what is longer than the model's context."""
-        from uld.model.context import context_length
+        from uld.model.context import refuse_long_prompt
 
-        if len(ids) >= (longest := context_length(self.model)):
-            raise ULDError(f"the prompt has {len(ids)} tokens, the model takes fewer than {longest}")
+        refuse_long_prompt(self.model, ids)
 
     def answer(self, model: Any, ids: list[int], **options: Any) -> str:
         """One whole answer."""

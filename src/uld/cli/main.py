@@ -18,10 +18,12 @@ from uld.cli import (
     eval_knowundo,
     eval_muse,
     evaluate,
+    explain,
     finetune,
     forget,
     generate,
     ls,
+    playground,
     push,
     report,
     tune,
@@ -53,6 +55,8 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
+app.command("explain", epilog=explain.EPILOG)(explain.explain)
+app.command("playground", epilog=playground.EPILOG)(playground.playground)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
 app.command("push", epilog=push.EPILOG, no_args_is_help=True)(push.push)

@@ -6,7 +6,7 @@ something.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,6 +35,20 @@ def readable_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
         return length
     longest = int(tokenizer.model_max_length)
     return longest if longest < _UNKNOWN else _LM_EVALS
+
+
+def refuse_long_prompt(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Refuse a prompt that leaves no room for an answer.
+
+    Args:
+        model: That is to answer.
+        ids: Tokens of the prompt.
+
+    Raises:
+        ULDError: it is as long as the model's context, or longer.
+    """
+    if len(ids) >= (longest := context_length(model)):
+        raise ULDError(f"the prompt has {len(ids)} tokens, the model takes fewer than {longest}")
 
 
 def check_positions(models: Iterable[Any], tokens: int, what: str) -> None:

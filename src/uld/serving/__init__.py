@@ -1,0 +1,1 @@
+"""Unlearned models for others to use."""
