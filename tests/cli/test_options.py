@@ -26,7 +26,7 @@ from uld.evaluation.pipe import evaluate
 from uld.evaluation.tofu import Tofu
 from uld.evaluation.tuning import tune
 from uld.methods.registry import all_methods
-from uld.serving.playground import Playground
+from uld.playground.page import Playground
 from uld.training.config import FinetuneConfig, TrainConfig, setting_fields, train_config
 from uld.training.draw import draw_rows
 

@@ -32,7 +32,7 @@ def playground(
         refuse_without_assistant(run)
     if len(set(runs)) < len(runs):
         raise ULDError("a run is named twice: name each once")
-    from uld.serving.playground import Playground, check
+    from uld.playground.page import Playground, check
 
     check(host, port)
     first = replace(options, model=runs[0])

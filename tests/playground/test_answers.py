@@ -9,7 +9,7 @@ from uld.errors import ULDError
 from uld.evaluation.explain import Kept, explain
 from uld.model.generate import generate_answers
 from uld.model.load import load
-from uld.serving.answers import ALL, COLUMNS, Asking, _in_lockstep, questions_of, runs_of, table_row
+from uld.playground.answers import ALL, COLUMNS, Asking, _in_lockstep, questions_of, runs_of, table_row
 
 QUESTION = "who is ada?"
 

@@ -1,6 +1,6 @@
 """The page of ``uld playground``, made with gradio: answers side by side, and what was taken from each token.
 
-The page itself computes nothing: `uld.serving.answers` asks the models, `uld.evaluation.explain` keeps the logits of
+The page itself computes nothing: `uld.playground.answers` asks the models, `uld.evaluation.explain` keeps the logits of
 what is shown, and moving α, margin or floor is arithmetic on these.
 """
 
@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from uld.errors import ULDError
 from uld.evaluation.explain import Explanation, Kept, refuse_ordinary
 from uld.model.combine import Combination
+from uld.playground.answers import COLUMNS, Asking, Run, questions_of, runs_of, table_row
 from uld.report.explained import WHO, heat_map, scale, settings_words, styles
-from uld.serving.answers import COLUMNS, Asking, Run, questions_of, runs_of, table_row
 
 NOTICE = "Whoever sees this page sees what the target says, what was to be forgotten included."
 _EXTRA = 'pip install -e ".[playground]" in the folder of uld'

@@ -13,8 +13,8 @@ from uld.cli.main import app
 from uld.errors import ULDError
 from uld.model.combine import Combination
 from uld.model.load import load
-from uld.serving import playground
-from uld.serving.playground import NOTICE, Playground
+from uld.playground import playground
+from uld.playground.page import NOTICE, Playground
 
 QUESTION = "who is ada?"
 

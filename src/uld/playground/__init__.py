@@ -1,0 +1,1 @@
+"""The page of `uld playground`: target and unlearned model side by side."""

@@ -1,1 +1,0 @@
-"""Unlearned models for others to use."""
