@@ -109,8 +109,11 @@ class ModelOptions:
         other.check(flag)
         return other
 
-    def load(self) -> tuple[Any, Any]:
+    def load(self, *others: str) -> tuple[Any, Any]:
         """Load the run or the model, on the best device.
+
+        Args:
+            others: Further runs of the same target, to unlearn them all.
 
         Returns:
             Model in evaluation mode and tokenizer.
@@ -128,7 +131,7 @@ class ModelOptions:
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
             given["trust_remote_code"] = True
-        loaded, tokenizer = load(self.model, dtype=DTYPES[self.dtype], **given)
+        loaded, tokenizer = load([self.model, *others] if others else self.model, dtype=DTYPES[self.dtype], **given)
         try:
             return loaded.to(device), tokenizer  # type: ignore[arg-type]
         except RuntimeError as error:

@@ -21,6 +21,7 @@ from uld.cli import (
     generate,
     ls,
     report,
+    serve,
     tune,
 )
 from uld.cli import train as training
@@ -49,6 +50,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 app.command("tune", epilog=tune.EPILOG)(tune.tune)
 app.command("generate", epilog='Example: uld generate --model runs/x "Who is …?"')(generate.generate)
 app.command("chat")(generate.chat)
+app.command("serve", epilog=serve.EPILOG, no_args_is_help=True)(serve.serve)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls")(ls.ls)
 app.command("demo")(demo.demo)
