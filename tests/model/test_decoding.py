@@ -240,9 +240,9 @@ def test_caches_of_other_models_are_refused(made, make_target, make_unlearned, f
             model(PROMPTS["unpadded"]["input_ids"], past_key_values=other)
 
 
-def test_a_paged_cache_is_refused(made):
+def test_a_paged_cache_is_not_for_padded_prompts(made):
     model, _ = made("llama")
-    with pytest.raises(ULDError, match="no paged cache: leave out cache_implementation=paged"):
+    with pytest.raises(ULDError, match=r"prompts without padding: give them to model\.generate_batch, as lists"):
         model.generate(PROMPTS["unpadded"]["input_ids"], cache_implementation="paged", max_new_tokens=2)
 
 

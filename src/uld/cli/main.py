@@ -26,6 +26,7 @@ from uld.cli import (
     playground,
     push,
     report,
+    serve,
     tune,
 )
 from uld.cli import train as training
@@ -57,6 +58,7 @@ app.command("generate", epilog='Example: uld generate --model runs/x "Who is …
 app.command("chat")(generate.chat)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("playground", epilog=playground.EPILOG)(playground.playground)
+app.command("serve", epilog=serve.EPILOG, no_args_is_help=True)(serve.serve)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
 app.command("push", epilog=push.EPILOG, no_args_is_help=True)(push.push)

@@ -73,7 +73,8 @@ class PromptFormat:
         if template is None:
             template = getattr(tokenizer, _OF_RUN, None)
         self._chat = Chat(tokenizer)
-        if template is None and not getattr(tokenizer, "chat_template", None):
+        self.assumed = template is None and not getattr(tokenizer, "chat_template", None)  # nobody has said how
+        if self.assumed:
             template = "qa"
         if template is not None:
             inline = NAMED.get(template, template).replace("\\n", "\n")

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import Cache, QuantizedCache, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
-from uld.errors import ULDError
+from uld.errors import ULDError, words
 from uld.model.caches import FusedCache, PairedCache
 from uld.model.context import check_positions
 from uld.model.fields import field
@@ -40,7 +40,7 @@ class JointGeneration(GenerationMixin):
         """Each model with its own part of the cache."""
 
     @abstractmethod
-    def all_logits(self, cache: Cache | None = None, **inputs: Any) -> list[Tensor]:
+    def all_logits(self, cache: Cache | None = None, /, **inputs: Any) -> list[Tensor]:
         """Logits of each model."""
 
     @property
@@ -191,9 +191,45 @@ class JointGeneration(GenerationMixin):
             generation_config, input_ids_length, has_default_max_length
         )
 
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Refuse transformers' paged cache, which holds the keys of one model."""
-        raise ULDError("an unlearned model has no paged cache: leave out cache_implementation=paged")
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Refuse transformers' way from here to `generate_batch`: it takes padding for text, and leaves beams out."""
+        if kwargs.get("cache_implementation") == "paged":
+            raise ULDError("a paged cache is for prompts without padding: give them to model.generate_batch, as lists")
+        return super()._prepare_generation_config(*args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(
+        self,
+        generation_config: Any = None,
+        continuous_batching_config: Any = None,
+        workload_hints: Any = None,
+    ) -> Any:
+        """Batches that requests join and leave, of transformers, over a paged cache with pages for every model.
+
+        Raises:
+            ULDError: through that cache comes something else than `generate` writes (`uld.model.paged`).
+        """
+        paged = self.paged
+        paged.checked(continuous_batching_config)
+        return paged.init_continuous_batching(generation_config, continuous_batching_config, workload_hints)
+
+    @property
+    def paged(self) -> Any:
+        """The model as continuous batching takes it (`uld.model.paged.PagedModel`).
+
+        Raises:
+            ULDError: this version of transformers batches in another way.
+        """
+        if "_paged" not in self.__dict__:
+            try:
+                from uld.model.paged import PagedModel
+            except ImportError as error:  # what it is built on has come and changed with versions
+                raise ULDError(f"continuous batching needs transformers 5.23 or newer ({words(error)})") from error
+            self.__dict__["_paged"] = PagedModel(self)
+        return self.__dict__["_paged"]
+
+    def destroy_cached_continuous_batching_manager(self) -> None:
+        """Let go of a manager that was kept for further batches."""
+        self.paged.destroy_cached_continuous_batching_manager()
 
 
 def _no_cache(kind: str | None, why: str) -> ULDError:

@@ -233,7 +233,7 @@ class FusedModel:
         for module, source in self._buffers:
             module._buffers.update(source._buffers)
 
-    def logits(self, cache: FusedCache | None = None, **inputs: Any) -> list[Tensor]:
+    def logits(self, cache: FusedCache | None = None, /, **inputs: Any) -> list[Tensor]:
         """Logits of the target and of each assistant.
 
         Args:
@@ -247,7 +247,7 @@ class FusedModel:
         out = self.skeleton(past_key_values=cache, **self._repeat(inputs)).logits
         return self._in_order(out)
 
-    def hidden(self, cache: FusedCache | None = None, **inputs: Any) -> list[Tensor]:
+    def hidden(self, cache: FusedCache | None = None, /, **inputs: Any) -> list[Tensor]:
         """Final hidden states (after the norm), before the head; otherwise like `logits`.
 
         Returns:

@@ -221,12 +221,12 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         target, *assistants = logits
         return combine_all(target, [one.to(target.device) for one in assistants], self.combinations)
 
-    def all_logits(self, cache: Cache | None = None, **inputs: Any) -> list[Tensor]:
+    def all_logits(self, cache: Cache | None = None, /, **inputs: Any) -> list[Tensor]:
         """Logits of the target and of each assistant on the same input, before they are combined.
 
         Args:
             cache: From `new_cache`, or None.
-            inputs: What the target's ``forward`` takes.
+            inputs: What the target's ``forward`` takes; as ``cache``, a `uld.model.paged.PagedRows`.
 
         Returns:
             The target's, then each assistant's: ``(batch, tokens, vocab)``.
@@ -240,15 +240,13 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             return self.heads([hidden[:, kept] for hidden in self.all_hidden(cache, **inputs)])
         if (one_pass := self._pass_for(cache)) is not None:
             return one_pass.logits(cache, **inputs)  # type: ignore[arg-type]
-        return [model(past_key_values=past, **inputs).logits for model, past in self._each(cache)]
+        return [model(**own).logits for model, own in self._apart(cache, inputs)]
 
-    def all_hidden(self, cache: Cache | None = None, **inputs: Any) -> list[Tensor]:
+    def all_hidden(self, cache: Cache | None = None, /, **inputs: Any) -> list[Tensor]:
         """Like `all_logits`, but final hidden states ``(batch, tokens, hidden)``, before the head that all share."""
         if (one_pass := self._pass_for(cache)) is not None:
             return one_pass.hidden(cache, **inputs)  # type: ignore[arg-type]
-        return [
-            text_decoder(model)(past_key_values=past, **inputs).last_hidden_state for model, past in self._each(cache)
-        ]
+        return [text_decoder(model)(**own).last_hidden_state for model, own in self._apart(cache, inputs)]
 
     def heads(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Logits of each model from its final hidden states, through the gates of those that have one.
@@ -282,6 +280,12 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         """Each model with its own part of the cache."""
         models: list[Any] = [self.target, *map(base_model, self.assistants)]
         return zip(models, cache.split() if isinstance(cache, PairedCache) else [None] * len(models), strict=True)
+
+    def _apart(self, cache: Cache | None, inputs: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Each model with what it reads in a pass of its own."""
+        pages = inputs["cache"].split() if "cache" in inputs else None
+        for number, (model, past) in enumerate(self._each(cache)):
+            yield model, inputs | {"past_key_values": past} | ({} if pages is None else {"cache": pages[number]})
 
     def get_input_embeddings(self) -> Any:
         """The target's embedding, which the assistant shares."""
