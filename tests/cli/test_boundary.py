@@ -153,6 +153,12 @@ def test_wrong_usage_is_one_sentence(words: str):
 
 FILES = {
     "train": "--target m --forget {} --output o",
+    "forget": "--target m --documents {} --output o",
+    "check": "{} --forget {} --retain {}",
+    "explain": "{} hello",
+    "playground": "{}",
+    "serve": "{}",
+    "push": "{} org/name --yes",
     "finetune": "--model {} --data-files x --output o",
     "augment": "{} --rules",
     "eval tofu": "--model {}",

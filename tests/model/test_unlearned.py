@@ -375,7 +375,7 @@ def test_a_run_folder_holds_the_adapter_and_no_weights_of_the_target(run, tmp_pa
     model.save_pretrained(tmp_path / "saved")
     files = {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*") if path.is_file()}
     assert files == {
-        *("uld.json", "config.json", "generation_config.json"),
+        *("uld.json", "README.md", "config.json", "generation_config.json"),
         *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
     }
     for path in (tmp_path / "saved").rglob("*"):

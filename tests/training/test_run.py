@@ -150,6 +150,7 @@ def test_finished_folder(finished, task):
     files = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     assert files == {
         "uld.json",
+        "README.md",
         "train.yaml",
         "metrics.jsonl",
         "config.json",
@@ -160,7 +161,9 @@ def test_finished_folder(finished, task):
         "adapter/adapter_model.safetensors",
     }
     assert {oct(path.stat().st_mode & 0o777) for path in output.rglob("*") if path.is_file()} == {"0o644"}
-    assert {path.suffix for path in output.rglob("*") if path.is_file()} == {".json", ".jsonl", ".yaml", ".safetensors"}
+    assert {path.suffix for path in output.rglob("*") if path.is_file()} == {
+        *(".json", ".jsonl", ".yaml", ".md", ".safetensors")
+    }
     assert result.weights_bytes == len(adapter(output))
 
 
@@ -405,7 +408,7 @@ def test_references_are_computed_once_and_kept_for_a_run_that_goes_on(task, tmp_
     kept: dict[str, float] = {}
     asked: list[int] = []
 
-    def spy(learner, rows, pad):
+    def spy(learner, rows, pad, **how):
         asked.append(len(rows))
         return frozen_log_likelihoods(learner, rows, pad)
 
@@ -432,7 +435,7 @@ def test_references_of_other_rows_are_not_taken_for_these(task, tmp_path, monkey
     monkeypatch.setattr(
         uld.training.references,
         "frozen_log_likelihoods",
-        lambda *some: asked.append(1) or frozen_log_likelihoods(*some),
+        lambda *some, **how: asked.append(1) or frozen_log_likelihoods(*some, **how),
     )
     settings = {**task.settings(tmp_path / "x", epochs=1), "num_layers": None, "method": "npo"}
 

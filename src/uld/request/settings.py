@@ -19,7 +19,6 @@ PRETRAINED: dict[str, Any] = {
     "retain_weight": 2.0,
     "batch_size": 16,
     "max_length": 256,
-    "other_names": 1,
 }
 """Settings of an assistant that learns on a pretrained model (docs/training.md); `steps_wanted` gives the epochs."""
 _OURS = ("target", "forget", "retain", "draw_retain", "augment", "output", "split", "augmented", "retain_rows", "data")

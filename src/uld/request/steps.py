@@ -15,8 +15,10 @@ from uld.checking.asked import Asked
 from uld.checking.questions import Questions
 from uld.checking.run import ask_target
 from uld.data.documents import read_sources
+from uld.data.other_names import with_other_names
 from uld.data.prompt import PromptFormat
 from uld.data.record import refuse_equal
+from uld.errors import ConfigError
 from uld.evaluation.held_out import file_probes
 from uld.evaluation.pipe import Candidate
 from uld.evaluation.tuning import tune
@@ -218,6 +220,7 @@ def train_settings(request: Request) -> TrainConfig:
     if "epochs" not in own:
         rows = sum(_lines(path) for path in _trained_files(request))
         own["epochs"] = max(5, ceil(STEPS_WANTED / max(1, ceil(rows / own["batch_size"]))))
+    own.setdefault("other_names", _other_names(request))
     own |= {
         "target": request.target,
         "forget": (*request.documents, *_asked(request)),
@@ -228,6 +231,16 @@ def train_settings(request: Request) -> TrainConfig:
         "output": request.output,
     }
     return train_config([("uld forget", own)])
+
+
+def _other_names(request: Request) -> int:
+    """One question about somebody of another name for every one that names anybody; none where none does."""
+    forget, retain = (read_sources([str(request.work / name)])[0] for name in (material.FORGET, material.RETAIN))
+    try:
+        with_other_names(forget, retain, 1, request.seed)
+    except ConfigError:
+        return 0
+    return 1
 
 
 def _trained_files(request: Request) -> list[Path]:

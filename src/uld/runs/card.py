@@ -14,6 +14,7 @@ from uld.runs.manifest import Manifest
 
 CARD = "README.md"
 CHECK = "check.json"
+HERE = "path/to/this/folder"
 MARK = "<!-- This card was written by uld; without this line it stays as it is. -->"
 _WARNING = {
     "assistant": (
@@ -64,7 +65,7 @@ def is_own(folder: str | Path) -> bool:
 def write_card(folder: str | Path, manifest: Manifest) -> None:
     """Write a run's card, unless its owner has written another."""
     if is_own(folder):
-        write_text(Path(folder) / CARD, card(manifest, name=str(folder), check=check_of(folder)))
+        write_text(Path(folder) / CARD, card(manifest, name=HERE, check=check_of(folder)))
 
 
 def card(manifest: Manifest, *, name: str = "RUN", check: dict[str, Any] | None = None) -> str:
@@ -83,7 +84,8 @@ def card(manifest: Manifest, *, name: str = "RUN", check: dict[str, Any] | None 
     head = ["library_name: uld", "pipeline_tag: text-generation"]
     if not local and manifest.target.count("/") == 1:
         head += [f"base_model: {json.dumps(manifest.target)}", "base_model_relation: adapter"]
-    head += ["tags:", "- unlearning", "- uld", f"- {json.dumps(manifest.method)}"]
+    tags = dict.fromkeys(("unlearning", "uld", manifest.method))
+    head += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
     said = manifest.description.strip() if manifest.description else ""
     rows = {side: manifest.training.get(f"{side}_rows") for side in ("forget", "retain")}
     made = ", ".join(f"{number} rows to {side}" for side, number in rows.items() if isinstance(number, int))

@@ -32,8 +32,7 @@ from uld.training.inputs import Inputs
 from uld.training.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.training.on_policy import Own, Question, again, came_back, own_rows, shares
 from uld.training.settings import DTYPES
-from uld.training.steps import Interrupted, run_steps
-from uld.training.trainer import UnlearningTrainer, trainer_arguments
+from uld.training.trainer import Interrupted, UnlearningTrainer, run_steps, trainer_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -60,13 +60,14 @@ from uld.training.probe import probe
 from uld.training.references import set_references
 from uld.training.rounds import Rounds, with_rounds
 from uld.training.settings import DTYPES, is_first_process
-from uld.training.steps import Interrupted, run_steps
 from uld.training.stored import finished_before, layout_of, note_before, refuse_taken
 from uld.training.teaching import teaching_settings
 from uld.training.trainer import (
+    Interrupted,
     UnlearningTrainer,
     planned_steps,
     refuse_long_warmup,
+    run_steps,
     trainer_arguments,
     training_dtype,
 )

@@ -12,18 +12,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from uld.data.collate import NO_LOSS, Collator, PlanLoader, PlanSampler, Rows
-from uld.errors import ConfigError
+from uld.errors import ConfigError, ULDError
 from uld.model.weights import load_weights, save_weights
 from uld.runs.files import writing
-from uld.runs.folder import seal
+from uld.runs.folder import last_checkpoint, seal
 from uld.runs.manifest import CHECKPOINTS
 from uld.training.config import RunConfig
 from uld.training.objective import Objective
@@ -194,6 +194,50 @@ class UnlearningTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Read what is trained back."""
         load_weights(self.objective.model, Path(resume_from_checkpoint))
+
+
+class Interrupted(ULDError):
+    """Training was stopped by the user and can be resumed."""
+
+
+class Stopping(Protocol):
+    """What `run_steps` asks of a journal: whether the user wants to stop, and an end of its line."""
+
+    trainer: UnlearningTrainer
+    interrupted: bool
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+
+
+def run_steps(
+    trainer: UnlearningTrainer, journal: Stopping, folder: Path, *, resume: bool, again: str, of: str = ""
+) -> None:
+    """Train to the end, from the last complete checkpoint where there is one to resume.
+
+    Args:
+        trainer: With everything that it needs.
+        journal: One of the trainer's callbacks.
+        folder: Where its checkpoints are.
+        resume: Whether to look for a checkpoint.
+        again: The command that continues, for the message.
+        of: What the steps are those of, for the message; nothing for all there are.
+
+    Raises:
+        Interrupted: the user stopped it.
+    """
+    trainer.remove_callback(PrinterCallback)
+    journal.trainer = trainer
+    trainer.accelerator.wait_for_everyone()  # all choose the same checkpoint
+    start = last_checkpoint(folder / CHECKPOINTS) if resume else None
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    finally:
+        journal.close()
+    if journal.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}{of}: continue with {again}"
+        )
 
 
 def training_dtype(config: RunConfig) -> str:
