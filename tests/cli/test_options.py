@@ -59,10 +59,11 @@ def is_number(option: Any) -> bool:
 def arguments(command: Any, option: Any, value: str) -> list[str]:
     """What a command needs, and one option with a value."""
     given: list[str] = []
-    for one in command.params:
-        if one is not option and one.required:
-            given += ["x"] if not one.opts[0].startswith("-") else [one.opts[0], "x"]
-    return [*given, *([option.opts[0]] if option.opts[0].startswith("-") else []), value]
+    for one in command.params:  # in their order: a command may take several arguments
+        flag = [one.opts[0]] if one.opts[0].startswith("-") else []
+        if one is option or one.required:
+            given += [*flag, value if one is option else "x"]
+    return given
 
 
 ALL = [(path, command, option) for path, command in commands() for option in command.params]
