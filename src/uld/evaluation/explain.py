@@ -243,7 +243,7 @@ def keep(model: ULDForCausalLM, form: PromptFormat, question: str, said: dict[Wh
         said: Token ids of each answer, at least one.
     """
     prompt = form.prompt_ids(question)
-    answers = [
+    answers: list[tuple[Who, str, Encoded]] = [
         (
             who,
             form.tokenizer.decode(ids, skip_special_tokens=True).strip(),
