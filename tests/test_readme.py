@@ -19,7 +19,7 @@ from uld.runs.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-NEEDED = {"train", "generate", "chat", "eval", "tune", "compare"}
+NEEDED = {"train", "generate", "chat", "explain", "eval", "tune", "compare"}
 
 
 def block(heading: str, kind: str = "") -> str:
@@ -53,7 +53,7 @@ def home(task, tmp_path_factory):
             # Every α loses more than 1 % of what a random model knows of the held-out answers.
             short = {"train": ["--quiet"], "generate": ["--max-new-tokens", "8"], "chat": ["--max-new-tokens", "4"]}
             short |= {"eval": ["--quiet", "--max-new-tokens", "4"], "tune": ["--budget", "0.95"]}
-            short |= {"compare": ["--dry-run"]}
+            short |= {"compare": ["--dry-run"], "explain": ["--max-new-tokens", "4"]}
             outputs[words[1]] = told([*words[1:], *short[words[1]]], said="hello\n/weight 1\n/quit\n")
     return folder, outputs
 
@@ -62,6 +62,7 @@ def test_the_commands_do_what_the_readme_says(home):
     folder, outputs = home
     assert set(outputs) == NEEDED
     assert "target:" in outputs["generate"] and "unlearned:" in outputs["generate"]
+    assert "nats taken from" in outputs["explain"]
     assert "| F.Q. |" in outputs["eval"] and "M.U." in outputs["eval"]
     assert (folder / "runs/x/eval/tofu-forget10-max_new_tokens-4/eval_log_aggregated.json").is_file()
     chosen = re.findall(r"^α = (inf|[\d.]+)", outputs["tune"], re.MULTILINE)

@@ -13,7 +13,7 @@ from uld.cli.main import app
 from uld.errors import ULDError
 from uld.model.combine import Combination
 from uld.model.load import load
-from uld.playground import playground
+from uld.playground import page as playground
 from uld.playground.page import NOTICE, Playground
 
 QUESTION = "who is ada?"
