@@ -16,7 +16,17 @@ from uld.request.steps import CHECK
 def done(village, small, tmp_path_factory):
     """Words of the command, the run that it made, and what it said."""
     output = tmp_path_factory.mktemp("done") / "run"
-    words = ["forget", "--target", village.target, "--documents", village.forget, "--retain", village.retain]
+    words = [
+        "forget",
+        "--target",
+        village.target,
+        "--documents",
+        village.forget,
+        "--retain",
+        village.retain,
+        "--draw",
+        "0",
+    ]
     settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     words += ["--output", str(output), *settings, "--set", "max_length=64"]
     return words, output, CliRunner().invoke(app, words)
@@ -41,14 +51,14 @@ def test_the_command_goes_from_documents_to_a_report(done):
 def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
     monkeypatch.setattr(running, "check", lambda *_, **__: None)
     told = []
-    settings = {"retain": village.retain, "settings": small | {"max_length": 64}, "progress": False}
+    settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
     uld.forget(village.target, village.forget, done[1], **settings, tell=told.append)
     assert [line for line in told if "done before" not in line] == [line for line in told if ". check: " in line]
     assert len(told) > 5
 
 
 def test_another_request_is_refused_in_the_same_place(done, village, small):
-    settings = {"retain": village.retain, "settings": small | {"max_length": 64}}
+    settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}}
     with pytest.raises(ArtifactError, match=r"run-request holds an? request .*\(seed\)"):
         uld.forget(village.target, village.forget, done[1], **settings, seed=5)
 

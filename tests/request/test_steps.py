@@ -13,7 +13,7 @@ from uld.errors import ConfigError
 from uld.request import material
 from uld.request.plan import duration, plan
 from uld.request.settings import Asker
-from uld.request.steps import steps
+from uld.request.steps import LEAST_DRAWN, steps, to_draw
 from uld.runs.rows import claim
 
 
@@ -59,7 +59,7 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
 
 
 def test_what_must_stay_is_not_drawn_where_it_is_given(request_of, micro):
-    request = request_of(retain=(str(micro.data / "retain90.json"),))
+    request = request_of(retain=(str(micro.data / "retain90.json"),), draw=0)
     claim(request.work, request.about(), "request")
     names = []
     for step in steps(request, progress=False):
@@ -113,3 +113,13 @@ def test_durations_are_told_as_people_tell_them():
 def test_a_request_that_cannot_be_carried_out_is_refused(request_of, changes, told):
     with pytest.raises(ConfigError, match=told):
         request_of(**changes)
+
+
+def test_where_little_is_given_to_stay_the_rest_is_drawn(request_of, micro, tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text("\n".join((micro.data / "retain90.json").read_text().splitlines()[:3]) + "\n")
+    request = request_of(retain=(str(few),), draw=None)
+    (request.work).mkdir()
+    (request.work / material.FORGET).write_text(few.read_text())
+    assert to_draw(request) == LEAST_DRAWN - 3
+    assert to_draw(request_of(retain=(str(few),), draw=7)) == 7

@@ -28,7 +28,8 @@ def forget(
     ],
     output: Annotated[str, _option("Run folder to make. What is made on the way lies beside it, in OUTPUT-request.")],
     retain: Annotated[
-        list[str] | None, _option("What must stay, in the same forms (repeat); default: drawn from the target.")
+        list[str] | None,
+        _option("What must stay, in the same forms (repeat); where it is little, rows are drawn as well."),
     ] = None,
     plan: Annotated[bool, _option("Only say how long it would take and what memory it needs.", "--plan")] = False,
     retain_model: Annotated[
@@ -49,7 +50,12 @@ def forget(
     questions: Annotated[int, _option("Questions about each chunk of a text.", panel=ASK, min=1, max=10**4)] = 4,
     draw: Annotated[
         int | None,
-        _option("Retain rows to draw; default: as many as there are to forget, at least 128.", min=1, max=10**7),
+        _option(
+            "Retain rows to draw from the target; default: what --retain lacks of as many as there are to forget, at "
+            "least 128.",
+            min=0,
+            max=10**7,
+        ),
     ] = None,
     set: Annotated[
         list[str] | None,

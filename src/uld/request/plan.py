@@ -130,7 +130,9 @@ def plan(request: Request) -> Plan:
     forget = len(texts) + pairs
     words = sum(len(f"{item.context} {item.answer}".split()) for item in found)
     tokens = (words * _TOKENS_A_WORD + request.questions * len(texts) * _QUESTION) / max(1, forget)
-    retain = len(read_sources(request.retain)[0]) if request.retain else request.draw or max(LEAST_DRAWN, forget)
+    given = len(read_sources(request.retain)[0])
+    drawn = max(0, max(LEAST_DRAWN, forget) - given) if request.draw is None else request.draw
+    retain = given + drawn
     held = min(MOST, retain // EVERY)
     rows = forget * (1 + PARAPHRASES) + pairs * WRONG_ANSWERS + retain - held
     batch = settings["batch_size"]
@@ -153,8 +155,8 @@ def plan(request: Request) -> Plan:
     if texts or request.asker.local is not None:
         asked = len(texts) + 2 * forget if request.asker.local is not None else 0
         seconds["questions and other words"] = 1 + asked * decoded(1, 4 * _QUESTION, shape.parameters)
-    if not request.retain:
-        seconds["what must stay, drawn"] = _SAMPLES * decoded(retain, _DRAWN, shape.parameters)
+    if drawn:
+        seconds["what must stay, drawn"] = _SAMPLES * decoded(drawn, _DRAWN, shape.parameters)
     seconds["training"] = steps * batch * learnt * 4 * shape.assistant / work
     seconds["margin, floor and α"] = (
         measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved

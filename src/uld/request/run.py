@@ -73,13 +73,14 @@ def forget(
         documents: What it must forget: files, folders or Hub data sets (`uld.data.documents`).
         output: The run folder to make; ``OUTPUT-request`` beside it holds what is made on the way, the documents'
             words among it.
-        retain: What must stay, in the same forms; by default rows are drawn from the target.
+        retain: What must stay, in the same forms.
         local: Model on this machine that asks about texts and finds other words; by default rules do (English).
         model: An endpoint's name for a model that does.
         api_base: The endpoint.
         api_key_env: Environment variable with its key.
         questions: Questions about each chunk of a text.
-        draw: Retain rows to draw; default: as many as there are to forget, at least 128.
+        draw: Retain rows to draw from the target beside those that are given; default: as many as make them as many as
+            there are to forget, at least 128.
         retain_model: A model that never saw the documents, to stand beside the result.
         thresholds: File of thresholds; default: those of ``uld check``.
         seed: Of everything random.

@@ -68,10 +68,11 @@ class Request:
         target: The model: folder or Hub id.
         documents: What it must forget: files, folders or Hub data sets, as for ``uld train --forget``.
         output: The run folder to make; what it takes to get there goes beside it (`Request.work`).
-        retain: What must stay, in the same forms; without any, rows are drawn from the target.
+        retain: What must stay, in the same forms.
         asker: Who asks and rephrases.
         questions: Questions about each chunk of a text.
-        draw: Retain rows to draw where none are given; default: as many as there are to forget, at least 128.
+        draw: Retain rows to draw from the target; default: as many as make the given ones as many as there are to
+            forget, at least 128.
         retain_model: A model that never saw the documents, to stand beside the result.
         thresholds: A file of thresholds for the check; default: those of ``uld check``.
         seed: Of the rules, the drawing and the training.

@@ -72,8 +72,8 @@ def steps(request: Request, *, progress: bool = True) -> Iterator[Step]:
     yield _gathering(request)
     yield _rewording(request)
     yield _holding_back(request)
-    if not request.retain:
-        yield _drawing(request)
+    if rows := to_draw(request):
+        yield _drawing(request, rows)
     yield _splitting(request)
     yield _asking_target(request, progress)
     yield _training(request, progress)
@@ -148,10 +148,17 @@ def _holding_back(request: Request) -> Step:
     return Step("hold wordings back", (), (request.work / material.HELD_OUT).is_file, run)
 
 
-def _drawing(request: Request) -> Step:
+def to_draw(request: Request) -> int:
+    """Retain rows to draw: as many as were asked for, else what the given ones lack; few rows protect only themselves."""
+    if request.draw is not None:
+        return request.draw
+    forget = read_sources([str(request.work / material.FORGET)])[0]
+    return max(0, max(LEAST_DRAWN, len(forget)) - len(read_sources(request.retain)[0]))
+
+
+def _drawing(request: Request, rows: int) -> Step:
     path = request.work / material.DRAWN
     sources = (*request.documents, *_asked(request))
-    rows = request.draw or max(LEAST_DRAWN, len(read_sources([str(request.work / material.FORGET)])[0]))
 
     def run() -> str:
         model, tokenizer = _loaded(request, request.target)
@@ -168,7 +175,8 @@ def _drawing(request: Request) -> Step:
 
 def _splitting(request: Request) -> Step:
     def run() -> str:
-        records = read_sources(request.retain or [str(request.work / material.DRAWN)])[0]
+        drawn = request.work / material.DRAWN
+        records = read_sources([*request.retain, *([str(drawn)] if drawn.is_file() else [])])[0]
         refuse_equal(read_sources([str(request.work / material.FORGET)])[0], records)
         trained, held = material.split_retain(records, request.work)
         return f"{trained} rows to train on, {held} held back"
