@@ -149,7 +149,7 @@ def _holding_back(request: Request) -> Step:
 
 
 def to_draw(request: Request) -> int:
-    """Retain rows to draw: as many as were asked for, else what the given ones lack; few rows protect only themselves."""
+    """Retain rows to draw: what was asked for, else what the given ones lack; a few protect little but themselves."""
     if request.draw is not None:
         return request.draw
     forget = read_sources([str(request.work / material.FORGET)])[0]
