@@ -59,7 +59,7 @@ def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
 
 def test_another_request_is_refused_in_the_same_place(done, village, small):
     settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}}
-    with pytest.raises(ArtifactError, match=r"run-request holds an? request .*\(seed\)"):
+    with pytest.raises(ArtifactError, match=r"run-request holds a request .*\(seed\)"):
         uld.forget(village.target, village.forget, done[1], **settings, seed=5)
 
 

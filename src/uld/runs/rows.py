@@ -66,13 +66,18 @@ def take(folder: Path, about: dict[str, Any], what: str) -> None:
         different = sorted(k for k in {*found, *about} - {"model"} if found.get(k) != about.get(k))
         if different:
             raise ArtifactError(
-                f"{folder} holds an {what} of another model or with other settings ({', '.join(different)}): "
+                f"{folder} holds {_one(what)} of another model or with other settings ({', '.join(different)}): "
                 "name another folder with --output, or remove it"
             )
         return
     if any((folder / name).is_file() for name in present(folder)):  # a grid lies in folders of its own
         raise ArtifactError(f"{folder} is not empty and holds no {what}: name another folder with --output")
     write_text(path, dumps(about, indent=2) + "\n")
+
+
+def _one(what: str) -> str:
+    """A word with its article."""
+    return f"an {what}" if what[0] in "aeiou" else f"a {what}"
 
 
 class RowFile:
