@@ -92,7 +92,7 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
     ("words", "told"),
     [
         (["--set", "epoch"], "expected NAME=VALUE"),
-        (["--set", "epoch=3"], "epoch is not a setting"),
+        (["--set", "epoch=3"], "epoch is not a setting of uld train that can be chosen here: did you mean 'epochs'?"),
         (["--set", "epochs=many"], "--set: epochs must be a whole number"),
         (["--set", "output=x"], "output is not a setting"),
     ],

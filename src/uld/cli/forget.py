@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from uld.cli.common import Quiet, say
-from uld.errors import ULDError
+from uld.errors import ULDError, guess
 
 EPILOG = (
     "Example: uld forget --target MODEL --documents request/ --output runs/mara   ·   "
@@ -114,6 +114,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
         if not equals or not value.strip():
             raise ULDError(f"--set {text}: expected NAME=VALUE, such as epochs=20")
         if name not in known_settings():
-            raise ULDError(f"--set {text}: {name} is not a setting of uld train that can be chosen here")
+            hint = guess(name, known_settings())
+            raise ULDError(f"--set {text}: {name} is not a setting of uld train that can be chosen here{hint}")
         found[name] = parse(f"value: {value}")[0]["value"]
     return found
