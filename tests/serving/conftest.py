@@ -13,6 +13,11 @@ pytest.importorskip("transformers", minversion="5.23", reason="the extra serve w
 
 @pytest.fixture(scope="session")
 def unlearned(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) -> Any:
+    """The model, to be asked directly: an engine has its own, as its thread must not meet another in it."""
+    return served(make_target, make_unlearned)
+
+
+def served(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) -> Any:
     """A tiny Llama with an assistant that lowers what it is sure of; no answer ends by itself."""
     from uld.model.combine import Combination
 
@@ -21,8 +26,10 @@ def unlearned(make_target: Callable[..., Any], make_unlearned: Callable[..., Any
     return model
 
 
-@pytest.fixture(scope="session")
-def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
+@pytest.fixture(scope="module")
+def make_client(
+    unlearned: Any, letters: Any, make_target: Callable[..., Any], make_unlearned: Callable[..., Any]
+) -> Iterator[Callable[..., Any]]:
     """Serve the model under settings and ask it, in process: ``make_client(logprobs=False)``."""
     from starlette.testclient import TestClient
 
@@ -36,7 +43,7 @@ def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
     def make(tokenizer: Any = None, **changes: Any) -> Any:
         settings = ServeSettings(name="forgetful", max_requests=4, max_tokens=96, **changes)
         if settings.batching not in engines:
-            engines[settings.batching] = make_engine(unlearned, letters, settings, Metrics())
+            engines[settings.batching] = make_engine(served(make_target, make_unlearned), letters, settings, Metrics())
         engine = engines[settings.batching]
         app = build(unlearned, Prompter(tokenizer or letters, None), engine, settings, engine.metrics)
         return stack.enter_context(TestClient(app))  # with one event loop for all its requests, as a server has it
@@ -47,13 +54,13 @@ def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
         engine.stop()
 
 
-@pytest.fixture(scope="session", params=["shared batches", "one by one"])
+@pytest.fixture(scope="module", params=["shared batches", "one by one"])
 def client(make_client: Callable[..., Any], request: pytest.FixtureRequest) -> Any:
     """The model, served in either way."""
     return make_client(batching=request.param == "shared batches")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def batched(make_client: Callable[..., Any]) -> Any:
     """The model, served in shared batches."""
     return make_client()
