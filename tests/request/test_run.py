@@ -1,6 +1,7 @@
 """A whole request, from documents to a checked run."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -43,7 +44,7 @@ def test_the_command_goes_from_documents_to_a_report(done):
     assert said.exit_code == int(not found["passed"])
     assert json.loads((output / "uld.json").read_text())["combination"]["margin"] > 0  # tuned
     for name in ("augment", "train", "tune", "check"):
-        assert f": uld {name} " in said.output
+        assert f" left): uld {name} " in said.output
     again = CliRunner().invoke(app, [*words, "--quiet"])  # nothing is left but the check, whose rows are there
     assert again.exit_code == said.exit_code, again.output
 
@@ -53,14 +54,26 @@ def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
     told = []
     settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
     uld.forget(village.target, village.forget, done[1], **settings, tell=told.append)
-    assert [line for line in told if "done before" not in line] == [line for line in told if ". check: " in line]
-    assert len(told) > 5
+    plan, *lines, check = told
+    assert plan.startswith("target: ") and ". check (less than a minute left): uld check " in check
+    assert len(lines) > 4 and all(line.endswith(": done before") for line in lines)
 
 
 def test_another_request_is_refused_in_the_same_place(done, village, small):
     settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}}
     with pytest.raises(ArtifactError, match=r"run-request holds a request .*\(seed\)"):
         uld.forget(village.target, village.forget, done[1], **settings, seed=5)
+
+
+def test_what_must_stay_may_not_change_under_a_request_but_thresholds_may(done, village, small, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(village.retain).read_text().replace("Pia", "Ulla"))
+    settings = {"draw": 0, "settings": small | {"max_length": 64}, "progress": False}
+    with pytest.raises(ArtifactError, match=r"holds a request .*\(files, retain\)"):
+        uld.forget(village.target, village.forget, done[1], retain=other, **settings)
+    lax = tmp_path / "lax.yaml"
+    lax.write_text("forget_loss: '>= 0'\n")
+    assert uld.forget(village.target, village.forget, done[1], retain=village.retain, thresholds=lax, **settings).passed
 
 
 def test_a_model_that_knows_nothing_of_it_is_not_trained(micro, small, tmp_path):
@@ -91,6 +104,11 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--set", "epochs=["], "--set epochs=["),
+        (["--thresholds", "{wrong}"], "forget_roug"),
+        (["--retain-model", "/no/such/model"], "/no/such/model"),
+        (["--local", "/no/such/model"], "/no/such/model"),
+        (["--model", "x", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY holds no key"),
         (["--set", "epoch"], "expected NAME=VALUE"),
         (["--set", "epoch=3"], "epoch is not a setting of uld train that can be chosen here: did you mean 'epochs'?"),
         (["--set", "epochs=many"], "--set: epochs must be a whole number"),
@@ -98,12 +116,13 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
     ],
 )
 def test_wrong_settings_are_refused_by_name(done, words, told, tmp_path):
-    given = [*done[0], *words]
+    (wrong := tmp_path / "wrong.yaml").write_text("forget_roug: '<= 0.5'\n")
+    given = [*done[0], *(word.replace("{wrong}", str(wrong)) for word in words)]
     given[given.index("--output") + 1] = str(tmp_path / "x")
     said = CliRunner().invoke(app, given)
     assert said.exit_code == 2
     assert told in said.output
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [wrong]
 
 
 def test_a_plan_does_nothing(done, tmp_path):

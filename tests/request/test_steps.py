@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+import typer
 import yaml
 from typer.testing import CliRunner
 
@@ -11,10 +13,24 @@ from uld.checking import run as checking
 from uld.cli.main import app
 from uld.errors import ConfigError
 from uld.request import material
+from uld.request import steps as stepping
 from uld.request.plan import duration, plan
-from uld.request.settings import Asker
-from uld.request.steps import LEAST_DRAWN, steps, to_draw
+from uld.request.settings import Source
+from uld.request.steps import (
+    CHECKING,
+    DRAWING,
+    KNOWING,
+    LEAST_DRAWN,
+    TRAINING,
+    TUNING,
+    loading,
+    model_words,
+    steps,
+    to_draw,
+)
 from uld.runs.rows import claim
+
+COMMANDS = typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 
 
 def uld(*words: str) -> str:
@@ -58,6 +74,39 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
     assert all(step.done() for step in steps(request))
 
 
+def test_how_models_are_loaded_is_the_same_in_every_step_and_command(request_of, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stepping, "load", lambda place, **how: asked.append((place, how)) or (torch.nn.Module(), None))
+    chosen = {"dtype": "fp32", "tokenizer": "words", "date": "2024-01-02", "template": "qa", "trust_remote_code": True}
+    request = request_of(settings=chosen | {"revision": "v2"}, source=Source(local="other"))
+    stepping._target(request)
+    shared = {"dtype": "float32", "tokenizer": "words", "date": "2024-01-02", "trust_remote_code": True}
+    assert asked.pop() == (request.target, shared | {"revision": "v2"})
+    assert loading(request) == shared  # of a run, which knows its target's revision
+    flags = ["--dtype", "fp32", "--tokenizer", "words", "--template", "qa", "--date", "2024-01-02"]
+    assert model_words(request) == [*flags, "--trust-remote-code"]
+    for flag in flags[::2]:  # each of these commands takes them
+        for name in ("draw", "tune", "check"):
+            assert flag in [word for one in dict(COMMANDS)[name].params for word in one.opts], (name, flag)
+
+
+def test_a_model_that_asks_is_not_loaded_as_the_target_is(request_of, monkeypatch):
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def load(place, **how):
+        asked.append((place, how))
+        raise Enough
+
+    monkeypatch.setattr(stepping, "load", load)
+    request = request_of(settings={"tokenizer": "words", "revision": "v2"}, source=Source(local="other"))
+    with pytest.raises(Enough):
+        next(steps(request)).run()
+    assert asked == [("other", {"trust_remote_code": False})]
+
+
 def test_what_must_stay_is_not_drawn_where_it_is_given(request_of, micro):
     request = request_of(retain=(str(micro.data / "retain90.json"),), draw=0)
     claim(request.work, request.about(), "request")
@@ -77,13 +126,13 @@ def test_what_must_stay_is_not_drawn_where_it_is_given(request_of, micro):
 def test_a_plan_counts_with_what_is_asked_for_and_writes_nothing(request_of, small, tmp_path):
     short, long = plan(request_of()), plan(request_of(settings=small | {"epochs": 200}))
     assert set(short.seconds) == {
-        "questions and other words",
-        "what must stay, drawn",
-        "training",
-        "margin, floor and α",
-        "check",
+        DRAWING,
+        KNOWING,
+        TRAINING,
+        TUNING,
+        CHECKING,
     }
-    assert long.seconds["training"] > 20 * short.seconds["training"]
+    assert long.seconds[TRAINING] > 20 * short.seconds[TRAINING]
     assert short.memory > 0
     assert "about" in str(short)
     assert list(tmp_path.iterdir()) == []
@@ -103,8 +152,8 @@ def test_durations_are_told_as_people_tell_them():
     [
         ({"documents": ()}, "no documents: name them with --documents"),
         ({"output": ""}, "no output: name one with --output"),
-        ({"asker": Asker(local="a", model="b")}, "leave out --local or --model"),
-        ({"asker": Asker(api_base="http://x")}, "--api-base needs"),
+        ({"source": Source(local="a", model="b")}, "leave out --local or --model"),
+        ({"source": Source(api_base="http://x")}, "--api-base needs"),
         ({"settings": {"forget": ("a",)}}, "--set forget"),
         ({"settings": {"method": "npo"}}, "use uld train, and then uld check"),
         ({"settings": {"epochs": 0}}, "epochs"),

@@ -82,9 +82,11 @@ def augment(
 
     An endpoint sees the documents that are to be forgotten: choose one that may.
     """
+    from uld.augment.asker import endpoint_asker, local_asker
+    from uld.augment.endpoint import Endpoint
     from uld.augment.generate import Wanted
     from uld.augment.output import folder_beside
-    from uld.augment.run import augment_by_model, augment_by_rules
+    from uld.augment.run import augment_by_rules
 
     if sum((rules, local is not None, model is not None)) != 1:
         raise ULDError("say who is to do it: one of --rules, --local MODEL, or --model NAME with --api-base URL")
@@ -102,12 +104,8 @@ def augment(
             forget, folder, wanted, seed=seed, chunk_words=chunk_words, known=judge, progress=not quiet
         )
     else:
-        tries = 3
-        common = {"seed": seed, "max_tokens": max_tokens}
         bar = _Bar(price_in, price_out, quiet)
         if model is not None:
-            from uld.augment.endpoint import Endpoint
-
             endpoint = Endpoint(
                 base=api_base,
                 key_env=api_key_env,
@@ -118,26 +116,16 @@ def augment(
                 max_tokens=max_tokens,
                 temperature=temperature,
             )
-            endpoint.key()
-            by = {"by": "endpoint", "named": model, "temperature": temperature, **common}
-            ask_all: Any = lambda left, done: endpoint.ask_all(left, done, seed)  # noqa: E731
+            asker = endpoint_asker(endpoint, seed)
         else:
             assert local is not None
-            ask_all = _local(ModelOptions(model=local, device=device, template=template), max_tokens)
-            by = {"by": "local", "named": local, "template": template, **common}
-            tries = 1  # a greedy answer is the same each time
+            options = ModelOptions(model=local, device=device, template=template)
+            options.check("--local")
+            form = options.prompt_template()
+            asker = local_asker(local, options.load, form, said=template, seed=seed, max_tokens=max_tokens)
         try:
-            result = augment_by_model(
-                forget,
-                folder,
-                wanted,
-                ask_all,
-                by=by,
-                chunk_words=chunk_words,
-                tries=tries,
-                tell=bar,
-                known=judge,
-                progress=not quiet,
+            result = asker.augment(
+                forget, folder, wanted, chunk_words=chunk_words, tell=bar, known=judge, progress=not quiet
             )
         finally:
             bar.close()
@@ -148,20 +136,6 @@ def augment(
     for kind, reasons in result.dropped.items():
         told = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
         say(f"dropped, {kind.replace('_', ' ')}: {told}")
-
-
-def _local(options: ModelOptions, max_tokens: int) -> Any:
-    """Asks a local model, loaded when the first prompt comes."""
-    options.check("--local")
-
-    def ask_all(left: Any, done: Any) -> None:
-        model, tokenizer = options.load()
-        from uld.augment.local import ask
-
-        for number, prompt in left:
-            done(number, ask(model, tokenizer, options.prompt_template(), prompt, max_tokens))
-
-    return ask_all
 
 
 def _known(options: ModelOptions, least: float) -> Any:

@@ -70,14 +70,14 @@ def forget(
     and checks. Every step prints the command that does the same alone. What was stopped continues when the same command
     is given again. Exit code 0: the check is passed; 1: it is not; 2: something could not be done.
     """
-    from uld.request.settings import Asker, Request
+    from uld.request.settings import Request, Source
 
     request = Request(
         target=target,
         documents=tuple(documents),
         output=output,
         retain=tuple(retain or ()),
-        asker=Asker(local, model, api_base, api_key_env),
+        source=Source(local, model, api_base, api_key_env),
         questions=questions,
         draw=draw,
         retain_model=retain_model,
@@ -86,10 +86,11 @@ def forget(
         settings=_settings(set or []),
     )
     from uld.request.plan import plan as planned
-    from uld.request.run import carry_out
+    from uld.request.run import carry_out, refuse_unusable
 
-    say(str(planned(request)))
     if plan:
+        refuse_unusable(request)
+        say(str(planned(request)))
         return
     found = carry_out(request, tell=(lambda _: None) if quiet else say, progress=not quiet)
     say(found.check.table())
@@ -105,7 +106,7 @@ def _settings(given: list[str]) -> dict[str, Any]:
         ULDError: one is no such pair, or is no setting.
     """
     from uld.request.settings import known_settings
-    from uld.text.yaml_text import parse
+    from uld.text.yaml_text import YamlError, parse
 
     found: dict[str, Any] = {}
     for text in given:
@@ -116,5 +117,8 @@ def _settings(given: list[str]) -> dict[str, Any]:
         if name not in known_settings():
             hint = guess(name, known_settings())
             raise ULDError(f"--set {text}: {name} is not a setting of uld train that can be chosen here{hint}")
-        found[name] = parse(f"value: {value}")[0]["value"]
+        try:
+            found[name] = parse(f"value: {value}")[0]["value"]
+        except YamlError as error:
+            raise ULDError(f"--set {text}: the value cannot be read: give a number, a word, true or false") from error
     return found

@@ -5,7 +5,7 @@ steps that read weights once a token are taken at the memory's rate.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -20,7 +20,17 @@ from uld.model.combine import margins_of
 from uld.model.device import best_device
 from uld.request.material import EVERY, MOST
 from uld.request.settings import PARAPHRASES, WRONG_ANSWERS, Request
-from uld.request.steps import LEAST_DRAWN, STEPS_WANTED, settings_of
+from uld.request.steps import (
+    ASKING,
+    CHECKING,
+    DRAWING,
+    KNOWING,
+    LEAST_DRAWN,
+    STEPS_WANTED,
+    TRAINING,
+    TUNING,
+    settings_of,
+)
 from uld.training.settings import DTYPES
 
 _TOKENS_A_WORD = 1.5
@@ -63,7 +73,7 @@ class Plan:
 
     Attributes:
         rows: Trained on, in an epoch, about.
-        seconds: By step.
+        seconds: By name of the step; steps that take no time to speak of are left out.
         memory: Bytes at most, about.
         device: Where.
         shape: Of the target.
@@ -75,6 +85,10 @@ class Plan:
     device: str
     shape: Shape
 
+    def left(self, done: Container[str]) -> float:
+        """Seconds of all steps but these."""
+        return sum(seconds for name, seconds in self.seconds.items() if name not in done)
+
     def __str__(self) -> str:
         """For people."""
         lines = [
@@ -82,7 +96,7 @@ class Plan:
             f"{self.shape.depth} for the assistant",
             f"memory: about {max(0.1, self.memory / 2**30):.1f} GiB on {self.device}",
             *(f"{name}: {duration(seconds)}" for name, seconds in self.seconds.items()),
-            f"in all: {duration(sum(self.seconds.values()))}, give or take a half",
+            f"in all: {duration(self.left(()))}, give or take a half",
         ]
         return "\n".join(lines)
 
@@ -103,7 +117,8 @@ def shape_of(request: Request) -> Shape:
     """
     settings = settings_of(request)
     trust = bool(settings.get("trust_remote_code"))
-    config = load_config(request.target, trust_remote_code=trust)
+    revision = {"revision": settings["revision"]} if "revision" in settings else {}
+    config = load_config(request.target, trust_remote_code=trust, **revision)
     whole = skeleton_of(request.target, config, trust)
     layers = decoder_layers(base_model(whole))[1]
     depth = settings.get("num_layers") or default_num_layers(len(layers))
@@ -151,19 +166,21 @@ def plan(request: Request) -> Plan:
     measured = pairs * (1 + WRONG_ANSWERS) + held
     settings_tried = len(margins_of(shape.vocabulary))
     logits = measured * _QUESTION * shape.vocabulary
-    seconds = {}
-    if texts or request.asker.local is not None:
-        asked = len(texts) + 2 * forget if request.asker.local is not None else 0
-        seconds["questions and other words"] = 1 + asked * decoded(1, 4 * _QUESTION, shape.parameters)
-    if drawn:
-        seconds["what must stay, drawn"] = _SAMPLES * decoded(drawn, _DRAWN, shape.parameters)
-    seconds["training"] = steps * batch * learnt * 4 * shape.assistant / work
-    seconds["margin, floor and α"] = (
-        measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
-    )
     answered = 2 * pairs + held
-    models = [shape.parameters, both] + ([shape.parameters] if request.retain_model else [])
-    seconds["check"] = sum(decoded(answered, _ANSWER, one) + answered * _QUESTION * 2 * one / work for one in models)
+    seconds = {}
+
+    def checked(weights: int) -> float:
+        """Seconds of answering and scoring every question of the check."""
+        return decoded(answered, _ANSWER, weights) + answered * _QUESTION * 2 * weights / work
+
+    if request.source.local is not None:
+        seconds[ASKING] = (len(texts) + 2 * forget) * decoded(1, 4 * _QUESTION, shape.parameters)
+    if drawn:
+        seconds[DRAWING] = _SAMPLES * decoded(drawn, _DRAWN, shape.parameters)
+    seconds[KNOWING] = checked(shape.parameters)
+    seconds[TRAINING] = steps * batch * learnt * 4 * shape.assistant / work
+    seconds[TUNING] = measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
+    seconds[CHECKING] = checked(both) + (checked(shape.parameters) if request.retain_model else 0)
     longest = batch * settings["max_length"] * shape.vocabulary * 4
     memory = both * shape.bytes + 3 * min(longest, 2**31)
     return Plan(rows, seconds, memory, device, shape)

@@ -9,15 +9,17 @@ from typing import Any
 
 from uld.checking.result import CheckResult
 from uld.checking.run import check
+from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
 from uld.data.record import refuse_equal
 from uld.errors import ArtifactError
 from uld.model.causal_lm import load_config
 from uld.request import material
-from uld.request.material import held_out
-from uld.request.settings import Asker, Request
-from uld.request.steps import CHECK, Step, loading, steps
+from uld.request.plan import duration, plan
+from uld.request.settings import Request, Source
+from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
 from uld.runs.files import present
+from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.rows import CLAIM, claim
 from uld.training.run import Interrupted
@@ -96,7 +98,7 @@ def forget(
         documents=_places(documents),
         output=str(output),
         retain=_places(retain),
-        asker=Asker(local, model, api_base, api_key_env),
+        source=Source(local, model, api_base, api_key_env),
         questions=questions,
         draw=draw,
         retain_model=None if retain_model is None else str(retain_model),
@@ -113,13 +115,18 @@ def _places(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
 
 def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool = True) -> Forgotten:
     """`forget`, of settings that were put together."""
-    begin(request)
-    number = 0
-    for number, step in enumerate(steps(request, progress=progress), 1):
-        _take(number, step, tell)
-    tell(f"{number + 1}. check: {shlex.join(('uld', *check_words(request)))}")
+    refuse_unusable(request)
+    expected = plan(request)
+    tell(str(expected))
+    claim(request.work, request.about() | {"files": digests(request)}, WHAT)
+    done: set[str] = set()
+    for step in steps(request, progress=progress):
+        _take(step, f"{len(done) + 1}. {step.name}", expected.left(done), tell)
+        done.add(step.name)
+    left = duration(expected.left(done))
+    tell(f"{len(done) + 1}. {CHECKING} ({left} left): {shlex.join(('uld', *check_words(request)))}")
     folder = request.work / CHECK
-    held, kept = held_out(request.work)
+    held, kept = material.held_out(request.work)
     found = check(
         request.output,
         forget=request.work / material.FORGET,
@@ -135,48 +142,57 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     return Forgotten(Path(request.output), found, folder / "report.html")
 
 
-def begin(request: Request) -> None:
-    """Take the folder beside the run for this request, or find it taken by the same one.
+def refuse_unusable(request: Request) -> None:
+    """Look at all that a request names before anything is written: a wrong name is not to be found out at the end.
 
     Raises:
-        ULDError: something in the request cannot be read or does not go together, or a folder holds something else.
+        ULDError: something cannot be read or does not go together, or a folder holds something else.
     """
-    output = Path(request.output)
-    records, files = read_sources(request.documents)
+    records = read_sources(request.documents)[0]
     if request.retain:
         refuse_equal(records, read_sources(request.retain)[0])
-    load_config(request.target, trust_remote_code=bool(request.settings.get("trust_remote_code")))
-    begun = (request.work / CLAIM).is_file()
+    trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
+    revision = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
+    load_config(request.target, **trust, **revision)
+    for place in (request.source.local, request.retain_model):
+        if place is not None and run_folder(place) is None:
+            load_config(place, **trust)
+    if request.source.model is not None:
+        request.source.endpoint().key()
+    read_thresholds(request.thresholds, retain_only=request.retain_model is not None, held_out=True)
+    output = Path(request.output)
     names = present(output)
-    if not begun and names:
+    if names and not (request.work / CLAIM).is_file():
         what = "holds a run" if is_run(output) or RUN_SETTINGS in names else "is not empty"
         raise ArtifactError(f"{output} {what} that this request did not make: choose another folder (--output)")
-    claim(request.work, request.about() | {"files": [file.sha256 for file in files]}, WHAT)
 
 
-def _take(number: int, step: Step, tell: Callable[[str], None]) -> None:
+def digests(request: Request) -> list[str]:
+    """Digests of every file that was given."""
+    return [file.sha256 for file in read_sources([*request.documents, *request.retain])[1]]
+
+
+def _take(step: Step, title: str, left: float, tell: Callable[[str], None]) -> None:
     """Do a step, unless it is done."""
-    command = f": {shlex.join(('uld', *step.command))}" if step.command else ""
     if step.done():
-        tell(f"{number}. {step.name}: done before")
+        tell(f"{title}: done before")
         return
-    tell(f"{number}. {step.name}{command}")
+    command = f": {shlex.join(('uld', *step.command))}" if step.command else ""
+    tell(f"{title} ({duration(left)} left){command}")
     start = time.monotonic()
     try:
         found = step.run()
     except Interrupted as error:
-        raise Interrupted(
-            f"stopped while step {number} ({step.name}) was at work: the same command continues it"
-        ) from error
+        raise Interrupted(f"stopped in step {title}: the same command continues it") from error
     tell(f"   {found} ({time.monotonic() - start:.0f} s)")
 
 
 def check_words(request: Request) -> list[str]:
     """The check as ``uld`` is told."""
-    held, kept = held_out(request.work)
+    held, kept = material.held_out(request.work)
     words = ["check", request.output, "--forget", str(request.work / material.FORGET)]
     words += ["--held-out", str(held)] if held else []
     words += ["--retain", str(kept)]
     words += ["--retain-model", request.retain_model] if request.retain_model else []
     words += ["--thresholds", request.thresholds] if request.thresholds else []
-    return [*words, "--output", str(request.work / CHECK)]
+    return [*words, "--output", str(request.work / CHECK), *model_words(request)]

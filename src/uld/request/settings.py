@@ -20,12 +20,13 @@ PRETRAINED: dict[str, Any] = {
     "batch_size": 16,
     "max_length": 256,
 }
-"""Settings of an assistant that learns on a pretrained model (docs/training.md); `steps_wanted` gives the epochs."""
+"""Settings of an assistant that learns on a pretrained model (docs/results/smollm2); the epochs follow from
+`uld.request.steps.STEPS_WANTED`."""
 _OURS = ("target", "forget", "retain", "draw_retain", "augment", "output", "split", "augmented", "retain_rows", "data")
 
 
 @dataclass(frozen=True)
-class Asker:
+class Source:
     """Who asks about documents and finds other words: the rules, unless a model is named.
 
     Attributes:
@@ -41,21 +42,15 @@ class Asker:
     api_key_env: str = "OPENAI_API_KEY"
 
     def endpoint(self) -> Endpoint:
-        """The endpoint.
-
-        Raises:
-            EndpointError: its key is missing.
-        """
-        found = Endpoint(base=self.api_base, key_env=self.api_key_env, model=self.model or "")
-        found.key()
-        return found
+        """The endpoint of ``model``."""
+        return Endpoint(base=self.api_base, key_env=self.api_key_env, model=self.model or "")
 
     def words(self) -> list[str]:
         """As ``uld augment`` is told."""
         if self.local is not None:
             return ["--local", self.local]
         if self.model is not None:
-            key = ["--api-key-env", self.api_key_env] if self.api_key_env != "OPENAI_API_KEY" else []
+            key = ["--api-key-env", self.api_key_env] if self.api_key_env != Source.api_key_env else []
             return ["--model", self.model, *(["--api-base", self.api_base] if self.api_base else []), *key]
         return ["--rules"]
 
@@ -69,7 +64,7 @@ class Request:
         documents: What it must forget: files, folders or Hub data sets, as for ``uld train --forget``.
         output: The run folder to make; what it takes to get there goes beside it (`Request.work`).
         retain: What must stay, in the same forms.
-        asker: Who asks and rephrases.
+        source: Who asks and rephrases.
         questions: Questions about each chunk of a text.
         draw: Retain rows to draw from the target; default: as many as make the given ones as many as there are to
             forget, at least 128.
@@ -83,7 +78,7 @@ class Request:
     documents: tuple[str, ...]
     output: str
     retain: tuple[str, ...] = ()
-    asker: Asker = field(default_factory=Asker)
+    source: Source = field(default_factory=Source)
     questions: int = 4
     draw: int | None = None
     retain_model: str | None = None
@@ -100,9 +95,9 @@ class Request:
         for name, value in (("target", self.target), ("documents", self.documents), ("output", self.output)):
             if not value:
                 raise ConfigError(f"no {name}: name {'them' if name == 'documents' else 'one'} with --{name}")
-        if self.asker.local is not None and self.asker.model is not None:
+        if self.source.local is not None and self.source.model is not None:
             raise ConfigError("two are to ask the questions: leave out --local or --model")
-        if self.asker.api_base is not None and self.asker.model is None:
+        if self.source.api_base is not None and self.source.model is None:
             raise ConfigError("--api-base needs the endpoint's name for the model: give --model")
         if taken := [name for name in self.settings if name in _OURS]:
             raise ConfigError(f"--set {taken[0]} is what uld forget sees to itself: leave it out")
@@ -117,9 +112,10 @@ class Request:
         return output.with_name(f"{output.name}-request")
 
     def about(self) -> dict[str, Any]:
-        """What decides the steps, to know the same request by."""
-        given = {name: value for name, value in vars(self).items() if name not in ("output", "settings", "asker")}
-        return {**given, "asker": vars(self.asker), "settings": dict(self.settings)}
+        """What decides the run, to know the same request by; what it is checked against may change."""
+        names = ("target", "documents", "retain", "questions", "draw", "seed")
+        given = {name: getattr(self, name) for name in names}
+        return {**given, "source": vars(self.source), "settings": dict(self.settings)}
 
 
 def known_settings() -> list[str]:

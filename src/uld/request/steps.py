@@ -1,16 +1,16 @@
 """The steps of a request: each with the command that does the same, and what says that it is done."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
 
+from uld.augment.asker import endpoint_asker, local_asker
 from uld.augment.generate import Wanted
 from uld.augment.items import row
-from uld.augment.local import ask
 from uld.augment.output import FILES, REPORT
-from uld.augment.run import augment_by_model, augment_by_rules
+from uld.augment.run import augment_by_rules
 from uld.checking.asked import Asked
 from uld.checking.questions import Questions
 from uld.checking.run import ask_target
@@ -27,20 +27,30 @@ from uld.model.load import load
 from uld.request import material
 from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
 from uld.runs.files import write_text
-from uld.runs.manifest import RUN_SETTINGS, is_run
+from uld.runs.hub import run_folder
+from uld.runs.manifest import RUN_SETTINGS, Manifest, is_run
 from uld.text.json_text import dumps
 from uld.training.config import TrainConfig, train_config
 from uld.training.draw import draw_rows
 from uld.training.run import train
-from uld.training.settings import setting_fields
+from uld.training.settings import DTYPES, setting_fields
 
 STEPS_WANTED = 200
 """Optimiser steps, at least, where no epochs are given: a short request is read more often."""
 LEAST_DRAWN = 128
 CHECK, KNOWN = "check", "known.json"
+SHARED = ("dtype", "tokenizer", "template", "date")
+"""Settings that every command with a model takes as well."""
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Shares of the retain answers' probability that tuning may lose: the first that any setting keeps."""
-_MOST_TOKENS = 2048  # of an answer to a prompt that asks for questions or other words
+ASKING = "ask about the texts"
+REWORDING = "find other words and wrong answers"
+DRAWING = "draw from the model what must stay"
+KNOWING = "ask the model what it knows"
+TRAINING = "train the assistant"
+TUNING = "choose margin, floor and α"
+CHECKING = "check"
+"""Names of the steps that take time, in their order."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +101,9 @@ def _asking(request: Request) -> Step:
             material.write_rows(Path(source), (row(one) for one in read_sources(request.documents)[0]))
         return f"{_augment(request, source, folder, wanted).get(FILES['asked'], 0)} questions"
 
-    words = ("augment", source, *request.asker.words(), "--ask", "--questions", str(request.questions))
+    words = ("augment", source, *request.source.words(), "--ask", "--questions", str(request.questions))
     words += ("--paraphrases", "0", "--wrong-answers", "0", "--output", str(folder), *_seed(request))
-    return Step("ask about the texts", words, (folder / REPORT).is_file, run)
+    return Step(ASKING, words, (folder / REPORT).is_file, run)
 
 
 def _gathering(request: Request) -> Step:
@@ -112,32 +122,28 @@ def _rewording(request: Request) -> Step:
         kept = _augment(request, source, folder, wanted)
         return f"{kept.get(FILES['paraphrases'], 0)} paraphrases, {kept.get(FILES['wrong'], 0)} wrong answers"
 
-    words = ("augment", source, *request.asker.words(), "--paraphrases", str(wanted.paraphrases))
+    words = ("augment", source, *request.source.words(), "--paraphrases", str(wanted.paraphrases))
     words += ("--wrong-answers", str(wanted.wrong_answers), "--output", str(folder), *_seed(request))
-    return Step("find other words and wrong answers", words, (folder / REPORT).is_file, run)
+    return Step(REWORDING, words, (folder / REPORT).is_file, run)
 
 
 def _augment(request: Request, source: str, folder: Path, wanted: Wanted) -> dict[str, int]:
-    """What ``uld augment`` does; rows by side."""
-    asker = request.asker
-    if asker.local is not None:
-        place = asker.local
+    """What ``uld augment`` does; rows by file."""
+    local = request.source.local
+    if local is not None:
+        trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
+        asker = local_asker(local, lambda: _placed(*load(local, **trust)), template_of(local), seed=request.seed)
+    elif request.source.model is not None:
+        asker = endpoint_asker(request.source.endpoint(), request.seed)
+    else:
+        return augment_by_rules(source, folder, wanted, seed=request.seed).kept
+    return asker.augment(source, folder, wanted).kept
 
-        def ask_all(left: Sequence[tuple[int, str]], done: Callable[..., bool]) -> None:
-            model, tokenizer = _loaded(request, place)
-            for number, prompt in left:
-                done(number, ask(model, tokenizer, None, prompt, _MOST_TOKENS))
 
-        by = {"by": "local", "named": place, "template": None, "seed": request.seed, "max_tokens": _MOST_TOKENS}
-        return augment_by_model(source, folder, wanted, ask_all, by=by, tries=1).kept
-    if asker.model is not None:
-        endpoint = asker.endpoint()
-        by = {"by": "endpoint", "named": asker.model, "temperature": endpoint.temperature, "seed": request.seed}
-        by |= {"max_tokens": endpoint.max_tokens}
-        return augment_by_model(
-            source, folder, wanted, lambda left, done: endpoint.ask_all(left, done, request.seed), by=by
-        ).kept
-    return augment_by_rules(source, folder, wanted, seed=request.seed).kept
+def template_of(place: str) -> str | None:
+    """The template that a run was trained with; None for an ordinary model."""
+    folder = run_folder(place)
+    return None if folder is None else Manifest.read(folder).template
 
 
 def _holding_back(request: Request) -> Step:
@@ -161,7 +167,7 @@ def _drawing(request: Request, rows: int) -> Step:
     sources = (*request.documents, *_asked(request))
 
     def run() -> str:
-        model, tokenizer = _loaded(request, request.target)
+        model, tokenizer = _target(request)
         form = PromptFormat(tokenizer, request.settings.get("template"))
         length = settings_of(request)["max_length"]
         drawn = draw_rows(model, form, read_sources(sources)[0], rows, seed=request.seed, max_length=length)
@@ -170,7 +176,8 @@ def _drawing(request: Request, rows: int) -> Step:
 
     words = ("draw", "--model", request.target, *(word for one in sources for word in ("--forget", one)))
     words += ("--rows", str(rows), "--max-length", str(settings_of(request)["max_length"]), "--output", str(path))
-    return Step("draw from the model what must stay", (*words, *_seed(request)), path.is_file, run)
+    words += (*_seed(request), *model_words(request))
+    return Step(DRAWING, () if "revision" in request.settings else words, path.is_file, run)
 
 
 def _splitting(request: Request) -> Step:
@@ -194,7 +201,7 @@ def _asking_target(request: Request, progress: bool) -> Step:
     path = request.work / KNOWN
 
     def run() -> str:
-        target = Candidate(request.target, lambda: _loaded(request, request.target))
+        target = Candidate(request.target, lambda: _target(request))
         folder, template = request.work / CHECK, request.settings.get("template")
         asked = Asked(questions_of(request))
         known = ask_target(asked, target, folder, template=template, progress=progress)
@@ -203,7 +210,7 @@ def _asking_target(request: Request, progress: bool) -> Step:
             f"{name.replace('_', ' ')}: {one} of {number}" for name, (one, number) in known.items() if name != "retain"
         )
 
-    return Step("ask the model what it knows", (), path.is_file, run)
+    return Step(KNOWING, (), path.is_file, run)
 
 
 def _training(request: Request, progress: bool) -> Step:
@@ -219,7 +226,7 @@ def _training(request: Request, progress: bool) -> Step:
         value = getattr(config, one.name)
         if value != one.default:
             words += _flags(one.name, value)
-    return Step("train the assistant", tuple(words), lambda: is_run(output), run)
+    return Step(TRAINING, tuple(words), lambda: is_run(output), run)
 
 
 def train_settings(request: Request) -> TrainConfig:
@@ -262,14 +269,14 @@ def _tuning(request: Request) -> Step:
     probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
 
     def run() -> str:
-        model, tokenizer = _loaded(request, output)
+        model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
         point = tune(output, model, tokenizer, asked, kept, budget=BUDGETS).point  # type: ignore[arg-type]
         return f"α {point.weight:g}, margin {point.margin:g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
-    words += ("--budget", ",".join(f"{one:g}" for one in BUDGETS))
-    return Step("choose margin, floor and α", words, (output / "tune.json").is_file, run)
+    words += ("--budget", ",".join(f"{one:g}" for one in BUDGETS), *model_words(request))
+    return Step(TUNING, words, (output / "tune.json").is_file, run)
 
 
 def settings_of(request: Request) -> dict[str, Any]:
@@ -284,15 +291,27 @@ def _asked(request: Request) -> list[str]:
 
 
 def loading(request: Request) -> dict[str, Any]:
-    """How every model is loaded."""
+    """How the target and the run are loaded."""
     how = {name: request.settings[name] for name in ("tokenizer", "date") if name in request.settings}
+    if (dtype := DTYPES[request.settings.get("dtype", "auto")]) != "auto":
+        how["dtype"] = dtype
     return how | {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
 
 
-def _loaded(request: Request, place: str | Path) -> tuple[Any, Any]:
-    """A model, where it computes fastest, and its tokenizer."""
-    model, tokenizer = load(place, **loading(request))
-    return model.to(best_device()), tokenizer  # type: ignore[arg-type]
+def model_words(request: Request) -> list[str]:
+    """The same and the template, as commands that load a model are told."""
+    words = [word for name in SHARED if name in request.settings for word in _flags(name, request.settings[name])]
+    return [*words, *(["--trust-remote-code"] if request.settings.get("trust_remote_code") else [])]
+
+
+def _target(request: Request) -> tuple[Any, Any]:
+    """The target, where it computes fastest, and its tokenizer."""
+    revision = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
+    return _placed(*load(request.target, **loading(request), **revision))
+
+
+def _placed(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    return model.to(best_device()), tokenizer
 
 
 def _seed(request: Request) -> tuple[str, ...]:
