@@ -131,8 +131,13 @@ def _augment(request: Request, source: str, folder: Path, wanted: Wanted) -> dic
     """What ``uld augment`` does; rows by file."""
     local = request.source.local
     if local is not None:
-        trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
-        asker = local_asker(local, lambda: _placed(*load(local, **trust)), template_of(local), seed=request.seed)
+        trusted = bool(request.settings.get("trust_remote_code"))
+        asker = local_asker(
+            local,
+            lambda: _placed(*load(local, trust_remote_code=trusted)),
+            template_of(local),
+            seed=request.seed,
+        )
     elif request.source.model is not None:
         asker = endpoint_asker(request.source.endpoint(), request.seed)
     else:
