@@ -216,3 +216,19 @@ def test_token_batches_are_the_same_in_every_epoch_but_come_in_another_order():
     assert len(first) == len(second) == len(sampler)
     halves = [list(PlanSampler(rows, 32, seed=1, batch_tokens=512, rank=rank, world=2)) for rank in (0, 1)]
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in first]
+
+
+def test_rows_in_turn_follow_the_epoch_and_keep_their_place_in_the_plan() -> None:
+    rng = random.Random(0)
+    turns = [[encoded(rng, tokens) for tokens in sizes] for sizes in ((9, 40, 3), (5,), (20, 7))]
+    rows = Rows.of_sides([encoded(rng, 6)], [encoded(rng, 8)], uniform_on="all", in_turn=turns)
+    assert [row.tokens for row in rows.rows] == [6, 8, 40, 5, 20]
+    sampler = PlanSampler(rows, 2, seed=3)
+    loader = PlanLoader(rows, batch_sampler=sampler, collate_fn=list)
+    for epoch in (0, 1, 2, 3, 4, 1):  # as where a training goes on in the middle
+        loader.set_epoch(epoch)
+        given_out = [row.encoded for batch in loader for row in batch]
+        expected = [rows.rows[0].encoded, rows.rows[1].encoded, *(some[epoch % len(some)] for some in turns)]
+        assert sorted(map(id, given_out)) == sorted(map(id, expected))
+        assert all(row.kind == RETAIN and row.everywhere for row in (rows[i] for i in range(1, 5)))
+    assert sampler.lengths == [6, 8, 40, 5, 20]

@@ -21,7 +21,7 @@ def told(record: Record) -> str:
 
 
 def made(number: int = 3, seed: int = 0, forget: list[Record] = FORGET) -> list[Record]:
-    return with_other_names(forget, RETAIN, number, seed).records
+    return [record for some in with_other_names(forget, RETAIN, number, seed).records for record in some]
 
 
 def test_only_the_name_is_another():
@@ -36,10 +36,10 @@ def test_only_the_name_is_another():
 def test_who_is_asked_about_is_found_across_records():
     found = with_other_names(FORGET, RETAIN, 1, 0)
     assert found.names == ["Jan van der Meer", "Mara Quillon"] and found.questions == len(found.records) == 5
-    third = told(found.records[2])
+    third = told(found.records[2][0])
     assert "Quillon write" not in third or "Mara wrote" not in third
     assert "'Salt Almanac Days'" in third
-    assert all("J. K. Orlow" in told(record) for record in found.records[3:4])
+    assert all("J. K. Orlow" in told(record) for record in found.records[3])
 
 
 def test_names_are_nobodys_and_each_is_another():

@@ -32,6 +32,7 @@ class Row:
         alternative: Another answer to the same prompt, which travels with the row.
         reference: Log-likelihood of the answer under the model before training, nats; NaN where nothing asks for it.
         alternative_reference: The same of the alternative.
+        later: What takes its place from the second epoch on, in turn.
     """
 
     encoded: Encoded
@@ -40,14 +41,31 @@ class Row:
     alternative: Encoded | None = None
     reference: float = math.nan
     alternative_reference: float = math.nan
+    later: tuple[Encoded, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest that it comes to: in any epoch, or its alternative."""
+        return max(len(one.ids) for one in (self.encoded, self.alternative, *self.later) if one is not None)
+
+    def of(self, epoch: int) -> "Row":
+        """As it stands in an epoch, counted from 0."""
+        turn = epoch % (len(self.later) + 1)
+        return replace(self, encoded=self.later[turn - 1]) if turn else self
 
 
 class Rows(Dataset[Row]):
-    """All rows of an epoch."""
+    """All rows of an epoch.
+
+    Attributes:
+        rows: As they stand in the first.
+        epoch: Whose rows are given out, counted from 0.
+    """
 
     def __init__(self, rows: Sequence[Row]) -> None:
         """Take the rows."""
         self.rows = list(rows)
+        self.epoch = 0
 
     @classmethod
     def of_sides(
@@ -57,6 +75,7 @@ class Rows(Dataset[Row]):
         *,
         uniform_on: str = "answer",
         alternatives: Sequence[Encoded] | None = None,
+        in_turn: Sequence[Sequence[Encoded]] = (),
     ) -> "Rows":
         """Forget rows, then retain rows.
 
@@ -65,10 +84,13 @@ class Rows(Dataset[Row]):
             retain: Rows to retain.
             uniform_on: ``answer`` or ``all``: retain positions that carry the loss.
             alternatives: Another answer for each forget row.
+            in_turn: More to retain; of each, one an epoch.
         """
         others = alternatives if alternatives is not None else [None] * len(forget)
         rows = [Row(row, FORGET, alternative=other) for row, other in zip(forget, others, strict=True)]
-        return cls(rows + [Row(row, RETAIN, uniform_on == "all") for row in retain])
+        everywhere = uniform_on == "all"
+        rows += [Row(row, RETAIN, everywhere) for row in retain]
+        return cls(rows + [Row(first, RETAIN, everywhere, later=tuple(later)) for first, *later in in_turn])
 
     def set_references(self, forget: Sequence[float], alternatives: Sequence[float] | None = None) -> None:
         """Note log-likelihoods under the model before training, nats: of every forget answer and every alternative."""
@@ -81,8 +103,8 @@ class Rows(Dataset[Row]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        """One row."""
-        return self.rows[index]
+        """One row of the epoch."""
+        return self.rows[index].of(self.epoch)
 
 
 def epoch_plan(kinds: Sequence[int], lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
@@ -186,9 +208,7 @@ class PlanSampler(Sampler[list[int]]):
     ) -> None:
         """Remember the settings; `set_epoch` chooses the epoch. ``batch_tokens`` takes the place of ``batch_size``."""
         self.kinds = [row.kind for row in rows.rows]
-        self.lengths = [
-            max(len(row.encoded.ids), len(row.alternative.ids) if row.alternative else 0) for row in rows.rows
-        ]
+        self.lengths = [row.tokens for row in rows.rows]
         self.batch_size, self.seed, self.rank, self.world, self.accumulation = (
             batch_size,
             seed,
@@ -224,11 +244,12 @@ class PlanSampler(Sampler[list[int]]):
 
 
 class PlanLoader(DataLoader[Row]):
-    """A DataLoader whose plan follows the epoch."""
+    """A DataLoader whose plan and rows follow the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        self.dataset.epoch = epoch  # type: ignore[attr-defined]
 
 
 class Collator:

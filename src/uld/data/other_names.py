@@ -57,19 +57,19 @@ class OtherNames:
     """Rows about other people.
 
     Attributes:
-        records: As questions with answers, as they were made.
+        records: For each question that names somebody: about so many others, in the order in which they were drawn.
         questions: Questions to be forgotten for which there are some.
         names: Names that were found in the questions to be forgotten.
     """
 
-    records: list[Record]
+    records: list[list[Record]]
     questions: int
     names: list[str]
 
     @property
     def facts(self) -> dict[str, int]:
         """How many there are, for ``uld.json``."""
-        return {"rows": len(self.records), "questions": self.questions, "names": len(self.names)}
+        return {"rows": sum(map(len, self.records)), "questions": self.questions, "names": len(self.names)}
 
 
 def with_other_names(forget: Sequence[Record], retain: Sequence[Record], number: int, seed: int) -> OtherNames:
@@ -78,7 +78,7 @@ def with_other_names(forget: Sequence[Record], retain: Sequence[Record], number:
     Args:
         forget: What is to be forgotten; its questions are asked about others.
         retain: What is retained; parts of its names are used as well.
-        number: Rows for each question that names somebody.
+        number: People for each question that names somebody.
         seed: Decides the names.
 
     Raises:
@@ -97,7 +97,7 @@ def with_other_names(forget: Sequence[Record], retain: Sequence[Record], number:
     records = []
     for record, name in zip(asking, own, strict=True):
         if name is not None:
-            records += [_renamed(record, name, new) for new in _drawn(name, others, number, draw)]
+            records.append([_renamed(record, name, new) for new in _drawn(name, others, number, draw)])
     return OtherNames(records, sum(name is not None for name in own), names)
 
 

@@ -240,7 +240,7 @@ def train_settings(request: Request) -> TrainConfig:
     if "epochs" not in own:
         rows = sum(_lines(path) for path in _trained_files(request))
         own["epochs"] = max(5, ceil(STEPS_WANTED / max(1, ceil(rows / own["batch_size"]))))
-    own.setdefault("other_names", _other_names(request))
+    own.setdefault("other_names", _other_names(request, own["epochs"]))
     own |= {
         "target": request.target,
         "forget": (*request.documents, *_asked(request)),
@@ -253,14 +253,14 @@ def train_settings(request: Request) -> TrainConfig:
     return train_config([("uld forget", own)])
 
 
-def _other_names(request: Request) -> int:
-    """One question about somebody of another name for every one that names anybody; none where none does."""
+def _other_names(request: Request, epochs: int) -> int:
+    """In every epoch somebody else whom each question that names anybody is asked about; none where none does."""
     forget, retain = (read_sources([str(request.work / name)])[0] for name in (material.FORGET, material.RETAIN))
     try:
         with_other_names(forget, retain, 1, request.seed)
     except ConfigError:
         return 0
-    return 1
+    return epochs
 
 
 def _trained_files(request: Request) -> list[Path]:

@@ -65,7 +65,7 @@ class TrainConfig(RunConfig):
     wrong_answers: Few = setting(2, "Wrong answers to each forget question (--augment, --augmented).", "Augmentation")
     other_names: Few = setting(
         0,
-        "Rows for each question to forget that ask about people with other names, to be uniform on.",
+        "People with other names about whom each question to forget is asked as well, one an epoch, to be uniform on.",
         "Augmentation",
     )
     chunks: Count | None = setting(

@@ -88,25 +88,30 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
         forget, others = others, []
     sides = {"forget": forget, "retain": retain, "alternative": others}
     few = {"forget": config.chunks}
+    encoded = {name: _encoded(form, name, some, config.max_length, few.get(name)) for name, some in sides.items()}
     renamed = with_other_names(forget, retain, config.other_names, config.seed) if config.other_names else None
-    taught = sides if renamed is None else sides | {"retain": retain + renamed.records}
-    encoded = {name: _encoded(form, name, some, config.max_length, few.get(name)) for name, some in taught.items()}
-    ids = (max(row.ids) for side in encoded.values() for row in side)
+    people = [] if renamed is None else renamed.records
+    in_turn = [rows for some in people for rows in _in_turn(form, some, config.max_length)]
+    ids = (max(row.ids) for side in (*encoded.values(), *in_turn) for row in side)
     refuse_foreign(ids, text.vocab_size, config.tokenizer or config.target)
     rows = Rows.of_sides(
         encoded["forget"],
         encoded["retain"],
         uniform_on=config.uniform_on,
         alternatives=encoded["alternative"] if others else None,
+        in_turn=in_turn,
     )
-    counts: dict[str, Any] = {"forget_rows": len(encoded["forget"]), "retain_rows": len(encoded["retain"])}
+    counts: dict[str, Any] = {
+        "forget_rows": len(encoded["forget"]),
+        "retain_rows": len(encoded["retain"]) + len(in_turn),
+    }
     if drawn:
         counts["retain_drawn"] = drawn.facts
     if renamed is not None:
         counts["other_names"] = renamed.facts
         logger.info(
-            "--other-names: %d rows for %d questions to forget, which name %s",
-            *(len(renamed.records), renamed.questions, ", ".join(renamed.names)),
+            "--other-names: %d rows, %d an epoch, for the questions to forget that name %s",
+            *(renamed.facts["rows"], len(in_turn), ", ".join(renamed.names)),
         )
     return Inputs(tokenizer, rows, counts, files, drawn, sides)
 
@@ -134,6 +139,11 @@ def _encoded(
     if cut := sum(row.cut > 0 for row in rows):
         logger.warning("%d of %d %s rows were cut to max_length %d", cut, len(rows), name, max_length)
     return rows
+
+
+def _in_turn(form: PromptFormat, records: list[Record], max_length: int) -> list[list[Encoded]]:
+    """Rows of records that stand for each other: of each place in the first, the one of every record."""
+    return [list(rows) for rows in zip(*(form.encode_all([record], max_length)[0] for record in records), strict=False)]
 
 
 def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:

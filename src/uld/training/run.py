@@ -118,7 +118,7 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
     arguments = trainer_arguments(config, dtype)
     set_seed(config.seed)
     learner = training.load(inputs, dtype)
-    longest = max(len(row.encoded.ids) for row in inputs.rows.rows)
+    longest = max(row.tokens for row in inputs.rows.rows)
     check_positions(
         [learner.base, *learner.frozen_models], longest, f"the longest row (--max-length {config.max_length})"
     )
