@@ -105,8 +105,10 @@ def test_the_default_thresholds_can_be_copied_and_cover_both_sides(retain_only, 
     assert read_thresholds(tmp_path / "mine.yaml", retain_only=retain_only, held_out=True)[0] == whole
     assert [one.name for one in whole] == list(parse(default_text(retain_only))[0])
     assert {one.name.rpartition("_")[0] for one in whole} >= {"forget", "retain"}
-    few, _ = read_thresholds(None, retain_only=retain_only, held_out=False)
+    few, text = read_thresholds(None, retain_only=retain_only, held_out=False)
     assert few == [one for one in whole if not one.name.startswith("held_out")] != whole
+    Path(tmp_path / "few.yaml").write_text(text)
+    assert read_thresholds(tmp_path / "few.yaml", retain_only=retain_only, held_out=False)[0] == few
     assert any(one.base == "retain-only" for one in whole) == retain_only
 
 

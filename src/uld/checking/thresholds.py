@@ -118,10 +118,10 @@ def read_thresholds(
         ConfigError: an unknown name or sense, no number, or a measure or model that there is not.
     """
     if given is None:
-        text = default_text(retain_only)
+        lines = default_text(retain_only).splitlines(keepends=True)
+        text = "".join(line for line in lines if held_out or not line.startswith("held_out_"))
         found, _ = parse(text)
-        own = {name: one for name, one in found.items() if held_out or not name.startswith("held_out_")}
-        return [_threshold(name, one, "the default thresholds") for name, one in own.items()], text
+        return [_threshold(name, one, "the default thresholds") for name, one in found.items()], text
     if isinstance(given, str | Path):
         source, settings = str(given), read_yaml(given, "--thresholds")
         text = Path(given).read_text(encoding="utf-8")
