@@ -15,7 +15,8 @@ from uld.evaluation.benchmark import Found, Subject
 from uld.evaluation.pipe import Candidate
 from uld.model.adapters import refuse_other
 from uld.model.unlearned import ULDForCausalLM
-from uld.runs.manifest import ADAPTER, Manifest, fingerprint, is_run
+from uld.runs.hub import manifest_of, run_folder
+from uld.runs.manifest import ADAPTER, Manifest, fingerprint
 
 LEAST_KNOWN = 0.1
 """A target that knows less than this share of what is to be forgotten has nothing to forget."""
@@ -56,10 +57,9 @@ class Work:
         """
         subject = candidate.subject(self.template)
         model = subject.model
-        if is_target_made and is_run(candidate.place) and not (Path(candidate.place) / ADAPTER).exists():
-            # whole weights: nothing else has looked at the target
-            wanted = Manifest.read(candidate.place).target_fingerprint
-            refuse_other("target", self.fingerprint, wanted, self.target.place)
+        run = run_folder(candidate.place) if is_target_made else None
+        if run is not None and not (run / ADAPTER).exists():  # whole weights: nothing else has looked at the target
+            refuse_other("target", self.fingerprint, Manifest.read(run).target_fingerprint, self.target.place)
         if isinstance(model, ULDForCausalLM):
             target: Any = model.target
             return self._done(subject, Subject(target, subject.tokenizer, subject.template), folder)
@@ -97,7 +97,7 @@ def one_template(runs: Sequence[Candidate]) -> str | None:
 def _template_of(run: Candidate) -> str | None:
     if run.template is not None:
         return run.template
-    return Manifest.read(run.place).template if is_run(run.place) else None
+    return getattr(manifest_of(run.place), "template", None)
 
 
 def refuse_unknown(asked: Asked, counted: Mapping[str, Sequence[int]], target: str) -> None:
