@@ -58,7 +58,8 @@ def check(
         limit: Most questions of each set, spread evenly over it.
         template: Prompt template; default: the first run's, else the chat template.
         progress: Show progress bars.
-        how: Handed to `uld.load` for every model (``dtype``, …).
+        how: Handed to `uld.load` for every model (``dtype``, …); what overrides a run's combination (``weight``, …), for
+            the runs alone.
 
     Returns:
         The result: ``result.passed``, ``result.table()``, ``result.to_dict()``. The folder holds the same as
@@ -68,8 +69,8 @@ def check(
         ULDError: whatever is wrong with a setting, a file or a model.
     """
     places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
-    named = (*Combination.__dataclass_fields__, "date")
-    changed = {name: how.get(name) for name in named} | {"template": template, "limit": limit}
+    combined = {name: how.pop(name, None) for name in Combination.__dataclass_fields__}
+    changed = combined | {"template": template, "date": how.get("date"), "limit": limit}
     origin = origin_of(places, None if target is None else str(target), how.pop("date", None))
 
     def at(place: str, **more: Any) -> Candidate:
@@ -82,7 +83,7 @@ def check(
 
     return carry_out(
         Asked(Questions.read(forget, retain, held_out, limit), max_new_tokens),
-        [at(one, target=origin.target_of(one)) for one in places],
+        [at(one, target=origin.target_of(one), **combined) for one in places],
         at(origin.target, revision=origin.revision),
         None if retain_model is None else at(str(retain_model)),
         thresholds=thresholds,
@@ -252,7 +253,8 @@ def carry_out(
         else:
             refuse_unmeasured(gate, values, others, run.place)
         asked_for = [one for one in gate if one.name not in left_out]
-        results.append(RunResult(run.place, values, [one.judge(values[one.name], others) for one in asked_for]))
+        verdicts = [one.judge(values[one.name], others) for one in asked_for]
+        results.append(RunResult(run.place, values, verdicts, work.changed.get(run.place, {})))
     asking = {
         name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
         for name, items in sets.items()

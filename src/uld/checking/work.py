@@ -14,6 +14,7 @@ from uld.evaluation import pipe
 from uld.evaluation.benchmark import Found, Subject
 from uld.evaluation.pipe import Candidate
 from uld.model.adapters import refuse_other
+from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.hub import manifest_of, run_folder
 from uld.runs.manifest import ADAPTER, Manifest, fingerprint
@@ -30,6 +31,8 @@ class Work:
         self.asked, self.folder, self.target = asked, folder, target
         self.template, self.progress = template, progress
         self.fingerprint = ""
+        self.changed: dict[str, dict[str, Any]] = {}
+        """What of a run's combination was changed when it was loaded, by place."""
 
     @functools.cached_property
     def beside(self) -> Subject:
@@ -61,6 +64,8 @@ class Work:
         if run is not None and not (run / ADAPTER).exists():  # whole weights: nothing else has looked at the target
             refuse_other("target", self.fingerprint, Manifest.read(run).target_fingerprint, self.target.place)
         if isinstance(model, ULDForCausalLM):
+            if run is not None:
+                self.changed[candidate.place] = _changed(model, run)
             target: Any = model.target
             return self._done(subject, Subject(target, subject.tokenizer, subject.template), folder)
         if is_target_made and not same_vocabulary(subject, self.beside):
@@ -75,6 +80,12 @@ class Work:
         for task in self.asked.compared(subject, target, found):
             found[task.name] = task.results(folder, subject.model.device.type, self.progress)
         return found
+
+
+def _changed(model: ULDForCausalLM, run: Path) -> dict[str, Any]:
+    """The settings of a loaded run that are not those that it names itself."""
+    own = Combination(**Manifest.read(run).combination.model_dump())
+    return {name: value for name, value in vars(model.combination).items() if getattr(own, name) != value}
 
 
 def one_template(runs: Sequence[Candidate]) -> str | None:
