@@ -46,6 +46,7 @@ def test_numbers_of_what_is_to_be_forgotten():
     assert found["degenerate"].value == pytest.approx(1 / 3)  # empty
     assert found["loss"].value == 0.5 and found["probability"].value == pytest.approx(math.exp(-0.5))
     assert found["perplexity"].value == pytest.approx(math.exp((2 + 0 + 4) / (4 + 0 + 2)))
+    assert found["perplexity"].rows == 2  # nothing was said the second time
     assert (found["memorization"].value, found["extraction"].value) == (0.5, 0.25)
     assert "kl" not in found and "same" not in found
 
@@ -57,6 +58,11 @@ def test_numbers_of_what_is_kept():
     assert found["retain_same"].value == pytest.approx(2 / 3)
     assert found["retain_kl"].value == math.inf and found["retain_kl"].low is None
     assert "retain_re_entry" not in found
+
+
+def test_a_model_that_says_nothing_has_no_fluency():
+    silent = side(["", "", ""], judged=[{"judged_loss": 0.0, "judged_tokens": 0}] * 3)
+    assert "forget_perplexity" not in measured({"forget": silent})
 
 
 def test_an_interval_is_that_of_many_draws():

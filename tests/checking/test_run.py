@@ -10,11 +10,14 @@ import torch
 
 import uld
 import uld.checking.asked as asked
+import uld.checking.run as running
 from uld.checking.result import CheckResult
+from uld.checking.run import origin_of
 from uld.data.record import Record
 from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
 from uld.model.load import load
+from uld.runs.card import check_of
 from uld.runs.manifest import Manifest
 
 BRIEF = {"max_new_tokens": 16, "progress": False}
@@ -197,6 +200,50 @@ def test_bad_input_leaves_nothing(village, tmp_path, change, error, sentence):
 def test_other_questions_in_the_same_folder_are_refused(village, alone):
     with pytest.raises(ArtifactError, match=r"other settings \(data\)"):
         uld.check(village.run, **village.files, output=alone.folder, **BRIEF)
+
+
+def dated(run: str, folder: Path, date: str) -> str:
+    copy = shutil.copytree(run, folder)
+    Manifest.read(copy).model_copy(update={"date": date}).write(copy)
+    return str(copy)
+
+
+def test_every_model_is_asked_on_the_date_of_the_run(village, tmp_path, monkeypatch):
+    run, dates = dated(village.run, tmp_path / "dated", "2025-01-31"), {}
+
+    def spy(place, *, date=None, **how):
+        dates[place] = date
+        return load(place, date=date, **how)
+
+    monkeypatch.setattr(running, "load", spy)
+    how = {**village.files, "retain_model": village.retain_only, "output": tmp_path / "out", "limit": 2}
+    uld.check(run, **how, **BRIEF)
+    assert dates == dict.fromkeys([village.target, village.retain_only, run], "2025-01-31")
+
+
+def test_what_is_to_be_checked_is_looked_at_before_anything_is_loaded(village, tmp_path):
+    runs = [dated(village.run, tmp_path / date, date) for date in ("2025-01-31", "2025-02-28")]
+    with pytest.raises(ULDError, match=r"02-28 was trained on another date than .*01-31: .*--date"):
+        origin_of(runs)
+    found = origin_of([*runs, village.harmed], date="2025-03-31")
+    assert (found.date, found.target, found.target_of(village.harmed)) == ("2025-03-31", village.target, None)
+    (tmp_path / "x-request").mkdir()
+    with pytest.raises(ULDError, match="x-request is neither a finished run nor a model: leave it out"):
+        origin_of([village.run, str(tmp_path / "x-request")])
+
+
+def test_a_run_that_is_combined_otherwise_is_another_model(village, tmp_path):
+    run = Path(shutil.copytree(village.run, tmp_path / "run"))
+    how = {**village.files, "limit": 2, **BRIEF}
+    found = uld.check(run, weight=1.0, floor=0.0, thresholds={"retain_degenerate": "<= 1"}, **how)
+    (one,) = found.runs
+    assert one.passed and one.changed == {"weight": 1.0, "floor": 0.0}
+    assert found.table().endswith(f"{run} (with weight 1.0, floor 0.0): {one.verdict}\n")
+    assert check_of(run) is None and Path(found.folder).parent == run / "eval"
+    page = (Path(found.folder) / "report.html").read_text()
+    assert f"{run} (with weight 1.0, floor 0.0)" in page
+    plain = uld.check(run, **how)
+    assert plain.runs[0].changed == {} and check_of(run) is not None and plain.folder != found.folder
 
 
 def test_runs_of_several_targets_are_refused(village, tmp_path):

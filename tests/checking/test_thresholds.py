@@ -49,6 +49,14 @@ def test_what_must_be_high_must_be_at_least_that():
     assert found.judge(value(0.9), {}).passed and not found.judge(value(0.89), {}).passed
 
 
+def test_a_number_that_equals_its_limit_is_within_however_floats_are_rounded():
+    others = {"target": {}, "retain-only": {"retain_same": value(0.8), "forget_rouge": value(0.7)}}
+    assert only(">= retain-only - 0.1", "retain_same").judge(value(7 / 10), others).passed
+    assert only("<= retain-only + 0.1").judge(value(8 / 10), others).passed
+    assert not only(">= retain-only - 0.1", "retain_same").judge(value(0.699), others).passed
+    assert not only("<= retain-only + 0.1").judge(value(math.inf), others).passed
+
+
 def test_a_limit_inside_of_the_interval_is_close():
     found = only("<= 0.25")
     assert found.judge(value(0.2, 0.1), {}).close and not found.judge(value(0.2, 0.04), {}).close
@@ -97,8 +105,10 @@ def test_the_default_thresholds_can_be_copied_and_cover_both_sides(retain_only, 
     assert read_thresholds(tmp_path / "mine.yaml", retain_only=retain_only, held_out=True)[0] == whole
     assert [one.name for one in whole] == list(parse(default_text(retain_only))[0])
     assert {one.name.rpartition("_")[0] for one in whole} >= {"forget", "retain"}
-    few, _ = read_thresholds(None, retain_only=retain_only, held_out=False)
+    few, text = read_thresholds(None, retain_only=retain_only, held_out=False)
     assert few == [one for one in whole if not one.name.startswith("held_out")] != whole
+    Path(tmp_path / "few.yaml").write_text(text)
+    assert read_thresholds(tmp_path / "few.yaml", retain_only=retain_only, held_out=False)[0] == few
     assert any(one.base == "retain-only" for one in whole) == retain_only
 
 

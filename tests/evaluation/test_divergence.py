@@ -5,6 +5,7 @@ import torch
 
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
+from uld.errors import ULDError
 from uld.evaluation.benchmark import Subject
 from uld.evaluation.divergence import divergences
 
@@ -48,3 +49,11 @@ def test_of_two_models_and_only_of_the_tokens_that_both_have(make_target, letter
     found = measured(model, target, letters, rows)
     assert found == pytest.approx(naive(target, model, rows, size=34), rel=1e-3)
     assert measured(target, target, letters, rows) == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+def test_a_broken_model_is_refused_and_not_taken_for_the_same(make_target, letters, rows):
+    target, model = make_target("llama"), make_target("llama", seed=1)
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    with pytest.raises(ULDError, match="gives NaN"):
+        measured(model, target, letters, rows)

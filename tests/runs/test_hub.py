@@ -126,6 +126,25 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub: Hub, run: Path, tmp_path: Pat
     assert tuned.exit_code == 2 and "hf download org/run" in tuned.stderr
 
 
+def test_a_run_of_the_hub_is_checked_as_one_that_is_here(
+    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(run, "org/run")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("uld.checking.asked.is_known", lambda *_: True)  # a random model knows nothing
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"{name}?", "answer": "it is so."}) + "\n")
+    given = ["--forget", "forget.jsonl", "--retain", "retain.jsonl", "--max-new-tokens", "4", "--json", "-q"]
+    found = {}
+    for place in ("org/run", str(run)):
+        done = CliRunner().invoke(app, ["check", place, "--target", made_target(run), *given])
+        assert done.exit_code in (0, 1), done.output
+        found[place] = json.loads(done.stdout)["runs"][0]
+    assert found["org/run"]["values"] == found[str(run)]["values"] and found["org/run"]["name"] == "org/run"
+    assert found["org/run"]["values"]["retain_kl"]["value"] > 0
+    assert (tmp_path / "eval" / "org_run" / "check-forget" / "report.html").is_file()
+
+
 def made_target(run: Path) -> str:
     return Manifest.read(run).target
 

@@ -97,9 +97,7 @@ def _largest(values: Array, counts: Array) -> Array:
 
 
 def _perplexity(values: Array, counts: Array) -> Array:
-    tokens = counts @ values[:, 1]
-    mean = np.divide(counts @ values[:, 0], tokens, out=np.zeros(len(counts)), where=tokens > 0)
-    return np.exp(np.minimum(mean, _LARGEST))
+    return np.exp(np.minimum(counts @ values[:, 0] / (counts @ values[:, 1]), _LARGEST))
 
 
 def _each(value: Callable[[Item, Row], float]) -> Callable[[Side], list[tuple[float]]]:
@@ -143,6 +141,11 @@ def _kl(side: Side) -> list[tuple[float]]:
     return [(row["kl"] / row["tokens"],) for row in side.kl or ()]
 
 
+def _judged(side: Side) -> list[tuple[float, float] | None]:
+    """Of an empty answer nothing: a model that says nothing is not fluent."""
+    return [(row["judged_loss"], row["judged_tokens"]) if row["judged_tokens"] else None for row in side.judged]
+
+
 _SHARED = {
     "loss": Measure("loss of the true answer", False, True, "nats", _each(_loss), _mean),
     "probability": Measure(
@@ -179,7 +182,7 @@ _SHARED = {
         True,
         True,
         "perplexity",
-        lambda side: [(row["judged_loss"], row["judged_tokens"]) for row in side.judged],
+        _judged,
         _perplexity,
     ),
 }

@@ -68,11 +68,19 @@ class RunResult:
         name: As it was given.
         values: Its numbers.
         verdicts: One a threshold.
+        changed: How it was combined, by the names of settings, where that is not how the run itself says.
     """
 
     name: str
     values: dict[str, Value]
     verdicts: list[Verdict]
+    changed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The name, and with it what is not as the run itself says."""
+        changed = ", ".join(f"{name} {value}" for name, value in self.changed.items())
+        return f"{self.name} (with {changed})" if changed else self.name
 
     @property
     def passed(self) -> bool:
@@ -132,7 +140,7 @@ class CheckResult(Result):
         lines = []
         for run in self.runs:
             failed = [one for one in run.verdicts if not one.passed]
-            lines.append(f"{run.name}: {run.verdict}")
+            lines.append(f"{run.title}: {run.verdict}")
             lines += [f"  {one.name} is {number(one.name, one.value)}, must be {limit(one)}" for one in failed]
         return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
 
@@ -141,7 +149,7 @@ class CheckResult(Result):
         title = "passed" if self.passed else "failed"
         lines = [f"# Unlearning check {title}", ""]
         for run in self.runs:
-            lines.append(f"- `{plain(run.name)}`: {plain(run.verdict)}")
+            lines.append(f"- `{plain(run.title)}`: {plain(run.verdict)}")
             failed = [one for one in run.verdicts if not one.passed]
             lines += [f"  - `{one.name}` is {number(one.name, one.value)}, must be {limit(one)}" for one in failed]
         lines += ["", *(["", several(self)] if len(self.runs) > 1 else [])]

@@ -1,6 +1,7 @@
 """A check from beginning to end: the target and the retain-only model once, then every run; numbers, gate, reports."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from uld.errors import DataError, ULDError
 from uld.evaluation import pipe
 from uld.evaluation.benchmark import slug
 from uld.evaluation.pipe import Candidate
+from uld.model.combine import Combination
 from uld.model.device import best_device
 from uld.model.load import load
 from uld.runs.files import remove_folder
+from uld.runs.hub import manifest_of
 from uld.runs.machine import library_versions
-from uld.runs.manifest import Manifest, is_run
 from uld.runs.rows import claim
 from uld.training.settings import is_first_process
 
@@ -56,7 +58,8 @@ def check(
         limit: Most questions of each set, spread evenly over it.
         template: Prompt template; default: the first run's, else the chat template.
         progress: Show progress bars.
-        how: Handed to `uld.load` for every model (``dtype``, …).
+        how: Handed to `uld.load` for every model (``dtype``, …); what overrides a run's combination (``weight``, …), for
+            the runs alone.
 
     Returns:
         The result: ``result.passed``, ``result.table()``, ``result.to_dict()``. The folder holds the same as
@@ -66,22 +69,25 @@ def check(
         ULDError: whatever is wrong with a setting, a file or a model.
     """
     places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
-    before, revision = target_of(places, None if target is None else str(target))
+    combined = {name: how.pop(name, None) for name in Combination.__dataclass_fields__}
+    changed = combined | {"template": template, "date": how.get("date"), "limit": limit}
+    origin = origin_of(places, None if target is None else str(target), how.pop("date", None))
 
     def at(place: str, **more: Any) -> Candidate:
         def loaded() -> Any:
-            model, tokenizer = load(place, **how, **{name: one for name, one in more.items() if one is not None})
+            own = {name: one for name, one in more.items() if one is not None}
+            model, tokenizer = load(place, date=origin.date, **how, **own)
             return model.to(best_device()), tokenizer  # type: ignore[arg-type]
 
         return Candidate(place, loaded, template)
 
     return carry_out(
         Asked(Questions.read(forget, retain, held_out, limit), max_new_tokens),
-        [at(one, target=before if is_run(one) else None) for one in places],
-        at(before, revision=revision),
+        [at(one, target=origin.target_of(one), **combined) for one in places],
+        at(origin.target, revision=origin.revision),
         None if retain_model is None else at(str(retain_model)),
         thresholds=thresholds,
-        folder=Path(output) if output else default_folder(places, forget),
+        folder=Path(output) if output else default_folder(places, forget, changed),
         progress=progress,
     )
 
@@ -89,7 +95,7 @@ def check(
 def ask_target(
     asked: Asked, target: Candidate, folder: Path, *, template: str | None = None, progress: bool = True
 ) -> dict[str, tuple[int, int]]:
-    """Ask the target alone, before there is a run; a check in the same folder goes on from there.
+    """Ask the target alone, before there is a run; a check in the same folder continues from there.
 
     Args:
         asked: The questions.
@@ -125,32 +131,66 @@ def default_folder(places: Sequence[str], forget: Sources, changed: Mapping[str,
     return pipe.default_folder(places[0], name, changed or {}) if len(places) == 1 else Path("eval") / slug(name)
 
 
-def target_of(places: Sequence[str], target: str | None) -> tuple[str, str | None]:
-    """The one target of some runs, and its revision.
+@dataclass(frozen=True)
+class Origin:
+    """What some runs were made of, and how they are asked.
+
+    Attributes:
+        target: Their target.
+        revision: Its revision on the Hub.
+        date: Day that every model is asked on; None where no run names one.
+        runs: Those of the places that are runs; the others are ordinary models.
+    """
+
+    target: str
+    revision: str | None
+    date: str | None
+    runs: frozenset[str]
+
+    def target_of(self, place: str) -> str | None:
+        """The target that a place is loaded with; None for an ordinary model."""
+        return self.target if place in self.runs else None
+
+
+def origin_of(places: Sequence[str], target: str | None = None, date: str | None = None) -> Origin:
+    """Look at what is to be checked, before anything is loaded.
 
     Args:
-        places: Run folders and ordinary models.
+        places: Run folders, ordinary models, and Hub ids of either.
         target: As it was given; None takes the one that the first run names.
+        date: As it was given; None takes the one that the runs were trained with.
 
     Raises:
-        ULDError: no run, one twice, none that names a target, or runs of different targets.
+        ULDError: no run, one twice, a folder that is neither a run nor a model, none that names a target, or runs of
+            different targets or dates.
     """
     if not places:
         raise ULDError("name at least one run to check")
     if twice := [one for i, one in enumerate(places) if one in places[:i]]:
         raise ULDError(f"{twice[0]} is named twice: name each run once")
-    manifests = {place: Manifest.read(place) for place in places if is_run(place)}
+    found = {place: manifest_of(place) for place in places}
+    manifests = {place: one for place, one in found.items() if one is not None}
+    for place in found.keys() - manifests.keys():
+        if Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+            raise ULDError(f"{place} is neither a finished run nor a model: leave it out")
     shared: dict[tuple[str, int], tuple[str, str]] = {}
     for place, one in manifests.items():
         first, known = shared.setdefault((one.trains, one.num_layers), (place, one.target_fingerprint))
         if one.target_fingerprint != known:
             raise ULDError(f"{place} belongs to another target than {first}: check runs of one target at a time")
-    if target is not None:
-        return target, next((one.target_revision for one in manifests.values() if one.target == target), None)
-    if not manifests:
+    if manifests:
+        first, own = next(iter(manifests.items()))
+        for place, one in manifests.items():
+            if date is None and one.date != own.date:
+                raise ULDError(
+                    f"{place} was trained on another date than {first}: check it by itself, or name one for all of "
+                    "them with --date"
+                )
+        target, date = target or own.target, date or own.date
+    if target is None:
         raise ULDError(f"{places[0]} is an ordinary model, not a run: name the model that it was made of with --target")
-    first_run = next(iter(manifests.values()))
-    return first_run.target, first_run.target_revision
+    revision = next((one.target_revision for one in manifests.values() if one.target == target), None)
+    return Origin(target, revision, date, frozenset(manifests))
 
 
 def carry_out(
@@ -213,7 +253,8 @@ def carry_out(
         else:
             refuse_unmeasured(gate, values, others, run.place)
         asked_for = [one for one in gate if one.name not in left_out]
-        results.append(RunResult(run.place, values, [one.judge(values[one.name], others) for one in asked_for]))
+        verdicts = [one.judge(values[one.name], others) for one in asked_for]
+        results.append(RunResult(run.place, values, verdicts, work.changed.get(run.place, {})))
     asking = {
         name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
         for name, items in sets.items()

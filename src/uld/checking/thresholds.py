@@ -25,6 +25,7 @@ _BOUND = re.compile(
     rf"(?P<sense>[^\s\w.-]*)\s*(?:(?P<number>{_NUMBER})|(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<base>[a-zA-Z][\w -]*?)"
     rf"(?:\s*(?P<sign>[+-])\s*(?P<offset>{_NUMBER}))?)\s*"
 )
+_ROUNDING = 1e-9  # 0.8 - 0.1 is a little more than 0.7, and a share of seven in ten is not beyond it
 _EXAMPLES = '"<= 0.25", ">= 0.9 * target" or "<= retain-only + 0.1"'
 
 
@@ -63,7 +64,8 @@ class Threshold:
     def judge(self, value: Value, others: Mapping[str, Mapping[str, Value]]) -> "Verdict":
         """Whether a run's number is within."""
         limit = self.limit(others)
-        passed = value.value <= limit if self.upper else value.value >= limit
+        within = value.value <= limit if self.upper else value.value >= limit
+        passed = within or math.isclose(value.value, limit, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
         inside = value.low is not None and value.high is not None and value.low <= limit <= value.high
         return Verdict(self.name, self.text, value.value, limit, passed, inside and value.low != value.high)
 
@@ -116,10 +118,10 @@ def read_thresholds(
         ConfigError: an unknown name or sense, no number, or a measure or model that there is not.
     """
     if given is None:
-        text = default_text(retain_only)
+        lines = default_text(retain_only).splitlines(keepends=True)
+        text = "".join(line for line in lines if held_out or not line.startswith("held_out_"))
         found, _ = parse(text)
-        own = {name: one for name, one in found.items() if held_out or not name.startswith("held_out_")}
-        return [_threshold(name, one, "the default thresholds") for name, one in own.items()], text
+        return [_threshold(name, one, "the default thresholds") for name, one in found.items()], text
     if isinstance(given, str | Path):
         source, settings = str(given), read_yaml(given, "--thresholds")
         text = Path(given).read_text(encoding="utf-8")

@@ -14,8 +14,10 @@ from uld.evaluation import pipe
 from uld.evaluation.benchmark import Found, Subject
 from uld.evaluation.pipe import Candidate
 from uld.model.adapters import refuse_other
+from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
-from uld.runs.manifest import ADAPTER, Manifest, fingerprint, is_run
+from uld.runs.hub import manifest_of, run_folder
+from uld.runs.manifest import ADAPTER, Manifest, fingerprint
 
 LEAST_KNOWN = 0.1
 """A target that knows less than this share of what is to be forgotten has nothing to forget."""
@@ -29,6 +31,8 @@ class Work:
         self.asked, self.folder, self.target = asked, folder, target
         self.template, self.progress = template, progress
         self.fingerprint = ""
+        self.changed: dict[str, dict[str, Any]] = {}
+        """What of a run's combination was changed when it was loaded, by place."""
 
     @functools.cached_property
     def beside(self) -> Subject:
@@ -56,11 +60,12 @@ class Work:
         """
         subject = candidate.subject(self.template)
         model = subject.model
-        if is_target_made and is_run(candidate.place) and not (Path(candidate.place) / ADAPTER).exists():
-            # whole weights: nothing else has looked at the target
-            wanted = Manifest.read(candidate.place).target_fingerprint
-            refuse_other("target", self.fingerprint, wanted, self.target.place)
+        run = run_folder(candidate.place) if is_target_made else None
+        if run is not None and not (run / ADAPTER).exists():  # whole weights: nothing else has looked at the target
+            refuse_other("target", self.fingerprint, Manifest.read(run).target_fingerprint, self.target.place)
         if isinstance(model, ULDForCausalLM):
+            if run is not None:
+                self.changed[candidate.place] = _changed(model, run)
             target: Any = model.target
             return self._done(subject, Subject(target, subject.tokenizer, subject.template), folder)
         if is_target_made and not same_vocabulary(subject, self.beside):
@@ -75,6 +80,12 @@ class Work:
         for task in self.asked.compared(subject, target, found):
             found[task.name] = task.results(folder, subject.model.device.type, self.progress)
         return found
+
+
+def _changed(model: ULDForCausalLM, run: Path) -> dict[str, Any]:
+    """The settings of a loaded run that are not those that it names itself."""
+    own = Combination(**Manifest.read(run).combination.model_dump())
+    return {name: value for name, value in vars(model.combination).items() if getattr(own, name) != value}
 
 
 def one_template(runs: Sequence[Candidate]) -> str | None:
@@ -97,7 +108,7 @@ def one_template(runs: Sequence[Candidate]) -> str | None:
 def _template_of(run: Candidate) -> str | None:
     if run.template is not None:
         return run.template
-    return Manifest.read(run.place).template if is_run(run.place) else None
+    return getattr(manifest_of(run.place), "template", None)
 
 
 def refuse_unknown(asked: Asked, counted: Mapping[str, Sequence[int]], target: str) -> None:

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from uld.cli.common import (
-    COMBINATION,
     AsJson,
     ModelOptions,
     Quiet,
@@ -66,23 +65,22 @@ def check(
     from uld.checking.asked import Asked
     from uld.checking.questions import Questions
     from uld.checking.report import write_junit
-    from uld.checking.run import carry_out, default_folder, target_of
+    from uld.checking.run import carry_out, default_folder, origin_of
     from uld.evaluation.pipe import Candidate
-    from uld.runs.manifest import is_run
 
-    place, revision = target_of(runs, options.target)
-    chosen = replace(options, model=runs[0])
+    origin = origin_of(runs, options.target, options.date)
     questions = Questions.read(forget, retain, held_out, limit)
-    named = {name: getattr(options, name) for name in (*COMBINATION, "template", "date")}
-    named |= {"dtype": None if options.dtype == "auto" else options.dtype, "limit": limit}
+    chosen = replace(options, model=runs[0])
+    named = chosen.changed | {"limit": limit}
     folder = evaluation_folder(chosen, "check", output or str(default_folder(runs, forget, named)))
-    before = chosen.beside(place, "--target", "tokenizer")
+    chosen = replace(chosen, date=origin.date)
+    before = chosen.beside(origin.target, "--target", "tokenizer")
     beside = None if retain_model is None else chosen.beside(retain_model, "--retain-model")
     with resumable(folder):
         result = carry_out(
             Asked(questions, max_new_tokens),
-            [replace(options, model=run, target=place if is_run(run) else None).candidate() for run in runs],
-            Candidate(place, lambda: before.load(revision=revision), options.template),
+            [replace(chosen, model=run, target=origin.target_of(run)).candidate() for run in runs],
+            Candidate(origin.target, lambda: before.load(revision=origin.revision), options.template),
             None if beside is None else beside.candidate(),
             thresholds=thresholds,
             folder=folder,

@@ -146,6 +146,13 @@ class ModelOptions:
 
         return Candidate(self.model, self.load, self.prompt_template())
 
+    @property
+    def changed(self) -> dict[str, Any]:
+        """What changes a model's numbers, by name: part of the name of an evaluation's folder where it is not None."""
+        named = {name: getattr(self, name) for name in COMBINATION}
+        named |= {"dtype": None if self.dtype == "auto" else self.dtype}
+        return named | {"template": self.template, "date": self.date}
+
     def prompt_template(self) -> str | None:
         """The template to ask the model with: the one that was given, or that the run was trained with, if any.
 
@@ -156,13 +163,10 @@ class ModelOptions:
 
     def _asked(self, model: str, name: str) -> str | None:
         """How to ask a model: as it was said, or as the run was trained, if it is one."""
-        from uld.runs.hub import run_folder
-        from uld.runs.manifest import Manifest
+        from uld.runs.hub import manifest_of
 
         given = getattr(self, name)
-        if given is not None or (folder := run_folder(model)) is None:
-            return given
-        return getattr(Manifest.read(folder), name)
+        return given if given is not None else getattr(manifest_of(model), name, None)
 
 
 def refuse_without_assistant(run: str) -> None:
@@ -171,14 +175,13 @@ def refuse_without_assistant(run: str) -> None:
     Raises:
         ULDError: no finished run, or one that trained the target itself.
     """
-    from uld.runs.hub import run_folder
-    from uld.runs.manifest import Manifest
+    from uld.runs.hub import manifest_of
 
-    if (folder := run_folder(run)) is None:
+    if (manifest := manifest_of(run)) is None:
         raise ULDError(
             f"{run} is not a finished run, and only a run takes anything from answers: name the folder of one"
         )
-    if (manifest := Manifest.read(folder)).trains == "target":
+    if manifest.trains == "target":
         raise ULDError(
             f"{run} holds a target that {manifest.method} has trained, with no assistant that takes anything from its "
             "answers: name a run that has one"
@@ -240,10 +243,8 @@ def evaluation_folder(
     """
     from uld.evaluation.pipe import default_folder
 
-    named = {name: getattr(options, name) for name in COMBINATION}
-    named |= {"dtype": None if options.dtype == "auto" else options.dtype}
-    named |= {"template": options.template, "date": options.date}
-    folder = Path(output) if output else default_folder(options.model, benchmark, named | dict(changed or {}))
+    named = options.changed | dict(changed or {})
+    folder = Path(output) if output else default_folder(options.model, benchmark, named)
     if taken := [path for path in (folder, *folder.parents) if path.is_file()]:
         raise ULDError(f"{taken[0]} is a file: name another folder with --output")
     return folder

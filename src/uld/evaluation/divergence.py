@@ -8,7 +8,7 @@ from torch import Tensor
 
 from uld.data.prompt import Encoded
 from uld.evaluation.benchmark import Row, Subject, Task, by_length
-from uld.evaluation.scoring import Scorer
+from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.model.combine import combine_all
 from uld.model.unlearned import ULDForCausalLM
 
@@ -36,6 +36,7 @@ def divergences(subject: Subject, reference: Subject, rows: Sequence[Encoded], n
             found = _within(subject.scorer, batch)
         else:
             found = _between(subject.scorer, reference.scorer, batch)
+        refuse_nan(model, found)  # max would make a zero of it: no distance at all
         return [{"kl": max(0.0, kl), "tokens": sum(row.learn[1:])} for kl, row in zip(found, batch, strict=True)]
 
     vocabulary = int(subject.model.config.get_text_config().vocab_size)

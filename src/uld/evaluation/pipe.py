@@ -20,8 +20,8 @@ from uld.evaluation.resume import begin
 from uld.model.device import best_device
 from uld.model.load import load
 from uld.runs.files import write_text
-from uld.runs.hub import run_folder
-from uld.runs.manifest import Manifest, is_run
+from uld.runs.hub import manifest_of
+from uld.runs.manifest import is_run
 from uld.text.json_text import dumps
 from uld.training.settings import is_first_process
 
@@ -197,8 +197,7 @@ def _at(place: str | Path, template: str | None, date: str | None = None) -> Can
 
 def _of_run(place: str | Path, name: str) -> str | None:
     """How a run was asked when it was trained; None for another model."""
-    folder = run_folder(place)
-    return None if folder is None else getattr(Manifest.read(folder), name)
+    return getattr(manifest_of(place), name, None)
 
 
 def find(name: str) -> Any:

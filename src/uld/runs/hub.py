@@ -63,6 +63,16 @@ def run_folder(place: str | Path, **hub: Any) -> Path | None:
         raise ArtifactError(f"the run {place} cannot be fetched from the Hub: {words(error)}") from error
 
 
+def manifest_of(place: str | Path) -> Manifest | None:
+    """The ``uld.json`` of a run, here or on the Hub; None where the place is no run.
+
+    Raises:
+        ArtifactError: it is damaged, or cannot be fetched.
+    """
+    folder = run_folder(place)
+    return None if folder is None else Manifest.read(folder)
+
+
 def files_to_publish(folder: Path) -> list[Path]:
     """The files of a run that `PUBLISHED` names, by their places in it; the card is always among them."""
     found = {path.relative_to(folder) for pattern in PUBLISHED for path in folder.glob(pattern) if path.is_file()}
