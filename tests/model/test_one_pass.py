@@ -1,9 +1,13 @@
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import DynamicCache
 
-from uld.model.assistant import add_lora, build_assistant
+from uld.model.assistant import add_lora, build_assistant, decoder_layers
 from uld.model.caches import FusedCache, PairedCache
 from uld.model.combine import Combination
 from uld.model.one_pass import FusedModel, NotFusable
@@ -119,6 +123,44 @@ def test_a_pass_that_was_interrupted_leaves_nothing_behind(make_target):
     blocked.remove()
     for one, other in zip(fused.logits(**inputs, use_cache=False), wanted, strict=True):
         assert torch.equal(one, other)
+
+
+def test_two_threads_do_not_take_each_others_rows(make_target):
+    target = make_target("llama")
+    model = FusedModel(target, [assistant_of(target, 2, 0)])
+    asked = batch(), {**batch(), "input_ids": batch()["input_ids"].flip(0)}
+    wanted = [model.logits(**one, use_cache=False) for one in asked]
+    inside, done = threading.Event(), threading.Event()
+
+    def linger(*_):
+        if not inside.is_set():
+            inside.set()
+            done.wait(0.3)  # time for another thread's whole pass, if it were let in
+
+    def run(inputs):
+        with torch.inference_mode():
+            return model.logits(**inputs, use_cache=False)
+
+    decoder_layers(model.skeleton)[1][-1].register_forward_pre_hook(linger)  # where the assistant's rows wait
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run, asked[0])
+        assert inside.wait(30)
+        second = pool.submit(run, asked[1])
+        second.add_done_callback(lambda _: done.set())
+        found = first.result(), second.result()
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_copy_runs_in_one_pass_of_its_own(make_target):
+    with torch.inference_mode(False):
+        target = make_target("llama")
+        model = ULDForCausalLM.join(target, assistant_of(target, 2, 0), Combination())
+        wanted = model.all_logits(**batch(), use_cache=False)
+        copied = copy.deepcopy(model)
+        assert copied.one_pass is not None and copied.one_pass is not model.one_pass
+        for one, other in zip(copied.all_logits(**batch(), use_cache=False), wanted, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_the_target_alone_is_never_touched(make_target):

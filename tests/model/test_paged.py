@@ -1,5 +1,7 @@
 """Continuous batching over an unlearned model: what comes through the paged cache is what `generate` writes."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -55,7 +57,13 @@ def test_several_assistants_have_pages_of_their_own(make_target, make_unlearned)
 def test_pages_that_are_mixed_up_are_noticed_though_the_assistant_is_silent(make_target, make_unlearned, monkeypatch):
     silent = Combination(weight=1.0, margin=50.0)  # nothing is ever lowered, so no text would show it
     model = make_unlearned(make_target("llama"), 2, silent)
-    monkeypatch.setattr(model.paged, "_starts", [0, 0])
+    call = paged.PagedModel.__call__
+
+    def mixed(self, **batch):
+        self._starts = [0, 0]
+        return call(self, **batch)
+
+    monkeypatch.setattr(paged.PagedModel, "__call__", mixed)
     with pytest.raises(ULDError, match=r"LlamaForCausalLM cannot be run with a paged cache here: token \d+ of a trial"):
         model.generate_batch(prompts(), generation_config=GREEDY, continuous_batching_config=SMALL)
     assert model.combination == silent
@@ -86,3 +94,51 @@ def test_ordinary_models_are_tried_as_well(make_target):
     paged.refuse_differing(make_target("llama"), SMALL)
     with pytest.raises(ULDError, match="Gemma2ForCausalLM cannot be run with a paged cache here"):
         paged.refuse_differing(make_target("gemma2"), SMALL)
+
+
+def test_the_trial_changes_nothing_of_the_model_nor_of_the_random_numbers(make_target, make_unlearned, monkeypatch):
+    how = Combination(weight=2.0, margin=0.5, floor=0.01)
+    model = make_unlearned(make_target("llama"), 2, how)
+    seen = []
+    generated = paged._generated
+
+    def meanwhile(shown, prompt):
+        seen.append((shown.combination.rule, model.combination))
+        return generated(shown, prompt)
+
+    monkeypatch.setattr(paged, "_generated", meanwhile)
+    numbers = torch.get_rng_state()
+    model.paged.checked(SMALL)
+    assert seen == [("subtract", how)] * 2  # whoever asks the model during the trial is answered as ever
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_a_setting_is_tried_once_and_another_anew(make_target, make_unlearned, monkeypatch):
+    model = make_unlearned(make_target("llama"), 2)
+    tried = []
+    monkeypatch.setattr(paged, "_fault", lambda model, config: tried.append(config))
+    for changes in ({}, {"seed": 3, "num_blocks": 50}, {"page_size": 16}, {"auto_switch_to_flash": True}):
+        model.paged.checked(dataclasses.replace(SMALL, **changes))
+    assert [(one.page_size, one.auto_switch_to_flash) for one in tried] == [(8, False), (16, False), (8, True)]
+
+
+def test_a_manager_that_is_kept_is_not_the_one_that_is_tried(make_target, make_unlearned):
+    model = make_unlearned(make_target("llama"), 2)
+    how = {"generation_config": GREEDY, "persistent_manager": True}
+    model.generate_batch(prompts(), continuous_batching_config=SMALL, **how)
+    other = dataclasses.replace(SMALL, page_size=16)
+    found = model.generate_batch(prompts(), continuous_batching_config=other, **how)
+    model.destroy_cached_continuous_batching_manager()
+    assert [one.generated_tokens for one in found.values()] == one_by_one(model)
+
+
+def test_what_cannot_be_tried_leaves_the_attention_as_it_was(make_target, make_unlearned):
+    model = make_unlearned(make_target("llama"), 2)
+    model.paged.set_attn_implementation("eager")
+    wanted = one_by_one(model)
+    with pytest.raises(ULDError, match="page_size"):
+        model.generate_batch(
+            prompts(), generation_config=GREEDY, continuous_batching_config=dataclasses.replace(SMALL, page_size=2)
+        )
+    assert model.target.config._attn_implementation == "eager"
+    assert one_by_one(model) == wanted

@@ -11,6 +11,7 @@ rows part and meet.
 """
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class _Learnt(Exception):
 class FusedModel:
     """Runs a target and its assistants as one.
 
-    Not a module: every parameter that it uses is the target's or an assistant's.
+    Not a module: every parameter that it uses is the target's or an assistant's. Threads may share it: rows that wait
+    are kept here, so one pass is made at a time.
 
     Attributes:
         skeleton: A causal LM of the target's class that runs all rows.
@@ -72,6 +74,7 @@ class FusedModel:
         self._buffers = self._held_buffers(target)
         self._share_linears([bases[i] for i in self.order], name)
         self.parted: list[Tensor] = []
+        self._passing = Lock()
         self._per_row: dict[Any, int] = {}
         try:
             self._learn(layers)
@@ -243,8 +246,9 @@ class FusedModel:
         Returns:
             1 + n tensors ``(batch, tokens, vocab)``; the assistants' in the order in which they were given.
         """
-        self._start()
-        out = self.skeleton(past_key_values=cache, **self._repeat(inputs)).logits
+        with self._passing:
+            self._start()
+            out = self.skeleton(past_key_values=cache, **self._repeat(inputs)).logits
         return self._in_order(out)
 
     def hidden(self, cache: FusedCache | None = None, /, **inputs: Any) -> list[Tensor]:
@@ -253,9 +257,15 @@ class FusedModel:
         Returns:
             1 + n tensors ``(batch, tokens, hidden)``.
         """
-        self._start()
         decoder = text_decoder(self.skeleton)
-        return self._in_order(decoder(past_key_values=cache, **self._repeat(inputs)).last_hidden_state)
+        with self._passing:
+            self._start()
+            out = decoder(past_key_values=cache, **self._repeat(inputs)).last_hidden_state
+        return self._in_order(out)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of the model makes its own: the hooks of this one would keep rows here."""
+        return type(None), ()
 
     def _in_order(self, out: Tensor) -> list[Tensor]:
         target, *rest = out.chunk(self.groups[0])

@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching import ContinuousMixin
+from transformers.generation.continuous_batching import ContinuousBatchingManager, ContinuousMixin
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
 from transformers.generation.continuous_batching.utils import logger as batching_logger
@@ -130,13 +130,14 @@ class PagedModel(ContinuousMixin):
         Raises:
             Differs: they do not.
         """
-        config = config or ContinuousBatchingConfig()
-        key = (self.config._attn_implementation, config.page_size, config.allow_block_sharing, self.model.fused)
+        config = _trial_config(self.model, config or ContinuousBatchingConfig())
+        together = self.model.one_pass is not None
+        key = (self.config._attn_implementation, self.model.dtype, self.model.device, together, repr(config))
         if key not in self._known:
-            fault = _fault(self.model, self, config)
-            if fault is not None and self.model.one_pass is not None:
+            fault = _fault(self.model, config)
+            if fault is not None and together:
                 self.model.fused = False
-                if (apart := _fault(self.model, self, config)) is None:
+                if (apart := _fault(self.model, config)) is None:
                     logger.info("continuous batching runs target and assistant in separate passes: %s", fault)
                 fault = apart
             self._known[key] = fault or ""
@@ -156,22 +157,35 @@ def refuse_differing(model: Any, config: ContinuousBatchingConfig) -> None:
     Raises:
         Differs: the paged cache and ``generate`` do not find the same.
     """
-    if (fault := _fault(model, model, config)) is not None:
+    if (fault := _fault(model, _trial_config(model, config))) is not None:
         raise Differs(f"{type(model).__name__} cannot be run with a paged cache here: {fault}")
 
 
-def _fault(model: Any, batching: Any, config: ContinuousBatchingConfig) -> str | None:
-    """How paged cache and `generate` differ, or why they could not be compared; None where they agree."""
-    longest = max(2, min(_LONGEST, context_length(model) - _NEW - 1))
+def _trial_config(model: Any, config: ContinuousBatchingConfig) -> ContinuousBatchingConfig:
+    """What the trial asks of the cache: as it will be asked, with room for two prompts."""
+    longest = _longest(model)
     room = 2 * (1 + (longest + _NEW) // config.page_size)
     small = {"num_blocks": room, "max_batch_tokens": longest, "max_requests_per_batch": 4}
-    config = dataclasses.replace(config, return_logprobs=True, **small)
+    return dataclasses.replace(config, return_logprobs=True, seed=None, **small)
+
+
+def _longest(model: Any) -> int:
+    """Tokens of the trial's longer prompt."""
+    return max(2, min(_LONGEST, context_length(model) - _NEW - 1))
+
+
+def _fault(model: Any, config: ContinuousBatchingConfig) -> str | None:
+    """How paged cache and `generate` differ, or why they could not be compared; None where they agree."""
+    longest = _longest(model)
     ids = some_tokens(model, 2, longest).tolist()
     half = longest // 2
     prompts = [ids[0], ids[0][:half] + ids[1][: half // 2]]  # which begin the same way
-    with _all_through(model), _quiet():
+    shown = _all_through(model)
+    batching = model if shown is model else PagedModel(shown)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _quiet(), torch.random.fork_rng(devices):  # transformers seeds whenever it makes a cache
         try:
-            wanted = [_generated(model, prompt) for prompt in prompts]
+            wanted = [_generated(shown, prompt) for prompt in prompts]
             found = _paged(batching, prompts, config)
         except torch.OutOfMemoryError:
             raise
@@ -191,18 +205,23 @@ def _generated(model: Any, prompt: list[int]) -> Tensor:
 
 def _paged(batching: Any, prompts: list[list[int]], config: ContinuousBatchingConfig) -> list[Any]:
     """What comes through the paged cache, of all prompts together."""
-    manager = ContinuousMixin.init_continuous_batching(batching, _greedy(), config)
-    manager.start()
+    own = batching.config._attn_implementation
     try:
-        names = [manager.add_request(prompt, max_new_tokens=_NEW, eos_token_id=-1) for prompt in prompts]
-        results: dict[Any, Any] = {}
-        while len(results) < len(names):
-            if (result := manager.get_result(timeout=1)) is not None:
-                results[result.request_id] = result
-            elif not manager.is_running():
-                raise manager.background_thread_status.fatal_error or RuntimeError("it ended at once")
+        manager = ContinuousBatchingManager(batching, _greedy(), config)  # never one that is kept for further batches
+        manager.start()
+        try:
+            names = [manager.add_request(prompt, max_new_tokens=_NEW, eos_token_id=-1) for prompt in prompts]
+            results: dict[Any, Any] = {}
+            while len(results) < len(names):
+                if (result := manager.get_result(timeout=1)) is not None:
+                    results[result.request_id] = result
+                elif not manager.is_running():
+                    raise manager.background_thread_status.fatal_error or RuntimeError("it ended at once")
+        finally:
+            manager.stop(block=True)
     finally:
-        manager.stop(block=True)
+        if batching.config._attn_implementation != own:  # a manager that could not be made has changed it
+            batching.set_attn_implementation(own)
     failed = next((one.error for one in results.values() if one.error), None)
     if failed is not None:
         raise RuntimeError(failed)
@@ -242,20 +261,18 @@ def _difference(found: Any, wanted: Tensor, exact: bool) -> str | None:
     return None if len(found.generated_tokens) == len(wanted) else "a trial ended too early"
 
 
-@contextmanager
-def _all_through(model: Any) -> Iterator[None]:
-    """Have every logit of every model show in the result: a margin or a silent assistant would hide a fault."""
+def _all_through(model: Any) -> Any:
+    """The model with every logit of every model in its result: a margin or a silent assistant would hide a fault.
+
+    The model itself keeps its settings, for whoever asks it meanwhile.
+    """
     if not hasattr(model, "combinations"):
-        yield
-        return
-    before = model.combinations
+        return model
+    shown = copy.copy(model)
     paired = model.combination.paired
     how = Combination(rule="offset", weight=1.0) if paired else Combination(rule="subtract", weight=1.0, filter=0.0)
-    model.combinations = model.settings_under(how)
-    try:
-        yield
-    finally:
-        model.combinations = before
+    shown.combinations = model.settings_under(how)
+    return shown
 
 
 @contextmanager
