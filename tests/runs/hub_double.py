@@ -84,7 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
                     [{"type": "file", "path": name, "size": len(data), "oid": SHA} for name, data in files.items()]
                 )
             names = [{"rfilename": name} for name in files]
-            return self._answer({"id": found[1], "modelId": found[1], "sha": SHA, "siblings": names, "tags": []})
+            whose = {"id": found[1], "modelId": found[1], "sha": SHA, "private": found[1] in self.server.private}
+            return self._answer({**whose, "siblings": names, "tags": []})
         return self._missing("EntryNotFound")
 
     def do_PUT(self) -> None:
@@ -100,7 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization')}/{asked['name']}"
-            self.server.repos.setdefault(name, {})
+            if name in self.server.repos:
+                return self._answer({"error": "You already created this model repo", "url": name}, 409)
+            self.server.repos[name] = {".gitattributes": b""}
             if asked.get("private") or asked.get("visibility") == "private":
                 self.server.private.add(name)
             return self._answer({"url": f"{self.server.url}/{name}"})
@@ -129,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "lfsFile":
                     files[line["value"]["path"]] = self.server.blobs[line["value"]["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[line["value"]["path"]]
             return self._answer({"commitUrl": f"{self.server.url}/{found[1]}/commit/{SHA}", "commitOid": SHA})
         return self._missing("EntryNotFound")
 

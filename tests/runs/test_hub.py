@@ -70,7 +70,8 @@ def test_what_is_published_is_the_run_and_nothing_of_its_owner(run: Path) -> Non
     assert not [name for name in held if name.split(".")[0] in ("train", "metrics", "retain_drawn", "notes", "tune")]
     for name, content in held.items():
         assert SECRET.encode() not in content, name
-        assert str(run.parent).encode() not in content and b"/home/" not in content, name
+        for place in (run.parent, Path(made_target(run)).parent, Path.home()):
+            assert str(place).encode() not in content, (name, place)
     public, own = Manifest.model_validate_json(held["uld.json"]), Manifest.read(run)
     assert public.data["forget"][0].rows == 4 and public.target == "target"
     assert public.weights == own.weights and public.target_fingerprint == own.target_fingerprint
@@ -149,6 +150,31 @@ def made_target(run: Path) -> str:
     return Manifest.read(run).target
 
 
+def test_a_run_that_is_published_again_replaces_the_one_before(hub: Hub, run: Path) -> None:
+    assert push(str(run), "org/run", "--yes").exit_code == 0
+    hub.repos["org/run"] |= {"adapter/forget/adapter_model.safetensors": b"of a pair", "notes.md": b"mine"}
+    assert push(str(run), "org/run", "--yes").exit_code == 0
+    held = hub.repos["org/run"]
+    assert "adapter/adapter_model.safetensors" in held and "adapter/forget/adapter_model.safetensors" not in held
+    assert held["notes.md"] == b"mine"
+    uld.load("org/run", target=made_target(run))
+
+
+def test_what_is_no_run_is_not_replaced(hub: Hub, run: Path) -> None:
+    hub.repos["org/model"] = {"README.md": b"", "config.json": b"{}", "model.safetensors": b"weights"}
+    done = push(str(run), "org/model", "--yes")
+    assert done.exit_code == 2 and "org/model holds something else than a run of uld" in done.stderr
+    assert hub.repos["org/model"]["model.safetensors"] == b"weights" and len(hub.repos["org/model"]) == 3
+
+
+def test_what_is_to_be_private_is_not_published_for_everybody(hub: Hub, run: Path) -> None:
+    assert push(str(run), "org/run", "--yes").exit_code == 0
+    before = dict(hub.repos["org/run"])
+    (run / CARD).write_text("# Private\n")
+    done = push(str(run), "org/run", "--yes", "--private")
+    assert done.exit_code == 2 and "everybody can read it" in done.stderr and hub.repos["org/run"] == before
+
+
 def test_a_model_of_the_hub_is_no_run(hub: Hub) -> None:
     hub.repos["org/model"] = {"config.json": b"{}"}
     assert run_folder("org/model") is None and run_folder("org/nothing") is None
@@ -163,9 +189,14 @@ def test_it_asks_before_it_publishes(
     from uld.cli.push import push as command
 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("builtins.input", lambda: "n")
-    with pytest.raises(ULDError, match="nothing was published"):
-        command(str(run), "org/run")
+
+    def closed() -> str:
+        raise EOFError
+
+    for answer in (lambda: "n", lambda: "", closed):
+        monkeypatch.setattr("builtins.input", answer)
+        with pytest.raises(ULDError, match="nothing was published"):
+            command(str(run), "org/run")
     assert not hub.asked
     monkeypatch.setattr("builtins.input", lambda: "y")
     command(str(run), "org/run")
@@ -195,8 +226,8 @@ def test_a_hub_that_refuses_or_is_away_is_one_sentence(
 def test_what_cannot_be_published_is_refused_before_anything_is_asked(
     hub: Hub, run: Path, run_name: str, repo: str, said: str
 ) -> None:
-    done = push(str(run.parent / run_name), repo, "--yes")
-    assert done.exit_code == 2 and said in done.stderr and not hub.asked
+    done = push(str(run.parent / run_name), repo)
+    assert done.exit_code == 2 and said in done.stderr and "REMEMBER" not in done.stderr and not hub.asked
 
 
 def test_a_changed_adapter_is_not_published(run: Path) -> None:

@@ -12,13 +12,14 @@ from uld.data.record import Record
 from uld.errors import ULDError
 from uld.model.generate import generate_answers
 from uld.model.load import load
+from uld.runs.card import note_check
 from uld.runs.manifest import Manifest
 from uld.training import rounds
 from uld.training.config import TrainConfig
 from uld.training.journal import Journal
 from uld.training.on_policy import questions_of
 from uld.training.run import train
-from uld.training.stored import resumed
+from uld.training.stored import resumed, stored_settings
 
 ROUNDS = 2
 
@@ -180,8 +181,10 @@ def test_a_finished_run_gets_more_rounds(settings, whole, tmp_path):
     how = Manifest.read(output)
     how.combination.weight = 7.0  # as uld tune leaves it
     how.write(output)
+    note_check(output, passed=True, sentence="All is well.")
     chosen = resumed(settings(output, rounds=1), [("the command line", {"rounds": 1})])
     train(chosen, resume=True, progress=False)
+    assert not (output / "check.json").exists() and "All is well" not in (output / "README.md").read_text()
     assert adapter(output) == adapter(whole / "rounds/1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "run_steps", lambda *_, **__: (_ for _ in ()).throw(Stop))
@@ -233,17 +236,42 @@ def test_without_re_entry_nothing_is_trained(settings, tmp_path, monkeypatch):
     assert adapter(tmp_path / "x") == adapter(tmp_path / "x/epochs/1")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"forget": ("texts.jsonl",)}, "only texts without questions"),
-    ],
-)
-def test_where_there_is_nothing_to_ask(settings, tmp_path, monkeypatch, changes, message):
+def test_a_run_whose_rounds_trained_nothing_keeps_its_adapter_wherever_it_is_stopped(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "ask", lambda model, tokenizer, questions, **_: [["zz", "yy"]] * len(questions))
+    output = tmp_path / "x"
+    train(settings(output, rounds=0), progress=False)
+    before = adapter(output)
+    write = Manifest.write
+
+    def stop(self: Manifest, folder: Path) -> None:
+        if Path(folder) == output:
+            raise Stop
+        write(self, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Manifest, "write", stop)
+        train(settings(output, rounds=1), resume=True, progress=False)
+    assert not (output / "uld.json").exists()
+    shutil.rmtree(output / "adapter")  # as where it was stopped between two folders
+    train(settings(output, rounds=1), resume=True, progress=False)
+    assert adapter(output) == before and len(Manifest.read(output).training["rounds"]) == 1
+
+
+def test_a_run_with_another_adapter_gets_no_rounds(settings, whole, tmp_path):
+    output = tmp_path / "x"
+    shutil.copytree(whole, output)
+    weights = output / "adapter/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    with pytest.raises(ULDError, match="is not the file that was trained"):
+        train(settings(output, rounds=3, keep_epochs=True), resume=True, progress=False)
+    assert stored_settings(output).rounds == ROUNDS
+
+
+def test_where_there_is_nothing_to_ask(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("texts.jsonl").write_text('{"text": "abc def gha b c d"}\n')
-    with pytest.raises(ULDError, match=message):
-        train(settings(tmp_path / "x", **changes), progress=False)
+    with pytest.raises(ULDError, match="only texts without questions"):
+        train(settings(tmp_path / "x", forget=("texts.jsonl",)), progress=False)
     assert not (tmp_path / "x").exists()
 
 

@@ -36,14 +36,12 @@ class Item:
     @property
     def question(self) -> str:
         """What is given, as people read it."""
-        if self.record.prompt is not None:
-            return self.record.prompt
-        return "\n".join(content for _, content in self.record.messages[:-1])
+        return self.record.asked
 
     @property
     def answer(self) -> str:
         """What stands in the file."""
-        return self.record.completion if self.record.completion is not None else self.record.messages[-1][1]
+        return self.record.answer
 
 
 @dataclass(frozen=True)

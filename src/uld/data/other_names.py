@@ -86,24 +86,19 @@ def with_other_names(forget: Sequence[Record], retain: Sequence[Record], number:
     """
     asking = [record for record in forget if record.text is None]
     found = _Finder([*forget, *retain])
-    own = [found.name_in(_question(record)) for record in asking]
+    own = [found.name_in(record.asked) for record in asking]
     names = sorted({name for name in own if name is not None})
     if not names:
         raise ConfigError(
             "--other-names finds no name (two capitalised words or more) in the questions to forget: leave it out"
         )
-    others = sorted({*names, *filter(None, (found.name_in(_question(one)) for one in retain if one.text is None))})
+    others = sorted({*names, *filter(None, (found.name_in(one.asked) for one in retain if one.text is None))})
     draw = random.Random(seed)
     records = []
     for record, name in zip(asking, own, strict=True):
         if name is not None:
             records.append([_renamed(record, name, new) for new in _drawn(name, others, number, draw)])
     return OtherNames(records, sum(name is not None for name in own), names)
-
-
-def _question(record: Record) -> str:
-    """What is asked: all that stands before the answer."""
-    return record.prompt or "\n".join(content for _, content in record.messages[:-1])
 
 
 def _texts(record: Record) -> Iterator[str]:

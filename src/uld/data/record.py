@@ -66,6 +66,16 @@ class Record:
         return replace(self, messages=(*self.messages[:-1], ("assistant", text)))
 
     @property
+    def asked(self) -> str:
+        """What stands before the answer, as people read it; nothing before a text."""
+        return self.prompt or "\n".join(content for _, content in self.messages[:-1])
+
+    @property
+    def answer(self) -> str:
+        """The last answer of a conversation, or the completion of a prompt; nothing of a text."""
+        return self.completion or (self.messages[-1][1] if self.messages else "")
+
+    @property
     def content(self) -> tuple[object, ...]:
         """What the record says to the letter, without where it stood and blanks at its ends: for digests of work."""
         texts = (text and text.strip() for text in (self.prompt, self.completion, self.text))

@@ -128,7 +128,7 @@ def _value(cell: Any, column: str, source: str) -> Any:
     """A cell as Python has it; Arrow holds bytes that are no text, and dates that Python has not."""
     try:
         return cell.as_py()
-    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
+    except (ValueError, OverflowError, TypeError) as error:
         if describes(column):
             return None
         what = (

@@ -29,7 +29,7 @@ from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
 from uld.model.unlearned import ULDForCausalLM
-from uld.runs.card import drop_check, write_card
+from uld.runs.card import write_card
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
 from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
@@ -255,7 +255,6 @@ def _tune(
     plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
     manifest = manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())})
-    drop_check(folder)
     write_card(folder, manifest)
     manifest.write(folder)
     return choice

@@ -43,13 +43,7 @@ def note_check(folder: str | Path, *, passed: bool, sentence: str) -> None:
         ArtifactError: the folder cannot be written.
     """
     write_text(Path(folder) / CHECK, json.dumps({"passed": passed, "sentence": sentence}, indent=2) + "\n")
-    write_card(folder, Manifest.read(folder))
-
-
-def drop_check(folder: str | Path) -> None:
-    """Remove what a check found of a run that is now combined in another way."""
-    with writing(Path(folder)):
-        (Path(folder) / CHECK).unlink(missing_ok=True)
+    _write(folder, Manifest.read(folder))
 
 
 def is_own(folder: str | Path) -> bool:
@@ -63,6 +57,17 @@ def is_own(folder: str | Path) -> bool:
 
 
 def write_card(folder: str | Path, manifest: Manifest) -> None:
+    """Write the card of a run that is trained or combined anew: what a check found of it before holds no longer.
+
+    Raises:
+        ArtifactError: the folder cannot be written.
+    """
+    with writing(Path(folder)):
+        (Path(folder) / CHECK).unlink(missing_ok=True)
+    _write(folder, manifest)
+
+
+def _write(folder: str | Path, manifest: Manifest) -> None:
     """Write a run's card, unless its owner has written another."""
     if is_own(folder):
         write_text(Path(folder) / CARD, card(manifest, name=HERE, check=check_of(folder)))

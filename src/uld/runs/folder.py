@@ -30,7 +30,7 @@ from uld.runs.manifest import (
 )
 
 STARTED = "started.json"  # beside the checkpoints, see `Started`
-BEFORE = "before"  # beside the checkpoints: ``uld.json`` of the finished run that more rounds follow
+BEFORE = "before"  # beside the checkpoints: ``uld.json`` and adapter of the finished run that more rounds follow
 TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from, removed with them
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}

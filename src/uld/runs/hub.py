@@ -8,7 +8,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ PUBLISHED = (
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
 )
 """What of a run folder is part of the run, for whoever gets it; nothing else is published or fetched."""
+_OF_A_NEW_REPO = {".gitattributes", CARD}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
 
@@ -88,8 +89,10 @@ def publishable(folder: Path, repo: str) -> Iterator[Path]:
         repo: Where it will be.
 
     Raises:
-        ArtifactError: it is no finished run, or its weights are not those that were trained.
+        ArtifactError: it is no finished run, its weights are not those that were trained, or the name is none.
     """
+    if not _ID.fullmatch(repo):
+        raise ArtifactError(f"{repo!r} is no name on the Hub: give it as org/name")
     manifest = Manifest.read(folder)
     refuse_changed(folder, manifest)
     target, small = _named(manifest.target), manifest.small and _named(manifest.small)
@@ -127,30 +130,45 @@ def _without_places(path: Path, copy: Path) -> None:
     copy.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def publish(folder: Path, repo: str, *, private: bool = False) -> str:
-    """Publish a run.
+def publish(
+    folder: Path, repo: str, *, private: bool = False, agreed: Callable[[Path], None] = lambda copy: None
+) -> str:
+    """Publish a run; one that was published there before is replaced.
 
     Args:
         folder: A finished run.
         repo: ``org/name``; made if it is not there.
-        private: Make it for its owners alone; a repository that is there stays as it is.
+        private: For its owners alone: a repository that everybody can read is refused.
+        agreed: Gets the folder as it will be published, before the Hub hears of it; raises where it is not to be.
 
     Returns:
         Its address.
 
     Raises:
-        ArtifactError: no such run, no network, no right to write there.
+        ArtifactError: no such run, something else is there, everybody can read it, no network, no right to write there.
     """
-    if not _ID.fullmatch(repo):
-        raise ArtifactError(f"{repo!r} is no name on the Hub: give it as org/name")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
     with publishable(folder, repo) as copy:
+        agreed(copy)
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
         api = HfApi()
         try:
             url = api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=copy, commit_message="Publish a run of uld")
+            if private and not api.model_info(repo).private:
+                raise ArtifactError(
+                    f"{repo} is there already, and everybody can read it: make it private on the Hub, choose another "
+                    "name, or leave out --private"
+                )
+            held = set(api.list_repo_files(repo)) - _OF_A_NEW_REPO
+            if held and MANIFEST not in held:
+                raise ArtifactError(f"{repo} holds something else than a run of uld: choose another name")
+            # What an earlier run had there and this one has not would make it another run.
+            api.upload_folder(
+                repo_id=repo, folder_path=copy, commit_message="Publish a run of uld", delete_patterns=list(PUBLISHED)
+            )
+        except ArtifactError:
+            raise
         except HfHubHTTPError as error:
             refused = error.response is not None and error.response.status_code in (401, 403)
             mend = (

@@ -202,7 +202,7 @@ def _augmented(config: TrainConfig, method: Method, sources: Mapping[str, Sequen
         of = digest(record)
         own = made[of]
         lie = own.wrong[0] if own.wrong else None
-        other = record.alternative or (lie and (lie.completion or lie.messages[-1][1]))
+        other = record.alternative or (lie and lie.answer)
         forget.append(replace(record, alternative=other))
         if of not in seen:  # a record that stands there twice is augmented once
             seen.add(of)

@@ -44,12 +44,6 @@ class Question:
     keys: frozenset[str]
     length: int
 
-    def answered(self, text: str) -> Record:
-        """The same question with another answer."""
-        if self.record.prompt is not None:
-            return replace(self.record, completion=text)
-        return replace(self.record, messages=(*self.record.messages[:-1], ("assistant", text)))
-
 
 def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: PromptFormat, room: int) -> list[Question]:
     """The questions among what is to be forgotten, each once.
@@ -70,11 +64,11 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
             "--rounds asks the model about what it is to forget, and there are only texts without questions: give "
             "questions with their answers (--forget), or leave out --rounds"
         )
-    own = {_asked(record) for record in asking.values()}
-    common = common_words(text for record in retain if _asked(record) not in own for text in _told(record))
+    own = {record.asked for record in asking.values()}
+    common = common_words(text for record in retain if record.asked not in own for text in _told(record))
     found = []
     for record in asking.values():
-        asked, (truth,) = _asked(record), _told(record)
+        asked, truth = record.asked, record.answer
         row = form.encode(record, room)
         prompt = form.prompt_ids(record.messages[:-1]) if record.messages else row.ids[: row.learn.index(True)]
         length = max(1, len(row.ids) - len(prompt))
@@ -82,16 +76,11 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
     return found
 
 
-def _asked(record: Record) -> str:
-    """What stands before a record's answer; nothing before a text."""
-    return record.prompt or "\n".join(content for _, content in record.messages[:-1])
-
-
 def _told(record: Record) -> list[str]:
     """A record's answer, or the sentences of a text."""
     if record.text is not None:
         return [part for part in _SENTENCE.split(record.text) if part.strip()]
-    return [record.completion or record.messages[-1][1]]
+    return [record.answer]
 
 
 @dataclass(frozen=True)
@@ -167,7 +156,7 @@ def _own(question: Question, beginning: str, rest: str, whole: Encoded, given: i
 def _encoded(question: Question, text: str, form: PromptFormat, max_length: int) -> Encoded | None:
     """A question with an answer as tokens; None for what a model may write and a template refuses."""
     try:
-        return form.encode(question.answered(text), max_length) if text.strip() else None
+        return form.encode(question.record.answered(text), max_length) if text.strip() else None
     except DataError:
         return None
 

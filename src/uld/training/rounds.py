@@ -176,9 +176,7 @@ class Rounds:
 
     def _keep(self, folder: Path, place: Path, own: Sequence[Own]) -> None:
         """Leave in the run what was answered and trained on; with ``--keep-epochs`` also the run as it is now."""
-        if folder.exists():
-            return
-        with new_folder(folder) as made:
+        with new_folder(folder, replace=True) as made:
             if self.config.keep_epochs:
                 self.write(made)
             for name in (_ANSWERS, METRICS):

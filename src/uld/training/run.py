@@ -33,7 +33,7 @@ from uld.model.weights import adapters_of, load_weights, save_adapter, save_mode
 from uld.runs.card import write_card
 from uld.runs.digests import weights_digests, weights_files
 from uld.runs.files import new_folder, write_text, writing
-from uld.runs.folder import Started, drop_incomplete, held, refuse_other_inputs, tidy, working_in
+from uld.runs.folder import BEFORE, Started, drop_incomplete, held, refuse_other_inputs, tidy, working_in
 from uld.runs.machine import library_versions
 from uld.runs.manifest import (
     ADAPTER,
@@ -294,10 +294,9 @@ class Unlearning(Training[TrainResult]):
         """Take the adapter of a finished run that gets more rounds."""
         if self.before is None:
             return False
-        output = Path(self.config.output)
-        if is_run(output):  # else it was stopped when all rounds were played
-            refuse_changed(output, self.before)
-            load_weights(trainer.objective.model, output / ADAPTER)
+        kept = Path(self.config.output) / CHECKPOINTS / BEFORE  # also there while the run itself is written again
+        refuse_changed(kept, self.before)
+        load_weights(trainer.objective.model, kept / ADAPTER)
         return True
 
     def after_steps(self, trainer: UnlearningTrainer, inputs: Inputs, journal: Journal, *, progress: bool) -> None:

@@ -20,7 +20,7 @@ from uld.runs.folder import (
     check_resumable,
     refuse_busy,
 )
-from uld.runs.manifest import CHECKPOINTS, MANIFEST, Manifest, is_run
+from uld.runs.manifest import ADAPTER, CHECKPOINTS, MANIFEST, Manifest, is_run, refuse_changed
 from uld.training.config import FinetuneConfig, RunConfig, TrainConfig, read_yaml, setting_fields
 from uld.training.settings import C, layered
 
@@ -106,11 +106,18 @@ def finished_before(config: RunConfig) -> Manifest | None:
 
 
 def note_before(output: Path) -> None:
-    """Keep what a finished run was until it has got its rounds: how it was combined, on what it was trained."""
+    """Keep what a finished run was until it has got its rounds: its adapter, how it was combined, on what it was trained.
+
+    Raises:
+        ArtifactError: its weights are not those that were trained, or the folder cannot be written.
+    """
     if not is_run(output):
         return
-    started = Started.model_validate(Manifest.read(output), from_attributes=True)
+    manifest = Manifest.read(output)
+    refuse_changed(output, manifest)
+    started = Started.model_validate(manifest, from_attributes=True)
     with new_folder(output / CHECKPOINTS / BEFORE, replace=True) as folder:
+        shutil.copytree(output / ADAPTER, folder / ADAPTER)
         shutil.copyfile(output / MANIFEST, folder / MANIFEST)
         write_text(output / CHECKPOINTS / STARTED, started.model_dump_json(indent=2) + "\n")
 
