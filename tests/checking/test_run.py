@@ -17,7 +17,7 @@ from uld.data.record import Record
 from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
 from uld.model.load import load
-from uld.runs.card import check_of
+from uld.runs.card import check_of, drop_check
 from uld.runs.manifest import Manifest
 
 BRIEF = {"max_new_tokens": 16, "progress": False}
@@ -234,14 +234,15 @@ def test_what_is_to_be_checked_is_looked_at_before_anything_is_loaded(village, t
 
 def test_a_run_that_is_combined_otherwise_is_another_model(village, tmp_path):
     run = Path(shutil.copytree(village.run, tmp_path / "run"))
+    drop_check(run)
     how = {**village.files, "limit": 2, **BRIEF}
-    found = uld.check(run, weight=1.0, floor=0.0, thresholds={"retain_degenerate": "<= 1"}, **how)
+    found = uld.check(run, weight=1.0, floor=0.01, thresholds={"retain_degenerate": "<= 1"}, **how)
     (one,) = found.runs
-    assert one.passed and one.changed == {"weight": 1.0, "floor": 0.0}
-    assert found.table().endswith(f"{run} (with weight 1.0, floor 0.0): {one.verdict}\n")
+    assert one.passed and one.changed == {"weight": 1.0, "floor": 0.01}
+    assert found.table().endswith(f"{run} (with weight 1.0, floor 0.01): {one.verdict}\n")
     assert check_of(run) is None and Path(found.folder).parent == run / "eval"
     page = (Path(found.folder) / "report.html").read_text()
-    assert f"{run} (with weight 1.0, floor 0.0)" in page
+    assert f"{run} (with weight 1.0, floor 0.01)" in page
     plain = uld.check(run, **how)
     assert plain.runs[0].changed == {} and check_of(run) is not None and plain.folder != found.folder
 

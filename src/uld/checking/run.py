@@ -58,7 +58,7 @@ def check(
         limit: Most questions of each set, spread evenly over it.
         template: Prompt template; default: the first run's, else the chat template.
         progress: Show progress bars.
-        how: Handed to `uld.load` for every model (``dtype``, …); what overrides a run's combination (``weight``, …), for
+        how: Handed to `uld.load` for every model (``dtype``, …); what overrides a combination (``weight``, …), for
             the runs alone.
 
     Returns:

@@ -98,6 +98,17 @@ def permissions(most: int, path: Path | None = None) -> int:
     return most & found & ~umask
 
 
+def copy_folder(source: Path, to: Path) -> None:
+    """Copy a folder of files, each for no more people than may read it now."""
+    to.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_folder(path, to / path.name)
+        else:
+            shutil.copyfile(path, to / path.name)
+            (to / path.name).chmod(permissions(0o666, path))
+
+
 def as_usual(files: Iterable[Path]) -> None:
     """Give files that safetensors wrote, which keeps everybody else off them, what the user's umask leaves."""
     for path in files:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uld.errors import ConfigError, flag
-from uld.runs.files import new_folder, write_text, writing
+from uld.runs.files import copy_folder, new_folder, write_text, writing
 from uld.runs.folder import (
     BEFORE,
     MODEL,
@@ -106,7 +106,7 @@ def finished_before(config: RunConfig) -> Manifest | None:
 
 
 def note_before(output: Path) -> None:
-    """Keep what a finished run was until it has got its rounds: its adapter, how it was combined, on what it was trained.
+    """Keep what a finished run was until it has got its rounds: its adapter, how it was combined, what it read.
 
     Raises:
         ArtifactError: its weights are not those that were trained, or the folder cannot be written.
@@ -117,7 +117,7 @@ def note_before(output: Path) -> None:
     refuse_changed(output, manifest)
     started = Started.model_validate(manifest, from_attributes=True)
     with new_folder(output / CHECKPOINTS / BEFORE, replace=True) as folder:
-        shutil.copytree(output / ADAPTER, folder / ADAPTER)
+        copy_folder(output / ADAPTER, folder / ADAPTER)
         shutil.copyfile(output / MANIFEST, folder / MANIFEST)
         write_text(output / CHECKPOINTS / STARTED, started.model_dump_json(indent=2) + "\n")
 
