@@ -17,7 +17,7 @@ from uld.data.record import Record
 from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
 from uld.model.load import load
-from uld.runs.card import check_of, drop_check
+from uld.runs.card import CHECK, check_of
 from uld.runs.manifest import Manifest
 
 BRIEF = {"max_new_tokens": 16, "progress": False}
@@ -234,7 +234,7 @@ def test_what_is_to_be_checked_is_looked_at_before_anything_is_loaded(village, t
 
 def test_a_run_that_is_combined_otherwise_is_another_model(village, tmp_path):
     run = Path(shutil.copytree(village.run, tmp_path / "run"))
-    drop_check(run)
+    (run / CHECK).unlink(missing_ok=True)
     how = {**village.files, "limit": 2, **BRIEF}
     found = uld.check(run, weight=1.0, floor=0.01, thresholds={"retain_degenerate": "<= 1"}, **how)
     (one,) = found.runs
