@@ -631,3 +631,14 @@ def test_a_run_of_an_earlier_version_gives_what_it_gave(tmp_path):
     assert (plain - log_probs).abs().max() > 0.1  # the assistant takes part
     config = stored_settings(run)
     assert (config.epochs, config.margin, config.floor) == (80, 0.2, 0.001)
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_dtypes_have_the_names_of_the_command_line(micro, name):
+    assert load(micro.run, dtype=name)[0].dtype == torch.bfloat16
+    assert load(micro.target, dtype=name)[0].dtype == torch.bfloat16
+
+
+def test_a_dtype_of_no_name_is_one_sentence(micro):
+    with pytest.raises(ULDError, match="dtype must be one of auto, bf16, fp16, fp32, not 'int8'"):
+        load(micro.run, dtype="int8")

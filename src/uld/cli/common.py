@@ -14,8 +14,9 @@ import typer
 
 from uld.data.clock import DATE, check_date
 from uld.errors import ULDError
+from uld.model.device import DTYPES
 from uld.runs.values import PAIRED, CountFromZero, Rule, bounds
-from uld.training.settings import DTYPES, is_first_process
+from uld.training.settings import is_first_process
 
 _RULES = f"{', '.join(one for one in get_args(Rule) if one not in PAIRED)}; of a pair: {', '.join(PAIRED)}"
 _LONGEST_ID = 192  # an owner and a name of 96 letters at most

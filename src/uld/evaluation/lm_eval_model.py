@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.errors import ULDError, guess
 from uld.model.context import readable_tokens
+from uld.model.device import best_device, named_dtype
 from uld.model.load import load
 from uld.model.unlearned import ULDForCausalLM
-from uld.training.settings import DTYPES
 
 try:
     from lm_eval.api.registry import model_registry
@@ -115,17 +115,13 @@ class ULDLM(_HFLM):
 def _loaded(
     path: str, dtype: str, device: str | None, given: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    named = DTYPES.get(dtype, str(dtype).removeprefix("torch."))
-    if named not in DTYPES.values():
-        raise ULDError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if str(device).startswith("cuda") and not torch.cuda.is_available():  # lm-eval's default
         device = None
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    model, tokenizer = load(path, dtype=named, **given)
+    model, tokenizer = load(path, dtype=named_dtype(dtype), **given)
     try:
-        return model.to(device or best), tokenizer  # type: ignore[arg-type]
+        return model.to(device or best_device()), tokenizer  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-        raise ULDError(f"cannot use the device {device or best}: {str(error).splitlines()[0]}") from error
+        raise ULDError(f"cannot use the device {device or best_device()}: {str(error).splitlines()[0]}") from error
 
 
 def _number(name: str, value: Any) -> float:

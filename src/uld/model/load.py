@@ -13,6 +13,7 @@ from uld.errors import ArtifactError, ULDError, explained
 from uld.model.adapters import load_trained_target
 from uld.model.causal_lm import HUB, load_target
 from uld.model.combine import Combination
+from uld.model.device import named_dtype
 from uld.model.unlearned import ULDForCausalLM
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.runs.hub import run_folder
@@ -33,16 +34,18 @@ def load(
         tokenizer: Another place to take the tokenizer from.
         date: Day (2024-12-31) that a chat template with a clock writes; default: the run's, else see
             `uld.data.clock.pinned`.
-        kwargs: See `ULDForCausalLM.from_pretrained`.
+        kwargs: See `ULDForCausalLM.from_pretrained`; ``dtype`` may also be named as on the command line (``bf16``).
 
     Returns:
         Model in evaluation mode and tokenizer.
 
     Raises:
-        ULDError: neither a run nor a model, a model without a tokenizer, a tokenizer that is another model's, or a date
-            that is none.
+        ULDError: neither a run nor a model, a model without a tokenizer, a tokenizer that is another model's, or
+            a dtype or a date that is none.
     """
     check_date(date)
+    if "dtype" in kwargs:
+        kwargs["dtype"] = named_dtype(kwargs["dtype"])
     model: PreTrainedModel
     manifest = None
     trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}

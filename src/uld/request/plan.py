@@ -17,7 +17,7 @@ from uld.data.documents import read_sources
 from uld.model.assistant import base_model, decoder_layers, default_num_layers
 from uld.model.causal_lm import load_config, skeleton_of
 from uld.model.combine import margins_of
-from uld.model.device import best_device
+from uld.model.device import DTYPES, best_device
 from uld.request.material import EVERY, MOST
 from uld.request.settings import PARAPHRASES, WRONG_ANSWERS, Request
 from uld.request.steps import (
@@ -31,7 +31,6 @@ from uld.request.steps import (
     TUNING,
     settings_of,
 )
-from uld.training.settings import DTYPES
 
 _TOKENS_A_WORD = 1.5
 _QUESTION = 60  # tokens of a question with its answer

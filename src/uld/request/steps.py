@@ -22,7 +22,7 @@ from uld.errors import ConfigError
 from uld.evaluation.held_out import file_probes
 from uld.evaluation.pipe import Candidate
 from uld.evaluation.tuning import tune
-from uld.model.device import best_device
+from uld.model.device import DTYPES, best_device
 from uld.model.load import load
 from uld.request import material
 from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
@@ -33,7 +33,7 @@ from uld.text.json_text import dumps
 from uld.training.config import TrainConfig, train_config
 from uld.training.draw import draw_rows
 from uld.training.run import train
-from uld.training.settings import DTYPES, setting_fields
+from uld.training.settings import setting_fields
 
 STEPS_WANTED = 200
 """Optimiser steps, at least, where no epochs are given: a short request is read more often."""

@@ -20,6 +20,7 @@ from uld.errors import ArtifactError, ConfigError, flag
 from uld.methods.losses import cross_entropy
 from uld.model.assistant import check_head
 from uld.model.causal_lm import load_config, load_target
+from uld.model.device import DTYPES
 from uld.model.load import load_tokenizer
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.model.weights import save_model
@@ -35,7 +36,6 @@ from uld.training.learners import Learner, trainable
 from uld.training.objective import Objective, Term
 from uld.training.run import carry_out
 from uld.training.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer
-from uld.training.settings import DTYPES
 from uld.training.trainer import UnlearningTrainer
 
 _LOSS = Term("loss", LEARN, lambda side: side.total(cross_entropy))

@@ -26,10 +26,10 @@ from uld.model.assistant import (
     text_decoder,
 )
 from uld.model.causal_lm import load_sliced, load_target
+from uld.model.device import DTYPES
 from uld.model.gate import add_gate, gate_of
 from uld.runs.manifest import PAIR, fingerprint
 from uld.training.config import RunConfig, TrainConfig
-from uld.training.settings import DTYPES
 
 LORA_RANK = 32
 

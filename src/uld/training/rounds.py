@@ -23,6 +23,7 @@ from uld.data.collate import Rows
 from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError
 from uld.model.context import context_length
+from uld.model.device import DTYPES
 from uld.model.generate import SAMPLING, generate_answers, length_batches
 from uld.model.load import load
 from uld.runs.files import new_folder, write_text
@@ -31,7 +32,6 @@ from uld.training.config import TrainConfig
 from uld.training.inputs import Inputs
 from uld.training.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.training.on_policy import Own, Question, again, came_back, own_rows, shares
-from uld.training.settings import DTYPES
 from uld.training.trainer import Interrupted, UnlearningTrainer, run_steps, trainer_arguments
 
 logger = logging.getLogger(__name__)

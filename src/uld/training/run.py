@@ -28,6 +28,7 @@ from uld.model.causal_lm import load_config, load_target
 from uld.model.checkpoint import quiet_transformers
 from uld.model.combine import Combination
 from uld.model.context import check_positions
+from uld.model.device import DTYPES
 from uld.model.unlearned import ULDConfig, ULDForCausalLM
 from uld.model.weights import adapters_of, load_weights, save_adapter, save_model
 from uld.runs.card import write_card
@@ -59,7 +60,7 @@ from uld.training.on_policy import Question, questions_of
 from uld.training.probe import probe
 from uld.training.references import set_references
 from uld.training.rounds import Rounds, with_rounds
-from uld.training.settings import DTYPES, is_first_process
+from uld.training.settings import is_first_process
 from uld.training.stored import finished_before, layout_of, note_before, refuse_taken
 from uld.training.teaching import teaching_settings
 from uld.training.trainer import (

@@ -21,9 +21,6 @@ from uld.errors import ConfigError, ULDError, flag, guess
 from uld.runs.values import BelowOne, Count, Length, OutOfRange, Rate, Seed, Within, brought, shown
 from uld.text.yaml_text import Lines, YamlError, parse
 
-DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""Dtypes as users type them, and what transformers and torch call them."""
-
 
 def _step_fault(warmup: float) -> str | None:
     """Why a warm-up is neither a share nor steps."""
