@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from uld.cli.main import app
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
-from uld.compare.work import Progress, run_grid
+from uld.compare.work import Progress, grid_plan, run_grid
 from uld.errors import ArtifactError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
@@ -32,6 +32,7 @@ from uld.model.load import load
 from uld.report.cells import Cell
 from uld.runs.manifest import Manifest
 from uld.training.config import TrainConfig
+from uld.training.journal import read_metrics
 
 NAMES = ["npo+kl-forget10-seed0", "retain-only-forget10", "target-forget10", "uld-forget10-seed0"]
 VALUES: dict[str, Any] = {
@@ -87,6 +88,14 @@ def micro(micro, tmp_path_factory) -> Any:
 def finished(micro, tmp_path_factory) -> tuple[Path, Grid, list[Progress]]:
     folder = tmp_path_factory.mktemp("grid")
     grid = read_grid(grid_file(micro, folder), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uld.compare.plan.STEPS", 1)
+        plan = grid_plan(grid, folder / "out")
+    trials = ["npo+kl-lr0.001", "npo+kl-lr0.01"]
+    assert sorted(plan.seconds) == sorted([*NAMES, *trials]) and list(plan.seconds)[:2] == trials
+    assert all(seconds > 0 for seconds in plan.seconds.values())
+    begun = {path.parent.name[:3]: read_metrics(path) for path in (folder / "out").rglob("metrics.jsonl")}
+    assert {name: len(lines) for name, lines in begun.items()} == {"npo": 1, "uld": 1}  # the cells continue from there
     told: list[Progress] = []
     assert run_grid(grid, folder / "out", progress=told.append) == []
     return folder / "out", grid, told
@@ -147,6 +156,15 @@ def test_a_second_call_computes_nothing(finished):
     told: list[Progress] = []
     assert run_grid(grid, folder, progress=told.append) == [] and told == []
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+
+
+def test_a_finished_grid_takes_no_time(finished):
+    folder, grid, _ = finished
+    assert grid_plan(grid, folder).seconds == {}
+    planned = compare(str(folder / "grid.yaml"), folder, "--plan", "--hours", "0.001")
+    assert (
+        planned.exit_code == 0 and planned.stdout == "in all: less than a minute in one process, give or take a half\n"
+    )
 
 
 def test_results_stand_without_the_work_that_they_were_made_from(finished, tmp_path):

@@ -14,7 +14,7 @@ from uld.cli.main import app
 from uld.errors import ConfigError
 from uld.request import material
 from uld.request import steps as stepping
-from uld.request.plan import duration, plan
+from uld.request.plan import plan
 from uld.request.settings import Source
 from uld.request.steps import (
     CHECKING,
@@ -29,6 +29,7 @@ from uld.request.steps import (
     to_draw,
 )
 from uld.runs.rows import claim
+from uld.text.progress import duration
 
 COMMANDS = typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
 

@@ -34,6 +34,15 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what is left; compute nothing.")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say how long what is left takes, measured on first steps; do no more.")
+    ] = False,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=100000, help="Refuse to begin if what is left takes longer; measured as in --plan."
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No line for each cell.")] = False,
 ) -> None:
     """Train and evaluate every cell of a grid and write its tables, figures and report.
@@ -45,11 +54,18 @@ def compare(
     from uld.compare.grid import read_grid
 
     read = read_grid(grid, changes)
-    from uld.compare.work import overview, run_grid
+    from uld.compare.work import grid_plan, overview, run_grid
 
     if dry_run:
         say(overview(read, output))
         return
+    if plan or hours is not None:
+        found = grid_plan(read, output, replace=replace)
+        say(str(found))
+        if hours is not None:
+            found.refuse_longer(hours, jobs)
+        if plan:
+            return
     helpers = []
     if jobs > 1:
         share = str(max(1, (os.cpu_count() or 1) // jobs))

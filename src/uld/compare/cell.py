@@ -209,24 +209,31 @@ def run_cell(workspace: Workspace, spec: Spec) -> Cell:
     return workspace.write(spec, training=Manifest.read(run).training, result=result, epochs=epochs)
 
 
-def trained(workspace: Workspace, spec: Spec) -> None:
-    """Train a cell's run unless it is there; one that was trained without its epochs is trained again."""
+def trained(workspace: Workspace, spec: Spec, stop_after: int | None = None) -> None:
+    """Train a cell's run unless it is there; one that was trained without its epochs is trained again.
+
+    Args:
+        workspace: Where.
+        spec: The cell.
+        stop_after: See `uld.training.run.train`.
+    """
     settings = workspace.settings(spec)
     run = Path(settings.output)
+    how: dict[str, Any] = {"progress": False, "stop_after": stop_after}
     with workspace.locked(f"run-{run.name}"):
         if is_run(run):
             if not _has_epochs(workspace, spec, settings):
-                train(settings, overwrite=True, progress=False)
+                train(settings, overwrite=True, **how)
             elif needs_tidying(run):
                 with working_in(run):
                     tidy(run)
         elif (run / RUN_SETTINGS).exists():
             try:
-                train(_continued(run, settings), resume=True, progress=False)
+                train(_continued(run, settings), resume=True, **how)
             except (UnresumableError, ConfigError):  # a run that is ours alone: nothing is lost but time
-                train(settings, overwrite=True, progress=False)
+                train(settings, overwrite=True, **how)
         else:
-            train(settings, progress=False)
+            train(settings, **how)
 
 
 def _has_epochs(workspace: Workspace, spec: Spec, settings: TrainConfig) -> bool:

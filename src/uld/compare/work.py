@@ -23,6 +23,7 @@ import yaml
 from uld.compare import rates
 from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
+from uld.compare.plan import GridPlan, plan
 from uld.errors import ArtifactError, DiskFullError, ULDError
 from uld.report.cells import ANSWERS, CELLS, PLAN, RATES, Identity, Plan
 from uld.runs.files import present, sweep, write_text, writing
@@ -119,6 +120,28 @@ def overview(grid: Grid, folder: str | Path) -> str:
     lines = [f"{'done' if _is_done(workspace, spec) else 'to do':6} {spec.name}" for spec in every]
     left = sum(line.startswith("to do") for line in lines)
     return "\n".join([*lines, f"{len(every)} cells and trials, {left} to do"])
+
+
+def grid_plan(grid: Grid, folder: str | Path, *, replace: bool = False) -> GridPlan:
+    """How long what is left of a grid takes; the first steps of its trainings are made for it, and kept.
+
+    Args:
+        grid: The grid.
+        folder: See `run_grid`.
+        replace: See `run_grid`.
+
+    Raises:
+        ULDError: the folder holds another grid, or a training or an evaluation fails.
+    """
+    workspace = Workspace(grid, Path(folder))
+    _claim_folder(workspace, replace)
+    chosen = rates.chosen(workspace)
+    any_rate = {first: min(one.candidates) for one in grid.learning_rates for first in one.families}
+    every = [*rate_specs(grid), *specs(grid, any_rate | chosen)]
+    left = [spec for spec in every if not _is_done(workspace, spec)]
+    return plan(
+        workspace, left, {name for first, some in families(grid).items() if first not in chosen for name in some}
+    )
 
 
 def _is_done(workspace: Workspace, spec: Spec) -> bool:

@@ -31,6 +31,7 @@ from uld.request.steps import (
     TUNING,
     settings_of,
 )
+from uld.text.progress import duration
 
 _TOKENS_A_WORD = 1.5
 _QUESTION = 60  # tokens of a question with its answer
@@ -98,14 +99,6 @@ class Plan:
             f"in all: {duration(self.left(()))}, give or take a half",
         ]
         return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """About how long, as people say it."""
-    if seconds < 50:
-        return "less than a minute"
-    minutes = ceil(seconds / 60)
-    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"
 
 
 def shape_of(request: Request) -> Shape:

@@ -15,13 +15,14 @@ from uld.data.record import refuse_equal
 from uld.errors import ArtifactError
 from uld.model.causal_lm import load_config
 from uld.request import material
-from uld.request.plan import duration, plan
+from uld.request.plan import plan
 from uld.request.settings import Request, Source
 from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
 from uld.runs.files import present
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.rows import CLAIM, claim
+from uld.text.progress import duration
 from uld.training.run import Interrupted
 
 WHAT = "request"

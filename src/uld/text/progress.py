@@ -1,6 +1,7 @@
 """The one progress line of everything that takes long: what, how far, how long still."""
 
 import sys
+from math import ceil
 from typing import Any
 
 LINE = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}, ETA {remaining}"
@@ -34,3 +35,11 @@ def bar(total: int, what: str | None, unit: str, *, done: int = 0, shown: bool =
         mininterval=0.1 if terminal else _SELDOM,
         delay=0.0 if terminal else _SHORT,
     )
+
+
+def duration(seconds: float) -> str:
+    """About how long, as people say it."""
+    if seconds < 50:
+        return "less than a minute"
+    minutes = ceil(seconds / 60)
+    return f"about {minutes} min" if minutes < 90 else f"about {seconds / 3600:.1f} h"

@@ -28,6 +28,7 @@ class Journal(TrainerCallback):
     Attributes:
         trainer: To be set before training starts.
         interrupted: Set it to end training after the current step, with a checkpoint.
+        most: Steps after which that is done; None for no such number.
         on_epoch: Called in the last step of each epoch with its number, from 1, before a checkpoint of that step is
             written: a run that is continued from one has all epochs before it.
     """
@@ -35,11 +36,12 @@ class Journal(TrainerCallback):
     trainer: UnlearningTrainer
     on_epoch: Callable[[int], None] | None = None
 
-    def __init__(self, output: Path, progress: bool) -> None:
-        """Choose the run folder, and whether a bar is shown."""
+    def __init__(self, output: Path, progress: bool, most: int | None = None) -> None:
+        """Choose the run folder, whether a bar is shown, and when to stop."""
         self.path = output / METRICS
         self.progress = progress
         self.interrupted = False
+        self.most = most
         self.learning_rate = 0.0
         self.file: Any = None
         self.bar: Any = None
@@ -68,7 +70,7 @@ class Journal(TrainerCallback):
         Raises:
             ULDError: a loss is no longer a number, or the line cannot be written.
         """
-        facts = self.trainer.take_step(self.interrupted)
+        facts = self.trainer.take_step(self.interrupted or state.global_step == self.most)
         now = time.perf_counter()
         seconds, self.before = now - self.before, now
         if facts.stop:

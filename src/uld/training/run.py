@@ -90,7 +90,9 @@ class TrainResult(RunResult):
 
 
 @quiet_transformers()
-def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, progress: bool) -> Result:
+def carry_out(
+    training: Training[Result], *, resume: bool, overwrite: bool, progress: bool, stop_after: int | None = None
+) -> Result:
     """Check the folder, read, load and try, train, write: what every training does, in every process.
 
     Args:
@@ -98,6 +100,7 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
         resume: Continue an unfinished run in the output folder from its last checkpoint.
         overwrite: Replace what is in the output folder.
         progress: Show a progress bar.
+        stop_after: See `train`.
 
     Raises:
         ULDError: bad input, with nothing written; or `Interrupted`, with a checkpoint to resume from.
@@ -125,7 +128,7 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
     )
     probe(learner, answers=training.answers)
     started = training.begin(learner, inputs)
-    journal = Journal(output, progress and first)
+    journal = Journal(output, progress and first, stop_after)
     holding = held(output, layout, resume=resume, overwrite=overwrite, more=more) if first else nullcontext()
     with holding, stop_on_interrupt(journal):
         if first:
@@ -158,7 +161,14 @@ def carry_out(training: Training[Result], *, resume: bool, overwrite: bool, prog
     return training.result()
 
 
-def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    stop_after: int | None = None,
+) -> TrainResult:
     """Train by the method of the settings and write the run folder.
 
     Under ``torchrun`` or ``accelerate launch`` every process calls it; the first writes.
@@ -168,6 +178,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
         resume: Continue an unfinished run in ``output`` from its last checkpoint, bit-identically on one process.
         overwrite: Replace what is in ``output``.
         progress: Show a progress bar.
+        stop_after: Stop after this step, unless it is the last, as Ctrl-C would: with a checkpoint to resume from.
 
     Returns:
         Losses, steps, time and size.
@@ -175,7 +186,7 @@ def train(config: TrainConfig, *, resume: bool = False, overwrite: bool = False,
     Raises:
         ULDError: bad input, with nothing written; or `Interrupted`, with a checkpoint to resume from.
     """
-    return carry_out(Unlearning(config), resume=resume, overwrite=overwrite, progress=progress)
+    return carry_out(Unlearning(config), resume=resume, overwrite=overwrite, progress=progress, stop_after=stop_after)
 
 
 class Unlearning(Training[TrainResult]):
