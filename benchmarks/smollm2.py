@@ -7,6 +7,7 @@ first questions of each task: re-entry, degenerate answers and membership attack
 about other names as well (``other_names.py``), *people* with ``--other-names``, which shows other names in every epoch. What is finished is kept in ``--work``.
 
     python benchmarks/smollm2.py --data DATA --models MODELS --work runs/smollm2 --cells base:10 names:10
+    python benchmarks/smollm2.py … --cells people:11 --fixed 20,7,.001 13.3333,7,.001 30,7,.001 20,7,.005 20,5,.005 3,3,.005
 
 MODELS holds ``smol/target`` and ``smol/retain90``.
 """
@@ -104,25 +105,44 @@ def log_of(options: argparse.Namespace, model: Path, name: str) -> Any:
 
 
 def cell(options: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
-    """Train, tune and evaluate one run."""
+    """Train, tune and evaluate one run; with settings that were fixed beforehand there is nothing to tune."""
     run = train(options, variant, seed)
     tuned = options.work / "tuned" / run.name
+    if options.fixed:
+        given = [
+            dict(zip(("weight", "margin", "floor"), map(float, one.split(",")), strict=True)) for one in options.fixed
+        ]
+        return about(options, run, run, variant, seed, None, [*given, given[0] | {"weight": 0.0}])
     if not (tuned / "tune.json").exists():
         shutil.rmtree(tuned, ignore_errors=True)
         shutil.copytree(run, tuned, ignore=shutil.ignore_patterns("epochs", "checkpoints"))
         uld("tune", str(tuned), "--aim", "steady", "--budget", BUDGETS, "--dtype", "fp32", threads=options.threads)
     choice = json.loads((tuned / "tune.json").read_text())
     point = {name: choice["point"][name] for name in ("weight", "margin", "floor")}
+    tuning = {"point": choice["point"], "reason": choice["reason"], "probes": choice["probes"]}
+    return about(options, run, tuned, variant, seed, tuning, settings_of(point))
+
+
+def about(
+    options: argparse.Namespace,
+    run: Path,
+    tuned: Path,
+    variant: str,
+    seed: int,
+    tuning: dict[str, Any] | None,
+    settings: list[dict[str, float]],
+) -> dict[str, Any]:
+    """Evaluate a run at some settings, the first of which is the one that counts."""
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        jobs = [pool.apply_async(score, (options, tuned, task, settings_of(point))) for task in TASKS]
+        jobs = [pool.apply_async(score, (options, tuned, task, settings)) for task in TASKS]
         for job in jobs:
             job.get()
     return {
         "variant": variant,
         "seed": seed,
         "training": json.loads((run / "uld.json").read_text())["training"],
-        "tuning": {"point": choice["point"], "reason": choice["reason"], "probes": choice["probes"]},
-        "settings": [found(options, tuned, setting) for setting in settings_of(point)],
+        "tuning": tuning,
+        "settings": [found(options, tuned, setting) for setting in settings],
         "first_answers": read(options, tuned),
         "machine": machine(),
         "versions": library_versions(),
@@ -221,8 +241,9 @@ def write(cells: list[dict[str, Any]]) -> None:
             row.append(f"{result['forget_quality']:.2g}")
             row += [f"{result[name]:.3f}" for name in ("forget_prob", "forget_truth_ratio", "retain_prob")]
             row.append(f"{own:.4f} ({own / target - 1:+.1%})")
-            about = "picked" if number == 0 else "the target" if not each["weight"] else ""
-            lines.append(f"| {' | '.join([*row, about])} |")
+            first = "picked" if one["tuning"] else "fixed beforehand"
+            said = first if number == 0 else "the target" if not each["weight"] else ""
+            lines.append(f"| {' | '.join([*row, said])} |")
     (OUT / "table.md").write_text("# SmolLM2-135M, TOFU-60, forget10\n\n" + "\n".join(lines) + "\n")
 
 
@@ -232,6 +253,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--read", type=int, default=0, help="questions of each task whose answers are generated")
     parser.add_argument("--jobs", type=int, default=2, help="tasks that are scored side by side")
+    parser.add_argument("--fixed", nargs="*", help="α,MARGIN,FLOOR to evaluate, in place of tuning; the first counts")
     parser.add_argument("--cells", nargs="*", default=["base:10", "names:10"], help="VARIANT:SEED")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
