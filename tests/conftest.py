@@ -61,7 +61,8 @@ def tried_once() -> Iterator[None]:
     def probe(learner: Any, *, answers: bool) -> None:
         parts = tuple((name, one.shape, one.dtype, one.requires_grad) for name, one in learner.named_parameters())
         weights = json.dumps(learner.fingerprints, sort_keys=True)
-        tried = (type(learner), weights, learner.base.config.to_json_string(), parts, answers)
+        code = frozenset(type(one).forward for one in learner.modules())  # a test may have broken one
+        tried = (type(learner), code, weights, learner.base.config.to_json_string(), parts, answers)
         if tried not in _TRIED:
             real(learner, answers=answers)
             _TRIED.add(tried)
