@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -38,6 +39,40 @@ def quick_collections() -> None:
     """Every training collects garbage; what the libraries' modules hold, which takes the longest, is none."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_writes() -> Iterator[None]:
+    """What tests write outlives no power cut: nobody waits for the disk. A test that has a flush fail still can."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tried_once() -> Iterator[None]:
+    """Trainings of the same model try it once in a process; `tests/training/test_probe` is about these trials."""
+    run: Any = sys.modules.get("uld.training.run")
+    if run is None:
+        yield
+        return
+    real = run.probe
+
+    def probe(learner: Any, *, answers: bool) -> None:
+        parts = tuple((name, one.shape, one.dtype, one.requires_grad) for name, one in learner.named_parameters())
+        weights = json.dumps(learner.fingerprints, sort_keys=True)
+        code = frozenset(type(one).forward for one in learner.modules())  # a test may have broken one
+        tried = (type(learner), code, weights, learner.base.config.to_json_string(), parts, answers)
+        if tried not in _TRIED:
+            real(learner, answers=answers)
+            _TRIED.add(tried)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "probe", probe)
+        yield
+
+
+_TRIED: set[Any] = set()
 
 
 @pytest.fixture(scope="session")

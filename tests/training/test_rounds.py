@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,21 @@ def whole(settings, tmp_path_factory) -> Path:
         patch.setattr(rounds, "EPOCHS", 1)
         train(settings(output, keep_epochs=True), progress=False)
     return output
+
+
+@contextmanager
+def stopped_before_its_last_file(output: Path) -> Iterator[None]:
+    """A training that ends before it writes ``uld.json`` into a folder."""
+    write = Manifest.write
+
+    def stop(self: Manifest, folder: Path) -> None:
+        if Path(folder) == output:
+            raise Stop
+        write(self, folder)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Manifest, "write", stop)
+        yield
 
 
 def test_what_rounds_leave(whole):
@@ -213,15 +230,7 @@ def test_a_run_that_gets_rounds_may_be_stopped_while_it_is_written(settings, who
             train(settings(output, keep_epochs=True), resume=True, progress=False)
         assert adapter(output) == adapter(whole / "rounds/1") and Manifest.read(output) == manifest
     answers.write_text(kept)
-    write = Manifest.write
-
-    def stop(self: Manifest, folder: Path) -> None:
-        if Path(folder) == output:
-            raise Stop
-        write(self, folder)
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Manifest, "write", stop)
+    with stopped_before_its_last_file(output):
         train(settings(output, keep_epochs=True), resume=True, progress=False)
     assert not (output / "uld.json").exists()
     train(settings(output, keep_epochs=True), resume=True, progress=False)
@@ -241,15 +250,7 @@ def test_a_run_whose_rounds_trained_nothing_keeps_its_adapter_wherever_it_is_sto
     output = tmp_path / "x"
     train(settings(output, rounds=0), progress=False)
     before = adapter(output)
-    write = Manifest.write
-
-    def stop(self: Manifest, folder: Path) -> None:
-        if Path(folder) == output:
-            raise Stop
-        write(self, folder)
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Manifest, "write", stop)
+    with stopped_before_its_last_file(output):
         train(settings(output, rounds=1), resume=True, progress=False)
     assert not (output / "uld.json").exists()
     shutil.rmtree(output / "adapter")  # as where it was stopped between two folders

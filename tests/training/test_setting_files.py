@@ -64,11 +64,15 @@ def slips(name: str) -> list[str]:
 
 
 def of_fields(config: type[RunConfig]) -> Iterator[Case]:
-    """A file for each wrong and each right value of each field, for its name mistyped, and for its name twice."""
+    """A file for each wrong and each right value of each field, for its name mistyped, and for its name twice.
+
+    What fields of both kinds of settings share is asked of the first.
+    """
     names = {field.name for field in dataclasses.fields(config)}
+    shared = {} if config is TrainConfig else {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for field, kind in kinds(config):
         name = field.name
-        if name == "output":
+        if name == "output" or shared.get(name, dataclasses.MISSING) == field.default:
             continue
         for text in WRONG[kind]:
             if text == ".inf" and (range_of(field) or Within(0, 0)).endless:

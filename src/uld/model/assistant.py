@@ -197,7 +197,8 @@ def add_lora(
         stacks = {} if dropout else expert_stacks(assistant, layers)
         model = put_lora(assistant, linears, stacks, **settings)
         # PEFT takes some linears, by their names, for experts of an older layout, and leaves them out.
-        taken = [name for name in linears if f"{name}.weight" not in adapted(model)]
+        have = adapted(model)
+        taken = [name for name in linears if f"{name}.weight" not in have]
         if taken and not dropout:
             linears = [name for name in linears if name not in taken]
             model = put_lora(model.unload(), linears, stacks | {f"{one}.weight": 1 for one in taken}, **settings)  # type: ignore

@@ -1,6 +1,7 @@
 """What this machine and its libraries are, and what they allow."""
 
 import sys
+from functools import cache
 
 
 def peak_memory() -> int:
@@ -18,10 +19,17 @@ def peak_memory() -> int:
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a run's numbers."""
     import platform
-    from importlib.metadata import version
 
     packages = {"uld": "uld-llm", "torch": "torch", "transformers": "transformers", "peft": "peft"}
-    return {"python": platform.python_version()} | {name: version(package) for name, package in packages.items()}
+    return {"python": platform.python_version()} | {name: _version(package) for name, package in packages.items()}
+
+
+@cache
+def _version(package: str) -> str:
+    """What is installed; looking it up reads a folder of files, and a process keeps what it has imported."""
+    from importlib.metadata import version
+
+    return version(package)
 
 
 def files_are_limited() -> bool:
