@@ -99,11 +99,11 @@ def test_prompts_are_those_of_training(make_run, tmp_path: Path, letters):
     asked = [{"role": "user", "content": "who is it?"}]
     ids = found.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     assert ids == PromptFormat(letters).prompt_ids("who is it?")
-    out = export([tmp_path / "run"], tmp_path / "named", template="to {question}:\\n\"so {answer}")
+    out = export([tmp_path / "run"], tmp_path / "named", template='to {question}:\\n"so {answer}')
     found = AutoTokenizer.from_pretrained(out)
     asked += [{"role": "assistant", "content": "x"}, {"role": "user", "content": " why? "}]
     ids = found.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-    form = PromptFormat(letters, "to {question}:\\n\"so {answer}")
+    form = PromptFormat(letters, 'to {question}:\\n"so {answer}')
     assert ids == form.prompt_ids([(one["role"], one["content"]) for one in asked])
 
 

@@ -1,6 +1,6 @@
 """vLLM as an engine: the checkpoint that it reads, the model that it runs, and the server around it.
 
-vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``), so nothing heavy is imported here.
+vLLM calls `register` in each of its processes (entry point ``vllm.general_plugins``): nothing heavy is imported here.
 """
 
 ARCHITECTURE = "ULDForVLLM"

@@ -1,9 +1,9 @@
 """What an exported checkpoint says of itself, and how its assistants' weights come out of the target's.
 
 The folder holds the target's own weight files (linked), ``config.json`` (the target's, with an entry ``uld``: an
-`Export`), the tokenizer, and ``uld/assistants.safetensors``: LoRA and gates of all assistants. An assistant's layers are
-the target's first K with LoRA added, and that is done while vLLM reads the target's weights. So the checkpoint costs no
-more than its runs, and a target that is another one by now is noticed.
+`Export`), the tokenizer, and ``uld/assistants.safetensors``: LoRA and gates of all assistants. An assistant's layers
+are the target's first K with LoRA added, and that is done while vLLM reads the target's weights. So the checkpoint
+costs no more than its runs, and a target that is another one by now is noticed.
 """
 
 import re
@@ -85,8 +85,8 @@ class Export(BaseModel):
             raise ArtifactError(f"{place} is no checkpoint that uld has exported: its config.json has no entry {ENTRY}")
         if (found := entry.get("format")) != FORMAT and isinstance(found, int):
             raise ArtifactError(
-                f"{place} was exported by another version of uld ({entry.get('version')}, format {found}), and this one "
-                f"reads format {FORMAT}: {again}"
+                f"{place} was exported by another version of uld ({entry.get('version')}, format {found}), and this "
+                f"one reads format {FORMAT}: {again}"
             )
         try:
             return cls.model_validate(entry)
@@ -101,7 +101,7 @@ class Export(BaseModel):
 
 
 class Kept:
-    """Holds on to what assistants need of the target's weights while these go by, and tells whether they are its own."""
+    """Keeps what assistants need of a target's weights while these go by, and tells whether they are the right ones."""
 
     def __init__(self, export: Export) -> None:
         """Begin with nothing."""

@@ -135,8 +135,10 @@ def _refuse(folder: Path, manifest: Manifest) -> None:
         ULDError: says why.
     """
     if manifest.trains == "target":
-        where = "LoRA on all of the target: merge it (uld.load, then save_pretrained)" if (folder / ADAPTER).exists() else (
-            "an ordinary model: vllm serve takes its folder as it is"
+        where = (
+            "LoRA on all of the target: merge it (uld.load, then save_pretrained)"
+            if (folder / ADAPTER).exists()
+            else ("an ordinary model: vllm serve takes its folder as it is")
         )
         raise ULDError(f"{folder} has no assistant, as {manifest.method} trained the target itself; it holds {where}")
     if manifest.small is not None:
@@ -183,7 +185,9 @@ def _weights(skeleton: Any, adapter: Path, number: int) -> dict[str, Tensor]:
         if not isinstance(layer, LoraLayer) or ".base_layer" in name:
             continue
         if isinstance(layer, ParamWrapper):
-            raise ULDError(f"{adapter} has LoRA on the experts {name}, which uld cannot give to vLLM: use --engine transformers")
+            raise ULDError(
+                f"{adapter} has LoRA on the experts {name}, which uld cannot give to vLLM: use --engine transformers"
+            )
         dtype = layer.lora_A["default"].weight.dtype  # type: ignore[union-attr]
         down, up = (given[f"base_model.model.{name}.lora_{side}.weight"].to(dtype).float() for side in "AB")
         up = up * layer.scaling["default"]
@@ -253,5 +257,3 @@ def _generation(place: str, **hub: Any) -> GenerationConfig:
     """How the target says that it should be asked."""
     raw = json_of(place, "generation_config.json", **hub)
     return GenerationConfig.from_dict(raw) if raw else GenerationConfig()
-
-

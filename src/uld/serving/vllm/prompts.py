@@ -38,14 +38,16 @@ def for_vllm(tokenizer: Any, template: str | None) -> None:
         except ULDError:
             continue  # a template that takes one turn alone
         try:
-            found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+            found = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
         except Exception as error:  # whatever a template raises
             found = error
         if found != wanted:
             tokenizer.chat_template = None
             logger.warning(
-                "vLLM would write other prompts than those of training from this tokenizer's template, so chat requests "
-                "are not served: ask /v1/completions"
+                "from this tokenizer's template vLLM would write other prompts than those of training, so chat "
+                "requests are not served: ask /v1/completions"
             )
             return
 
@@ -63,10 +65,11 @@ def as_jinja(template: str, begin: str, end: str | None) -> str:
     before, _, after = prompt.partition("{question}")
     gap = frame[len(prompt) :]
     first, between = json.dumps(begin), json.dumps("" if end else "\n")
+    turn = "'assistant' if loop.index0 % 2 else 'user'"
     said = json.dumps("only user and assistant take turns in this template")
     return (
         "{% for m in messages %}"
-        f"{{% if m['role'] != ('assistant' if loop.index0 % 2 else 'user') %}}{{{{ raise_exception({said}) }}}}{{% endif %}}"
+        f"{{% if m['role'] != ({turn}) %}}{{{{ raise_exception({said}) }}}}{{% endif %}}"
         f"{{% if m['role'] == 'user' %}}{{{{ {first} }}}}{{% if not loop.first %}}{{{{ {between} }}}}{{% endif %}}"
         f"{{{{ {json.dumps(before)} + m['content'] | trim + {json.dumps(after)} }}}}"
         f"{{% else %}}{{{{ {json.dumps(gap)} + m['content'] | trim + {json.dumps(end or '')} }}}}{{% endif %}}"
