@@ -14,8 +14,8 @@ from uld.model.combine import Combination
 from uld.model.gate import Gate, save_gate
 
 pytest.importorskip("vllm", reason="vLLM is not installed (make test-vllm)")
-from vllm import SamplingParams, TokensPrompt  # type: ignore[import-not-found]  # noqa: E402
-from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]  # noqa: E402
+from vllm import SamplingParams, TokensPrompt  # type: ignore[import-not-found]
+from vllm.sampling_params import StructuredOutputsParams  # type: ignore[import-not-found]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 HOW = Combination(weight=3.0, margin=0.5, floor=0.01)
