@@ -1,7 +1,7 @@
 """vLLM's server around an exported checkpoint, in this process, behind uld's own gate.
 
 vLLM's routes, handlers and engine are its own. Before them stand the keys and limits of every server of uld
-(`uld.serving.gate`), and `Front`, which lets through the routes that are served, and requests with the fields that are.
+(`uld.serving.gate`), and `uld.serving.vllm.front`, which lets through what is served.
 """
 
 import asyncio
@@ -28,11 +28,10 @@ from vllm.entrypoints.launchers.cli_args import (  # type: ignore[import-not-fou
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore[import-not-found]
 
 from uld.errors import ULDError, explained
-from uld.serving.gate import ROUTES, Gate, Keys, no_key
+from uld.serving.gate import Gate, Keys, no_key
 from uld.serving.metrics import Metrics
-from uld.serving.refusals import Refused
 from uld.serving.settings import ServeSettings
-from uld.serving.vllm.fields import KINDS, for_vllm
+from uld.serving.vllm.front import Front
 
 logger = logging.getLogger(__name__)
 
@@ -129,62 +128,3 @@ async def _serve(args: Any, settings: ServeSettings, vllm: VllmSettings, samples
         await app.state.server.serve(sockets=[taken])
     finally:
         await starting.__aexit__(None, None, None)
-
-
-class Front:
-    """Lets through to vLLM what is served: routes by `uld.serving.gate.ROUTES`, fields by `for_vllm`."""
-
-    def __init__(self, app: Any, settings: ServeSettings, *, steering: bool, samples: bool) -> None:
-        """Stand before vLLM's app."""
-        self.app, self.settings, self.steering, self.samples = app, settings, steering, samples
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request.
-
-        Raises:
-            Refused: it is not served.
-        """
-        if scope["type"] == "lifespan" or scope.get("path") in ("/health", "/metrics", "/metrics/"):
-            await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http" or scope["path"] not in ROUTES:
-            raise Refused(404, "there is no such route here")
-        if scope["method"] != ROUTES[scope["path"]]:
-            raise Refused(405, "this route does not take this method")
-        if scope["path"] in KINDS:
-            receive = self._checked((await receive())["body"], scope, receive)
-        await self.app(scope, receive, send)
-
-    def _checked(self, given: bytes, scope: Any, receive: Any) -> Any:
-        """A ``receive`` that hands on the request as vLLM is to get it."""
-        try:
-            body = json.loads(given)
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise Refused(400, "the body is not a JSON object")
-        asked = for_vllm(
-            body,
-            scope["path"],
-            self.settings.name,
-            logprobs=self.settings.logprobs,
-            steering=self.steering,
-            samples=self.samples,
-        )
-        try:
-            text = json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
-        except ValueError as error:  # half of a letter, or NaN
-            raise Refused(400, "the request holds what is no text or no number", code="invalid_value") from error
-        kept = (b"content-length", b"content-type", b"transfer-encoding", b"authorization")
-        headers = [one for one in scope["headers"] if one[0] not in kept]
-        scope["headers"] = [*headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
-        sent = False
-
-        async def replayed() -> Any:
-            nonlocal sent
-            if sent:
-                return await receive()
-            sent = True
-            return {"type": "http.request", "body": text, "more_body": False}
-
-        return replayed
