@@ -188,7 +188,7 @@ def _weights(skeleton: Any, adapter: Path, number: int) -> dict[str, Tensor]:
             raise ULDError(
                 f"{adapter} has LoRA on the experts {name}, which uld cannot give to vLLM: use --engine transformers"
             )
-        dtype = layer.lora_A["default"].weight.dtype  # type: ignore[union-attr]
+        dtype: Any = layer.lora_A["default"].weight.dtype  # type: ignore[union-attr]
         down, up = (given[f"base_model.model.{name}.lora_{side}.weight"].to(dtype).float() for side in "AB")
         up = up * layer.scaling["default"]
         if getattr(layer, "fan_in_fan_out", False):  # stored as (in, out)

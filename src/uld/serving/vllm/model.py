@@ -115,7 +115,8 @@ class ULDForVLLM(nn.Module):
         kept = Kept(self.export)
         loaded = {f"target.{name}" for name in self.target.load_weights(kept.passing(weights))}
         kept.verify(self.place)
-        for number, (assistant, gate) in enumerate(zip(self.assistants, self.gates, strict=True)):
+        models: Any = zip(self.assistants, self.gates, strict=True)
+        for number, (assistant, gate) in enumerate(models):
             names = assistant.load_weights(kept.of_part(number, stored))
             loaded |= {f"assistants.{number}.{name}" for name in names}
             if isinstance(gate, Gate):
