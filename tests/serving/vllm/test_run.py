@@ -40,7 +40,8 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     words = ["serve", str(run), "--engine", "vllm", "--port", "0", "--name", "forgetful", "--api-keys", str(keys)]
     words += ["--dtype", "fp32", "--max-tokens", "96", "--vllm-args", "--enforce-eager --block-size 32"]
     with log.open("wb") as stream:
-        process = subprocess.Popen([sys.executable, "-m", "uld", *words], stdout=stream, stderr=stream)
+        own = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+        process = subprocess.Popen([sys.executable, "-m", "uld", *words], stdout=stream, stderr=stream, env=own)
     try:
         for _ in range(3000):
             if found := re.search(r"answers everybody who has a key at (http://[\d.]+:\d+)", log.read_text()):
