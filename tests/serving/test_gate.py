@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from starlette.middleware.authentication import AuthenticationMiddleware
 
-from uld.serving.engine import CURRENT
-from uld.serving.gate import Gate, Keys, no_key
+from uld.serving.gate import CURRENT, Gate, Keys, no_key
 from uld.serving.metrics import Metrics
 from uld.serving.settings import ServeSettings
 

@@ -19,6 +19,7 @@ from uld.cli import (
     eval_muse,
     evaluate,
     explain,
+    export,
     finetune,
     forget,
     generate,
@@ -59,6 +60,7 @@ app.command("chat")(generate.chat)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("playground", epilog=playground.EPILOG)(playground.playground)
 app.command("serve", epilog=serve.EPILOG, no_args_is_help=True)(serve.serve)
+app.command("export", epilog=export.EPILOG, no_args_is_help=True)(export.export)
 app.command("draw", epilog=draw.EPILOG)(draw.draw)
 app.command("ls", epilog=ls.EPILOG)(ls.ls)
 app.command("push", epilog=push.EPILOG, no_args_is_help=True)(push.push)

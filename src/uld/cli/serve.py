@@ -4,14 +4,18 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import typer
 
-from uld.cli.common import ModelOptions, with_model
+from uld.cli.common import COMBINATION, ModelOptions, with_model
+from uld.errors import ULDError
 
 EPILOG = "Example: uld serve runs/x --api-keys keys.txt   ·   curl http://127.0.0.1:8000/v1/models"
 _LIMITS: dict[str, Any] = {"rich_help_panel": "Limits"}
+_VLLM: dict[str, Any] = {"rich_help_panel": "vLLM"}
 
 
 @with_model("model")
@@ -19,7 +23,9 @@ def serve(
     runs: Annotated[list[str], typer.Argument(help="Run folder; of several, all of one target, all are unlearned.")],
     engine: Annotated[
         Literal["auto", "transformers", "vllm"],
-        typer.Option(help="transformers: its own server; vllm: vLLM; auto: vLLM where uld can use it, else the other."),
+        typer.Option(
+            help="transformers: its own server; vllm: vLLM; auto: vLLM where it is installed, else the other."
+        ),
     ] = "auto",
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes one that is free.")] = 8000,
@@ -55,6 +61,17 @@ def serve(
     drain: Annotated[
         float, typer.Option(min=0, max=10**6, help="Seconds that requests get to end after SIGTERM.", **_LIMITS)
     ] = 30.0,
+    export_to: Annotated[
+        str | None, typer.Option(help="Keep vLLM's checkpoint in this folder; default: a temporary one.", **_VLLM)
+    ] = None,
+    tensor_parallel: Annotated[int, typer.Option(min=1, max=1024, help="GPUs that share the weights.", **_VLLM)] = 1,
+    steering: Annotated[
+        bool,
+        typer.Option(
+            "--steering", help="Let requests bias or constrain which tokens are chosen (docs/serving.md).", **_VLLM
+        ),
+    ] = False,
+    vllm_args: Annotated[str, typer.Option(help="Further flags of vllm serve, in one text.", **_VLLM)] = "",
     *,
     options: ModelOptions,
 ) -> None:
@@ -62,10 +79,16 @@ def serve(
 
     Ends with SIGTERM or Ctrl-C, when the requests at hand are answered.
     """
-    from uld.serving import installed, refuse_ordinary
+    from uld.serving import chosen, refuse_ordinary
     from uld.serving.settings import ServeSettings, bind, read_keys, served_name
 
-    installed(engine)
+    by = chosen(engine, batching=batching)
+    own = {"--export-to": export_to, "--tensor-parallel": tensor_parallel > 1, "--steering": steering}
+    own["--vllm-args"] = vllm_args
+    if by != "vllm" and (given := next((flag for flag, value in own.items() if value), None)):
+        raise ULDError(f"{given} is for --engine vllm, and the engine here is {by}")
+    if by == "vllm" and options.device is not None:
+        raise ULDError("--device: vLLM uses the device that it was built for; leave it out")
     keys = read_keys(api_keys)
     refuse_ordinary(runs)
     options = replace(options, model=runs[0])
@@ -85,6 +108,18 @@ def serve(
             timeout=timeout,
             drain=drain,
         )
+        if by == "vllm":
+            from uld.serving.vllm.export import export
+            from uld.serving.vllm.run import VllmSettings
+            from uld.serving.vllm.run import serve as run_vllm
+
+            how = VllmSettings(
+                dtype=options.dtype, tensor_parallel=tensor_parallel, steering=steering, arguments=vllm_args
+            )
+            with _logged(), TemporaryDirectory(prefix="uld-vllm-") as temporary:
+                folder = export(runs, export_to or Path(temporary, "model"), **exported(options))
+                run_vllm(folder, settings, how, taken)
+            return
         model, tokenizer = options.load(runs if len(runs) > 1 else ())
         from uld.serving.run import serve as run
 
@@ -92,6 +127,12 @@ def serve(
             run(model, tokenizer, settings, taken, options.prompt_template())
     finally:
         taken.close()
+
+
+def exported(options: ModelOptions) -> dict[str, Any]:
+    """The options of an export, by name (`uld.serving.vllm.export.export`)."""
+    names = ("target", "tokenizer", "template", "date", "trust_remote_code", *COMBINATION)
+    return {name: getattr(options, name) for name in names}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ safetensors, JSON or YAML: no pickle.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -190,16 +190,25 @@ def fingerprint(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     Returns:
         ``sha256:`` and 64 hexadecimal digits.
     """
+    return fingerprint_of({name: sampled(name, tensor) for name, tensor in tensors})
+
+
+def sampled(name: str, tensor: "Tensor") -> bytes:
+    """What `fingerprint` takes of one tensor; at most 262,142 bytes and its name."""
     import torch
 
+    flat = tensor.detach().reshape(-1)
+    stride = max(1, flat.numel() // _SAMPLES)
+    sample = flat[::stride].to(torch.bfloat16).cpu()
+    sample = torch.where(sample.abs() < _TINY, 0.0, sample).contiguous()
+    return f"{name} {tuple(tensor.shape)}\n".encode() + sample.view(torch.uint8).numpy().tobytes()
+
+
+def fingerprint_of(samples: Mapping[str, bytes]) -> str:
+    """The fingerprint of tensors that `sampled` has seen one after the other, by their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        flat = tensor.detach().reshape(-1)
-        stride = max(1, flat.numel() // _SAMPLES)
-        sample = flat[::stride].to(torch.bfloat16).cpu()
-        sample = torch.where(sample.abs() < _TINY, 0.0, sample).contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    for name in sorted(samples):
+        digest.update(samples[name])
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -9,26 +9,36 @@ from uld.runs.manifest import is_run
 _NEEDED = ("fastapi", "uvicorn", "openai")
 
 
-def installed(engine: str) -> None:
-    """Refuse an engine that is not there, before anything is loaded.
+def chosen(engine: str, *, batching: bool = True) -> str:
+    """Which engine serves: ``auto`` is vLLM where it is installed, and no request has to be answered by itself.
 
     Args:
         engine: auto, transformers or vllm.
+        batching: Whether requests share batches; vLLM knows nothing else.
+
+    Returns:
+        transformers or vllm.
 
     Raises:
         ULDError: what is missing, and the command that installs it.
     """
-    if engine == "vllm":
+    there = importlib.util.find_spec("vllm") is not None
+    if engine == "vllm" and not batching:
+        raise ULDError("--no-batching is for --engine transformers: vLLM always answers requests together")
+    if engine == "vllm" and not there:
         raise ULDError(
-            "--engine vllm: this version of uld has no engine for vLLM yet: leave --engine out, or say --engine "
-            "transformers"
+            "--engine vllm: vLLM is not installed: pip install -e '.[vllm]' in the folder of uld, in an environment of "
+            "its own (docs/serving.md)"
         )
+    if engine == "vllm" or (engine == "auto" and there and batching):
+        return "vllm"
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing or importlib.util.find_spec("transformers.cli.serving") is None:
         what = ", ".join(missing) or "a newer transformers"
         raise ULDError(
             f"uld serve needs the extra serve ({what} is missing): pip install -e '.[serve]' in the folder of uld"
         )
+    return "transformers"
 
 
 def refuse_ordinary(runs: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,12 +26,11 @@ from transformers.generation.streamers import BaseStreamer
 from uld.errors import ULDError, is_out_of_memory, words
 from uld.model.paged import refuse_differing
 from uld.serving.answers import Answer
+from uld.serving.gate import CURRENT
 from uld.serving.metrics import Metrics
 from uld.serving.refusals import Refused
 from uld.serving.sampling import processors
 
-CURRENT: ContextVar[dict[str, Any] | None] = ContextVar("request", default=None)
-"""What is noted of the request at hand, for its line in the log."""
 _PAGE = 32  # tokens; requests to a small model are short
 
 

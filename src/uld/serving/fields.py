@@ -101,7 +101,7 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
     except UnicodeError as error:
         message = "the request holds half of a letter (a surrogate alone), which is no text"
         raise Refused(400, message, code="invalid_value") from error
-    asked = {key: value for key, value in body.items() if not _changes_nothing(key, value)}
+    asked = {key: value for key, value in body.items() if not changes_nothing(key, value)}
     for key in sorted(asked.keys() & _ANYWAY.keys()):
         if "logprobs" in key and not logprobs:
             raise Refused(400, f"{key}: this server withholds log-probabilities", code="unsupported", param=key)
@@ -113,7 +113,7 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
     try:
         given = kind.model_validate(asked)
     except ValidationError as error:
-        raise _refusal(error, kind) from error
+        raise refusal(error, kind) from error
     if given.model not in (None, name):
         message = f"there is no model {given.model!r} here: this server has {name!r} alone"
         raise Refused(404, message, code="model_not_found", param="model")
@@ -127,7 +127,7 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
     return served | {"model": name}
 
 
-def _changes_nothing(key: str, value: Any) -> bool:
+def changes_nothing(key: str, value: Any) -> bool:
     """Whether a field asks for what is done anyway."""
     same = (value == one and type(value) is type(one) for one in _ANYWAY.get(key, ()))
     return key in _ANYWAY and (value is None or any(same))
@@ -138,7 +138,7 @@ def _without_none(message: Any) -> Any:
     return {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
 
 
-def _refusal(error: ValidationError, kind: type[_Request]) -> Refused:
+def refusal(error: ValidationError, kind: type[_Request]) -> Refused:
     """What is wrong with a request, from what pydantic says."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     unknown = [str(one["loc"][-1]) for one in faults if one["type"] == "extra_forbidden" and len(one["loc"]) == 1]

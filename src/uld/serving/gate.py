@@ -10,19 +10,21 @@ import json
 import logging
 import time
 import uuid
+from contextvars import ContextVar
 from typing import Any
 
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError, SimpleUser
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from uld.serving.engine import CURRENT
 from uld.serving.metrics import Metrics
 from uld.serving.refusals import Refused
 from uld.serving.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
+CURRENT: ContextVar[dict[str, Any] | None] = ContextVar("request", default=None)
+"""What is noted of the request at hand, for its line in the log."""
 ROUTES = {"/v1/chat/completions": "POST", "/v1/completions": "POST", "/v1/models": "GET", "/health": "GET"}
 """The routes of transformers' server that are served."""
 _OPEN = ("/health", "/metrics")
