@@ -199,6 +199,8 @@ def test_there_are_commands_of_every_kind_to_test():
 
 def test_python_in_the_documentation_and_the_examples_compiles_and_names_what_exists():
     sources = [*blocks("python"), *((path, path.read_text()) for path in EXAMPLES.glob("*.py"))]
+    cells = json.loads((EXAMPLES / "forget.ipynb").read_text())["cells"]
+    sources += [(EXAMPLES / "forget.ipynb", "".join(one["source"])) for one in cells if one["cell_type"] == "code"]
     assert len(sources) >= 7
     for page, text in sources:
         for node in ast.walk(ast.parse(text, str(page))):

@@ -105,3 +105,18 @@ def test_a_book_must_go(tmp_path, monkeypatch):
     assert after["longest_run"] < before["longest_run"] / 3 and after["perplexity"] > 2 * before["perplexity"]
     kept = [one["kept"]["other.txt"]["token"] for one in (before, after)]
     assert kept[1] < 1.15 * kept[0]
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "examples/forget.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=3000, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    found = json.loads((tmp_path / "runs/forgotten-request/check/result.json").read_text())
+    before, now = found["others"]["target"], found["runs"][0]["values"]
+    assert before["forget_probability"]["value"] > 0.9
+    assert now["forget_probability"]["value"] < 0.2 and now["forget_re_entry"]["value"] < 0.5
+    assert now["retain_probability"]["value"] > 0.9 * before["retain_probability"]["value"]
+    *_, last = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    off, on = "".join(one.get("text", "") for one in last.outputs).strip().splitlines()
+    assert off.startswith("α = 0: ") and on.partition(": ")[2] != off.partition(": ")[2]

@@ -261,3 +261,16 @@ def test_runs_of_several_targets_are_refused(village, tmp_path):
     ).write(whole)
     with pytest.raises(ArtifactError, match="belongs to another target"):
         uld.check(whole, **village.files, output=tmp_path / "third", **BRIEF)
+
+
+def test_wordings_that_the_target_does_not_know_are_left_out_and_the_report_says_so(village, alone):
+    strange = [Record.qa(f"what is number {i}?", f"number {i} is zyx{i}.") for i in range(3)]
+    place = Path(alone.folder).parent / "strange"
+    found = uld.check(
+        village.retain_only, target=village.target, **village.files, held_out=strange, output=place, **BRIEF
+    )
+    assert (found.asked["held_out"].questions, found.asked["held_out"].counted) == (3, 0)
+    assert not [one.name for one in found.runs[0].verdicts if one.name.startswith("held_out")]
+    assert any("held_out_re_entry" in one for one in found.untested)
+    assert any("3 of 3 questions (the same in other words)" in one for one in found.untested)
+    assert found.passed and "The same in other words" in (place / "report.html").read_text()

@@ -8,25 +8,28 @@ import torch
 from typer.testing import CliRunner
 
 import uld.demo.run as demo
+from uld.checking.result import Shown
 from uld.cli.main import app
 from uld.demo.models import MicroSettings
 from uld.demo.run import DemoSize, run_demo, side_by_side
 from uld.errors import ArtifactError
+from uld.model.combine import Combination
 from uld.model.load import load
 from uld.runs.manifest import is_run
 
 TINY = DemoSize(
     people=10,
     evaluated=1,
-    micro=MicroSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=2, epochs=1),
+    micro=MicroSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=2, epochs=12, warmup_steps=5),
     training={"num_layers": 1, "epochs": 1, "retain_rows": 8},
 )
 
 
 def table(said: str) -> dict[str, list[str]]:
-    """Rows of the comparison by model."""
+    """Cells of the check's table by model, the name of a run being what is left."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in said.splitlines() if line[:1] == "|"]
-    return {name: cells for name, *cells in rows[2:]}
+    names = {"target": "before", "retain-only": "never knew"}
+    return {names.get(name, "after"): cells for name, *cells in rows[2:]}
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +52,36 @@ def test_it_shows_everything_in_a_screenful(first):
     run, said = first
     assert run.name == "demo-1" and is_run(run)
     assert [line[:2] for line in said.splitlines() if re.match(r"\d\.", line)] == ["1.", "2.", "3.", "4."]
-    assert list(table(said)) == ["before", "after", "never knew"]
+    assert list(table(said)) == ["before", "never knew", "after"]
     assert said.count("\n? ") == 8  # four questions about the forgotten, four about the kept
     assert len(said.splitlines()) < 60
     assert f"uld generate -m {run.relative_to(run.parents[1])} --compare" in said
 
 
-def test_the_table_is_that_of_the_logs(first):
+def test_it_ends_with_the_numbers_of_uld_check(first):
     run, said = first
-    runner = CliRunner()
-    for name, shown in table(said).items():
-        logs = run / "eval"
-        arguments = [
-            "--from-log",
-            str(logs / name.replace(" ", "-")),
-            "--retain-log",
-            str(logs / "never-knew"),
-            "--json",
-        ]
-        result = json.loads(runner.invoke(app, ["eval", "tofu", *arguments]).stdout)
-        assert float(shown[0]) == pytest.approx(result["forget_quality"], rel=0.01, abs=0.005)
-        assert float(shown[1]) == pytest.approx(result["forget_prob"], abs=6e-4)
-        assert float(shown[3]) == pytest.approx(result["model_utility"], abs=6e-4)
-    assert table(said)["never knew"][0] == "1.00"
+    rows = [json.loads(line) for line in (run / "eval/check/target/forget.jsonl").read_text().splitlines()]
+    result = json.loads((run / "eval/check/result.json").read_text())
+    assert (run / "eval/check/report.html").is_file()
+    before, never, after = table(said).values()
+    (checked,) = result["runs"]
+    models = [
+        (before, result["others"]["target"]),
+        (never, result["others"]["retain-only"]),
+        (after, checked["values"]),
+    ]
+    for shown, values in models:
+        for cell, name in zip(shown, ("forget_rouge", "forget_re_entry", "retain_rouge", "retain_same"), strict=False):
+            assert float(cell) == pytest.approx(100 * values[name]["value"], abs=0.051)
+    assert after[-1] == ("pass" if result["passed"] else "FAIL")
+    assert f": {'PASS' if result['passed'] else 'FAIL'}, " in said
+    assert result["asked"]["held_out"]["questions"] == result["asked"]["forget"]["questions"] == len(rows)
+
+
+def test_it_is_combined_as_a_run_that_nobody_tuned(first):
+    run, _ = first
+    model, tokenizer = load(run)
+    assert model.combination == Combination.steady(len(tokenizer))  # type: ignore[union-attr]
 
 
 def test_what_it_leaves_is_an_ordinary_run(first):
@@ -145,7 +155,8 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("width", [30, 80, 120])
 def test_answers_stand_side_by_side(width):
     before, after = "Ada Lovelace was born in London in 1815.", "a\nb " * 30
-    lines = side_by_side("Forgotten", [("Where? " * 30, before, after), ("And?", "", "x")], width)
+    both = [("Where? " * 30, before, after), ("And?", "", "x")]
+    lines = side_by_side("Forgotten", [Shown(q, "", old, None, (new,), (True,), True) for q, old, new in both], width)
     assert all(len(line) <= max(width, 50) for line in lines)
     columns = [line.partition("|") for line in lines[1:] if not line.startswith("? ")]
     assert len({len(left) for left, _, _ in columns}) == 1
@@ -159,9 +170,10 @@ def test_answers_stand_side_by_side(width):
 def test_the_real_demo_forgets_and_keeps(tmp_path):
     lines: list[str] = []
     run_demo(str(tmp_path / "run"), str(tmp_path / "cache"), 0, lines.append, progress=False)
-    before, after, never = table("\n".join(lines)).values()
-    quality, prob, rouge, utility, retained = (float(value) for value in after)
-    assert float(before[0]) < 1e-6 and quality > 0.05
-    assert prob < 0.1 and rouge < float(before[2]) / 2
-    assert utility > 0.95 * float(before[3]) and retained > 95
-    assert float(never[1]) < 0.1
+    before, _, after = ([float(cell) for cell in cells[:5]] for cells in table("\n".join(lines)).values())
+    result = json.loads((tmp_path / "run/eval/check/result.json").read_text())
+    prob = {name: result["others"][name]["forget_probability"]["value"] for name in ("target", "retain-only")}
+    now = result["runs"][0]["values"]
+    assert prob["target"] > 0.95 and prob["retain-only"] < 0.1 and now["forget_probability"]["value"] < 0.1
+    assert after[0] < before[0] / 2 and after[1] < before[1] / 2
+    assert after[2] > 90 and now["retain_probability"]["value"] > 0.85

@@ -75,3 +75,16 @@ def test_a_fifth_of_what_must_stay_is_held_back_but_never_too_much(tmp_path, num
     assert trained + kept == number
     files = [read_sources([str(tmp_path / name)])[0] for name in (material.RETAIN, material.RETAIN_HELD_OUT) if kept]
     assert {record.same for file in files for record in file} == ({record.same for record in rows} if kept else set())
+
+
+def test_a_fifth_of_a_long_text_is_held_back_and_none_of_it_is_lost(tmp_path):
+    paragraphs = [" ".join(f"word{i}-{j}" for j in range(40)) for i in range(40)]
+    text = Record(text="\n\n".join(paragraphs))
+    cut = material.parts([text, Record.qa("q", "a"), Record(text="short " * 20)])
+    assert [record.same for record in cut[-2:]] == [Record.qa("q", "a").same, Record(text="short " * 20).same]
+    assert " ".join(str(one.text) for one in cut[:-2]).split() == str(text.text).split()
+    assert all(str(one.text).split("\n\n")[0] in paragraphs for one in cut[:-2]), "a paragraph was cut in two"
+    trained, held = material.split_retain(cut, tmp_path)
+    assert held >= len(cut) // material.EVERY - 1 and trained + held == len(cut)
+    unbroken = material.parts([Record(text="x" * 5000)])
+    assert "".join(str(one.text) for one in unbroken) == "x" * 5000 and len(unbroken) > 3

@@ -137,12 +137,16 @@ class CheckResult(Result):
     def table(self) -> str:
         """What people read in a terminal: a table for each set of questions, or one row a run; then the verdicts."""
         parts = [several(self)] if len(self.runs) > 1 else [one_set(self, name) for name in SETS if name in self.asked]
+        return "\n\n".join([*parts, self.verdicts()]) + "\n"
+
+    def verdicts(self) -> str:
+        """A line a run, and one a threshold that it is not within."""
         lines = []
         for run in self.runs:
             failed = [one for one in run.verdicts if not one.passed]
             lines.append(f"{run.title}: {run.verdict}")
             lines += [f"  {one.name} is {number(one.name, one.value)}, must be {limit(one)}" for one in failed]
-        return "\n\n".join([*parts, "\n".join(lines)]) + "\n"
+        return "\n".join(lines)
 
     def markdown(self) -> str:
         """A summary for a pull request or a log of a CI."""

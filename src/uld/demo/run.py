@@ -1,4 +1,4 @@
-"""The demo: world, models, unlearning, evaluation, before and after, all by the ordinary parts of the package."""
+"""The demo: world, models, unlearning, a check, before and after, all by the ordinary parts of the package."""
 
 import contextlib
 import os
@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uld.data.prompt import PromptFormat
+from uld.checking.result import CheckResult, Shown, several
+from uld.checking.run import check
+from uld.data.record import Record
 from uld.data.tofu import load_tofu
 from uld.demo.models import MicroSettings, make_models
 from uld.demo.world import World, write_world
 from uld.errors import ArtifactError, ULDError
-from uld.evaluation.tofu import evaluate
-from uld.evaluation.tofu_result import aggregate, comparison_table
-from uld.model.generate import generate_answers
-from uld.model.load import load
 from uld.runs.files import writing
 from uld.training.config import read_preset, train_config
 from uld.training.run import train
@@ -97,11 +95,11 @@ def run_demo(
             f"   {result.steps} steps in {result.seconds:.0f} s; adapter of {result.weights_bytes / 1024:.0f} KiB, "
             "the target is as it was"
         )
-        say("4. TOFU's evaluation, and answers before and after.")
-        _show(world, {"before": target, "after": run, "never knew": retain_only}, run / "eval", say)
-    question = load_tofu(f"{SPLIT}_perturbed", world.folder)[0]["question"]
+        say("4. A check: the same questions to the model before, to the model after, and to the one that never knew.")
+        found = _check(world, run, retain_only)
+        _show(found, say)
     say(f"Done in {time.perf_counter() - started:.0f} s. Ask it yourself:")
-    say(f'  uld generate -m {run} --compare "{question}"')
+    say(f'  uld generate -m {run} --compare "{found.answers["forget"][0].question}"')
     return run
 
 
@@ -137,44 +135,48 @@ def _run_folder(output: str | None) -> Iterator[Path]:
             path.rmdir()  # only if nothing came to be in it
 
 
-def _show(world: World, models: Mapping[str, Path], folder: Path, say: Callable[[str], None]) -> None:
-    """Evaluate all models against the last, show one table, and answers of the first two."""
-    rows = {
-        "Forgotten": load_tofu(f"{SPLIT}_perturbed", world.folder),
-        "Kept": load_tofu("retain_perturbed", world.folder),
-    }
-    chosen = {name: some[:: max(1, len(some) // _SHOWN)][:_SHOWN] for name, some in rows.items()}
-    logs, answers = {}, {}
-    for name, place in models.items():
-        model, tokenizer = load(place)
-        options: dict[str, Any] = {"data": world.folder, "max_new_tokens": MAX_NEW_TOKENS, "progress": False}
-        logs[name] = evaluate(model, tokenizer, SPLIT, folder / name.replace(" ", "-"), **options)
-        form = PromptFormat(tokenizer)
-        prompts = [form.prompt_ids(row["question"]) for some in chosen.values() for row in some]
-        answers[name] = iter(generate_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS))
-    *_, reference = logs.values()
-    say("\n" + comparison_table({name: aggregate(log, reference) for name, log in logs.items()}))
-    say("F.Q.: the p-value of its being the model that never knew.  M.U.: how well it does all the rest, up to 1.\n")
-    before, after = list(answers.values())[:2]
-    for name, some in chosen.items():
-        pairs = [(row["question"], next(before), next(after)) for row in some]
-        say("\n".join(side_by_side(name, pairs)) + "\n")
+def _check(world: World, run: Path, retain_only: Path) -> CheckResult:
+    """Ask all three models what is to be forgotten, in words that were trained on and in others, and what is kept."""
+    forget = load_tofu(f"{SPLIT}_perturbed", world.folder)
+    return check(
+        run,
+        forget=_asked(forget, "question", "answer"),
+        held_out=_asked(forget, "paraphrased_question", "paraphrased_answer"),
+        retain=_asked(load_tofu("retain_perturbed", world.folder), "question", "answer"),
+        retain_model=retain_only,
+        output=run / "eval" / "check",
+        max_new_tokens=MAX_NEW_TOKENS,
+        progress=False,
+    )
+
+
+def _asked(rows: Sequence[Mapping[str, Any]], question: str, answer: str) -> list[Record]:
+    return [Record.qa(row[question], row[answer]) for row in rows]
+
+
+def _show(found: CheckResult, say: Callable[[str], None]) -> None:
+    """The check's numbers, a row a model, its verdict, and some answers before and after."""
+    say(f"\n{several(found)}\n\n{found.verdicts()}\n")
+    for name, title in (("forget", "Forgotten"), ("retain", "Kept")):
+        some = found.answers[name]
+        say("\n".join(side_by_side(title, some[:: max(1, len(some) // _SHOWN)][:_SHOWN])) + "\n")
     say("A model of this size answers nonsense where it does not know; so does the one that never knew.\n")
 
 
-def side_by_side(title: str, answers: Sequence[tuple[str, str, str]], width: int | None = None) -> list[str]:
+def side_by_side(title: str, answers: Sequence[Shown], width: int | None = None) -> list[str]:
     """Lines that show answers before and after in two columns under each question.
 
     Args:
         title: Stands above the left column.
-        answers: Question, answer before, answer after.
+        answers: Of one run.
         width: Columns of the terminal; None asks it.
     """
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
     half = max(20, (width - 6) // 2)
     lines = [f"{title + ', before':<{half + 4}}| after"]
-    for question, *both in answers:
-        lines.append(f"? {textwrap.shorten(question, max(20, width - 2), placeholder=' …')}")
+    for one in answers:
+        lines.append(f"? {textwrap.shorten(one.question, max(20, width - 2), placeholder=' …')}")
+        both = (one.before, *one.now)
         left, right = (textwrap.wrap(" ".join(text.split()), half) or ["(nothing)"] for text in both)
         for i in range(max(len(left), len(right))):
             one, other = (column[i] if i < len(column) else "" for column in (left, right))

@@ -13,7 +13,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ EVERY = 5
 """One retain row in five is held back, but no more than ``MOST``."""
 MOST = 64
 _LEAST_WORDS = 12
+_PART = 1200  # letters of a part of a long text, two passages of a check
 
 
 def is_pair(record: Record) -> bool:
@@ -106,6 +107,27 @@ def hold_back(work: Path) -> tuple[int, int]:
 def _can_be_checked(record: Record) -> bool:
     """Whether it is no text of a few words, of which a check cannot ask the second half."""
     return record.text is None or len(record.text.split()) >= _LEAST_WORDS
+
+
+def parts(records: Iterable[Record]) -> list[Record]:
+    """Records, long texts cut where a paragraph, a line or a word ends: so some of one text can be held back."""
+    return [part for record in records for part in _parts(record)]
+
+
+def _parts(record: Record) -> Iterator[Record]:
+    text = record.text
+    if text is None or len(text) <= _PART * 3 // 2:
+        yield record
+        return
+    start = 0
+    while start < len(text):
+        end = len(text) if len(text) - start <= _PART * 3 // 2 else start + _PART
+        if end < len(text):
+            ends = (text.rfind(mark, start + _PART // 2, end) for mark in ("\n\n", "\n", " "))
+            end = next((place for place in ends if place > 0), end)
+        if part := text[start:end].strip():
+            yield Record(text=part, source=record.source)
+        start = end
 
 
 def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:

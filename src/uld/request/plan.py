@@ -18,7 +18,7 @@ from uld.model.assistant import base_model, decoder_layers, default_num_layers
 from uld.model.causal_lm import load_config, skeleton_of
 from uld.model.combine import margins_of
 from uld.model.device import DTYPES, best_device
-from uld.request.material import EVERY, MOST
+from uld.request.material import EVERY, MOST, parts
 from uld.request.settings import PARAPHRASES, WRONG_ANSWERS, Request
 from uld.request.steps import (
     ASKING,
@@ -137,7 +137,7 @@ def plan(request: Request) -> Plan:
     forget = len(texts) + pairs
     words = sum(len(f"{item.context} {item.answer}".split()) for item in found)
     tokens = (words * _TOKENS_A_WORD + request.questions * len(texts) * _QUESTION) / max(1, forget)
-    given = len(read_sources(request.retain)[0])
+    given = len(parts(read_sources(request.retain)[0]))
     drawn = max(0, max(LEAST_DRAWN, forget) - given) if request.draw is None else request.draw
     retain = given + drawn
     held = min(MOST, retain // EVERY)

@@ -164,7 +164,8 @@ def to_draw(request: Request) -> int:
     if request.draw is not None:
         return request.draw
     forget = read_sources([str(request.work / material.FORGET)])[0]
-    return max(0, max(LEAST_DRAWN, len(forget)) - len(read_sources(request.retain)[0]))
+    given = material.parts(read_sources(request.retain)[0])
+    return max(0, max(LEAST_DRAWN, len(forget)) - len(given))
 
 
 def _drawing(request: Request, rows: int) -> Step:
@@ -190,7 +191,7 @@ def _splitting(request: Request) -> Step:
         drawn = request.work / material.DRAWN
         records = read_sources([*request.retain, *([str(drawn)] if drawn.is_file() else [])])[0]
         refuse_equal(read_sources([str(request.work / material.FORGET)])[0], records)
-        trained, held = material.split_retain(records, request.work)
+        trained, held = material.split_retain(material.parts(records), request.work)
         return f"{trained} rows to train on, {held} held back"
 
     return Step("hold some of what must stay back", (), (request.work / material.RETAIN).is_file, run)

@@ -28,6 +28,7 @@ from vllm.entrypoints.launchers.cli_args import (  # type: ignore[import-not-fou
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore[import-not-found]
 
 from uld.errors import ULDError, explained
+from uld.model.device import DTYPES
 from uld.serving.gate import Gate, Keys, no_key
 from uld.serving.metrics import Metrics
 from uld.serving.settings import ServeSettings
@@ -36,7 +37,6 @@ from uld.serving.vllm.front import Front
 logger = logging.getLogger(__name__)
 
 _MOST_TOKENS = 2048  # of a request, where nobody says
-DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class VllmSettings:
     """What is said to vLLM beside `ServeSettings`.
 
     Attributes:
-        dtype: One of `DTYPES`.
+        dtype: One of `uld.model.device.DTYPES`.
         tensor_parallel: Processes that share the weights, one a GPU.
         steering: Whether requests may steer which tokens are chosen (`uld.serving.vllm.fields.STEERING`).
         arguments: Further flags of ``vllm serve``, as in a shell.
