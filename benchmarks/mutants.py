@@ -256,7 +256,7 @@ class Notes:
             place, number = line.split()
             kind, name = self.names[int(number)]
             reached.setdefault(place, set()).update(self.users.get(name, []) if kind == "fixture" else [name])
-        found = {place: sorted(tests - {""}) for place, tests in reached.items()}
+        found = {place: sorted(tests) for place, tests in reached.items()}
         write_whole(self.path, {"seconds": self.seconds, "reached": found})
 
 
@@ -284,7 +284,9 @@ def reached(mutants: list[dict[str, Any]], patience: float) -> list[dict[str, An
     for number, mutant in enumerate(mutants):
         own = f"/{Path(mutant['file']).parts[1]}/test_{Path(mutant['file']).stem}.py::"
         tests = [test for group in groups for test in group["reached"].get(str(number), [])]
-        mutant["tests"] = sorted(set(tests), key=lambda test: (own not in test, seconds.get(test, 0), test))
+        if "" in tests:  # a function that is called at import
+            mutant["noting"] = None
+        mutant["tests"] = sorted(set(tests) - {""}, key=lambda test: (own not in test, seconds.get(test, 0), test))
     return mutants
 
 

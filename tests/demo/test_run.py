@@ -20,7 +20,16 @@ from uld.runs.manifest import is_run
 TINY = DemoSize(
     people=10,
     evaluated=1,
-    micro=MicroSettings(vocab_size=320, hidden_size=64, intermediate_size=64, num_layers=2, epochs=12, warmup_steps=5),
+    micro=MicroSettings(
+        vocab_size=320,
+        hidden_size=64,
+        intermediate_size=64,
+        num_layers=2,
+        epochs=24,
+        batch_size=8,
+        learning_rate=6e-3,
+        warmup_steps=5,
+    ),
     training={"num_layers": 1, "epochs": 1, "retain_rows": 8},
 )
 
@@ -43,7 +52,6 @@ def first(cache, tmp_path_factory):
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("first"))
-        patch.setattr(demo, "MAX_NEW_TOKENS", 8)
         run = run_demo(None, str(cache), 0, lines.append, size=TINY, progress=False)
         return run.resolve(), "\n".join(lines)
 
@@ -96,7 +104,6 @@ def test_a_second_demo_takes_another_folder_and_trains_no_models(first, cache, m
     run, said = first
     lines: list[str] = []
     monkeypatch.chdir(run.parents[1])
-    monkeypatch.setattr(demo, "MAX_NEW_TOKENS", 8)
     again = run_demo(None, str(cache), 0, lines.append, size=TINY, progress=False)
     assert again.name == "demo-2"
     assert not any("epoch" in line for line in lines)

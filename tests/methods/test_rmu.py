@@ -80,3 +80,14 @@ def test_with_lora_nothing_behind_the_tapped_layer_is_trained(task, tmp_path, la
     names = [name for name, one in learner.named_parameters() if one.requires_grad]
     assert all("lora_" in name for name in names)
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in names} == trained
+
+
+def test_of_layers_with_three_parts_the_last_matrix_of_the_last_is_trained(make_target):
+    target = make_target(num_layers=3)
+    for layer in target.model.layers:
+        mlp = layer.mlp
+        del layer.mlp
+        layer.between, layer.mlp = torch.nn.Linear(4, 4), mlp
+    restrict(target, layer=2)
+    trained = [name for name, one in target.named_parameters() if one.requires_grad]
+    assert trained == [f"model.layers.{index}.mlp.down_proj.weight" for index in range(3)]
