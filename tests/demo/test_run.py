@@ -86,16 +86,11 @@ def test_it_ends_with_the_numbers_of_uld_check(first):
     assert result["asked"]["held_out"]["questions"] == result["asked"]["forget"]["questions"] == len(rows)
 
 
-def test_it_is_combined_as_a_run_that_nobody_tuned(first):
-    run, _ = first
-    model, tokenizer = load(run)
-    assert model.combination == Combination.steady(len(tokenizer))  # type: ignore[union-attr]
-
-
 def test_what_it_leaves_is_an_ordinary_run(first):
     run, _ = first
     model, tokenizer = load(run)
     before, _ = load(model.manifest.target)  # type: ignore[union-attr]
+    assert model.combination == Combination(weight=1.5)  # type: ignore[union-attr]
     ids = tokenizer("Question: Who is Ada?\nAnswer:", return_tensors="pt").input_ids
     assert not torch.allclose(model(input_ids=ids).logits, before(input_ids=ids).logits)
 
