@@ -118,5 +118,6 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     assert now["forget_probability"]["value"] < 0.2 and now["forget_re_entry"]["value"] < 0.5
     assert now["retain_probability"]["value"] > 0.9 * before["retain_probability"]["value"]
     *_, last = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    off, on = "".join(one.get("text", "") for one in last.outputs).strip().splitlines()
-    assert off.startswith("α = 0: ") and on.partition(": ")[2] != off.partition(": ")[2]
+    said = "".join(one["text"] for one in last.outputs if one.get("name") == "stdout")
+    off, on = (text.partition(": ") for text in said.split("α = ")[1:])
+    assert off[0] == "0" and off[2].strip() != on[2].strip()
