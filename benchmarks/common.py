@@ -34,12 +34,12 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def uld(*words: str, threads: int | None = None) -> None:
-    """Run the command, as a user would."""
+def uld(*words: str, threads: int | None = None, fine: tuple[int, ...] = (0,)) -> None:
+    """Run the command, as a user would; an exit code that is not fine ends the script."""
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, "-m", "uld", *words], env=environment, capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode not in fine:
         sys.exit(f"uld {' '.join(words)}\n{done.stderr}")
 
 

@@ -16,15 +16,10 @@ import re
 import sys
 from collections.abc import Iterator
 
+from uld.data.other_names import FAMILY, GIVEN
+
 AUTHOR = 20  # rows of one author, in order
 NAME = re.compile(r"[^\W\d_a-z][\w'’-]+(?: (?:al-|bin |bint |de |del |van |von )?[^\W\d_a-z][\w'’-]+){1,3}")
-GIVEN = """Aaliyah Aditi Akira Alejandro Amara Anders Anika Arash Astrid Ayodele Beatriz Bogdan Chidi Chloe Claudia Dmitri Eilidh Elif
-Emeka Farah Felipe Fiona Giulia Hana Hassan Ines Ivan Jamal Jin Joaquin Kavya Kenji Lars Leila Lucia Mahmoud Malik Marta Mei Milan
-Nadia Ngozi Noah Oksana Olga Omar Pavel Priya Rafael Rania Rohan Sakura Samira Sven Tariq Tomasz Uma Valentina Wei Yara Yusuf Zanele"""
-FAMILY = """Abara Adeyemi Almeida Andersson Araujo Banerjee Becker Bianchi Castillo Chandra Cohen Demir Dubois Eriksen Farouk Fernandez
-Fischer Fujita Garcia Gupta Haddad Hansen Horvat Ibrahim Ivanova Jansen Kamau Kang Kaya Kim Kowalski Larsen Lehmann Lopez Mbeki Mendes
-Moreau Mukherjee Nakamura Navarro Novak Okafor Olsen Osei Park Petrov Rahman Ricci Rossi Said Santos Schmidt Silva Tanaka Tesfaye
-Ueda Varga Wagner Wilson Yamada Yilmaz Zhang"""
 
 
 def name_of(rows: list[dict[str, str]]) -> str:
@@ -42,8 +37,8 @@ def renamed(rows: list[dict[str, str]], own: list[str], draw: random.Random) -> 
         if name not in row["question"]:
             continue
         firsts, lasts = ([one.split(" ", 1)[part] for one in own if one != name] for part in (0, 1))
-        first = draw.choice(draw.choice((firsts, GIVEN.split())))
-        last = draw.choice(draw.choice((lasts, FAMILY.split())))
+        first = draw.choice(draw.choice((firsts, GIVEN)))
+        last = draw.choice(draw.choice((lasts, FAMILY)))
         if draw.random() < 0.25:  # one half of the true name stays: the other half decides
             first, last = draw.choice(((given, last), (first, family)))
         new = {}

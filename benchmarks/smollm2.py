@@ -7,7 +7,7 @@ first questions of each task: re-entry, degenerate answers and membership attack
 about other names as well (``other_names.py``), *people* with ``--other-names``, which shows other names in every epoch. What is finished is kept in ``--work``.
 
     python benchmarks/smollm2.py --data DATA --models MODELS --work runs/smollm2 --cells base:10 names:10
-    python benchmarks/smollm2.py … --cells people:11 --fixed 20,7,.001 13.3333,7,.001 30,7,.001 20,7,.005 20,5,.005 3,3,.005
+    python benchmarks/smollm2.py … --cells people:11 --everyday 200 --fixed 20,7,.001 13.3333,7,.001 30,7,.001 20,7,.005 20,5,.005 3,3,.005
 
 MODELS holds ``smol/target`` and ``smol/retain90``.
 """
@@ -144,6 +144,7 @@ def about(
         "tuning": tuning,
         "settings": [found(options, tuned, setting) for setting in settings],
         "first_answers": read(options, tuned),
+        "everyday": everyday(options, tuned, settings[0]),
         "machine": machine(),
         "versions": library_versions(),
     }
@@ -168,6 +169,22 @@ def read(options: argparse.Namespace, tuned: Path) -> dict[str, Any] | None:
         words += ["--non-members", str(strangers(options)), "--limit", str(options.read)]
         uld(*words, *where(options), threads=options.threads)
     return json.loads((folder / "result.json").read_text())
+
+
+def everyday(options: argparse.Namespace, tuned: Path, setting: dict[str, float]) -> dict[str, Any] | None:
+    """What `uld check` finds of the answers to everyday questions, and of the target's, at the setting that counts."""
+    if not options.everyday:
+        return None
+    folder = options.work / "eval" / f"{tuned.name}-everyday-{options.everyday}"
+    if not (folder / "result.json").exists():
+        words = ["check", str(tuned), "--forget", f"{options.data}/tofu60/{SPLIT}.json", "--dtype", "fp32", "--quiet"]
+        words += ["--retain", str(Path(__file__).with_name("everyday.jsonl")), "--limit", str(options.everyday)]
+        words += [word for name, value in setting.items() for word in (f"--{name}", f"{value:g}")]
+        words += ["--max-new-tokens", "64", "--output", str(folder)]
+        uld(*words, threads=options.threads, fine=(0, 1))  # 1: its gate is not passed
+    found = json.loads((folder / "result.json").read_text())
+    both = {"target": found["others"]["target"], "unlearned": found["runs"][0]["values"]}
+    return {name: {k: v for k, v in some.items() if k.startswith("retain_")} for name, some in both.items()}
 
 
 def place_of(options: argparse.Namespace, tuned: Path, task: str, setting: dict[str, float]) -> Path:
@@ -252,6 +269,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "smollm2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--read", type=int, default=0, help="questions of each task whose answers are generated")
+    parser.add_argument(
+        "--everyday", type=int, default=0, help="everyday questions to ask (everyday.jsonl), at most 200"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="tasks that are scored side by side")
     parser.add_argument("--fixed", nargs="*", help="α,MARGIN,FLOOR to evaluate, in place of tuning; the first counts")
     parser.add_argument("--cells", nargs="*", default=["base:10", "names:10"], help="VARIANT:SEED")

@@ -3,7 +3,6 @@
 What was measured is not lost: the trainings stop with a checkpoint, from which their cells continue.
 """
 
-import shutil
 import statistics
 import tempfile
 import time
@@ -132,13 +131,10 @@ def _evaluating(workspace: Workspace, split: str) -> float:
     model, tokenizer = load(workspace.grid.target, date=workspace.date)
     settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False, "limit": _ROWS}
     rows = sum(len(task_rows(task, split, workspace.grid.data)) for task in TASKS)
-    folder = Path(tempfile.mkdtemp(prefix="uld-plan-"))
-    try:
-        times = []
+    seconds = 0.0
+    with tempfile.TemporaryDirectory(prefix="uld-plan-") as folder:
         for turn in ("first", "second"):  # in the first, kernels are made for new shapes
             began = time.monotonic()
-            evaluate(model, tokenizer, split, folder / turn, **settings)
-            times.append(time.monotonic() - began)
-    finally:
-        shutil.rmtree(folder)
-    return times[-1] * rows / (_ROWS * len(TASKS))
+            evaluate(model, tokenizer, split, Path(folder, turn), **settings)
+            seconds = time.monotonic() - began
+    return seconds * rows / (_ROWS * len(TASKS))

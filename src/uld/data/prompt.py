@@ -55,7 +55,13 @@ def remember_template(tokenizer: PreTrainedTokenizerBase, template: str | None) 
 
 
 class PromptFormat:
-    """Turns records into tokens for one tokenizer and one template."""
+    """Turns records into tokens for one tokenizer and one template.
+
+    Attributes:
+        template: Inline; None for the chat template.
+        assumed: Whether nobody has said how to ask.
+        prefix: Special tokens that the tokenizer puts before a text.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
         """Choose the template.
@@ -89,7 +95,7 @@ class PromptFormat:
         self.template = template
         some = self._ids("a")
         special = list(self.tokenizer("a").input_ids)
-        self._prefix = special[: special.index(some[0])] if some and some[0] in special else []
+        self.prefix = special[: special.index(some[0])] if some and some[0] in special else []
 
     def prompt_ids(self, question: str | Sequence[tuple[str, str]]) -> list[int]:
         """Tokens of a prompt, ready for generation: the very tokens that `encode` puts before the answer.
@@ -117,7 +123,7 @@ class PromptFormat:
             ids = self._ids(before.rstrip(" "))  # a blank belongs to the token behind it
         else:
             before, _, after = self.template.removesuffix("{answer}").partition("{question}")
-            ids = self._prefix + self._ids(before.rstrip(" "))
+            ids = self.prefix + self._ids(before.rstrip(" "))
         after = self.tokenizer.decode(self._ids(after), skip_special_tokens=True)
         return ids or self.text_ids(""), after.strip()
 
@@ -127,7 +133,7 @@ class PromptFormat:
         Raises:
             DataError: there is no text and the tokenizer has no special token to begin with.
         """
-        ids = self._prefix + self._ids(start)
+        ids = self.prefix + self._ids(start)
         if not ids:
             first = self.tokenizer.bos_token_id
             ids = [first if first is not None else self.tokenizer.eos_token_id]
@@ -195,15 +201,15 @@ class PromptFormat:
         ids = self._ids(text)
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
-        body = ids if self._prefix else ids[1:]
-        size = max_length - max(1, len(self._prefix))
+        body = ids if self.prefix else ids[1:]
+        size = max_length - max(1, len(self.prefix))
         if size < 1:
             raise DataError(f"max_length {max_length} is too short to cut a text into chunks (--max-length)")
         if not body:
             raise DataError(f"{source}: the text is too short: the tokenizer makes {len(ids)} token of it")
         rows = []
         for start in range(0, len(body), size):
-            head, part = self._prefix or ids[start : start + 1], body[start : start + size]
+            head, part = self.prefix or ids[start : start + 1], body[start : start + size]
             rows.append(Encoded(head + part, [False] * len(head) + [True] * len(part)))
         return rows
 
@@ -247,7 +253,7 @@ class PromptFormat:
         for turn in turns:
             if turn.alone:
                 text, ids = "", []
-                pieces.append((self._prefix, False))
+                pieces.append((self.prefix, False))
             ends = not turn.ended and (turn.alone or turn is turns[-1])
             for part, learnt in ((turn.given, False), (turn.learnt, True), (turn.after, False)):
                 new = self._behind(text, ids, part) + (end if learnt and ends else [])

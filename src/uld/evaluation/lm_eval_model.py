@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.errors import ULDError, guess
 from uld.model.context import readable_tokens
-from uld.model.device import best_device, named_dtype
+from uld.model.device import best_device
 from uld.model.load import load
 from uld.model.unlearned import ULDForCausalLM
 
@@ -117,7 +117,7 @@ def _loaded(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if str(device).startswith("cuda") and not torch.cuda.is_available():  # lm-eval's default
         device = None
-    model, tokenizer = load(path, dtype=named_dtype(dtype), **given)
+    model, tokenizer = load(path, dtype=dtype, **given)
     try:
         return model.to(device or best_device()), tokenizer  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device

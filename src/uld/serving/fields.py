@@ -5,7 +5,7 @@ can is refused in a sentence that says so, unless it asks for what is done anywa
 """
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -74,11 +74,19 @@ class ChatRequest(_Request):
     messages: Annotated[list[_Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The conversation as a chat template takes it."""
+        return [one.turn for one in self.messages]
+
 
 class TextRequest(_Request):
     """What ``/v1/completions`` takes."""
 
     prompt: Annotated[str, Field(min_length=1)]
+
+
+_Kind = TypeVar("_Kind", bound=_Request)
 
 
 def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: bool = True) -> dict[str, Any]:
@@ -106,25 +114,40 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
         if "logprobs" in key and not logprobs:
             raise Refused(400, f"{key}: this server withholds log-probabilities", code="unsupported", param=key)
         raise Refused(400, f"{key}: {_ELSEWHERE}", code="unsupported", param=key)
-    if kind is ChatRequest and isinstance(asked.get("messages"), list):
-        asked["messages"] = [_without_none(one) for one in asked["messages"]]
     if kind is TextRequest and isinstance(one := asked.get("prompt"), list) and len(one) == 1:
         asked["prompt"] = one[0]
-    try:
-        given = kind.model_validate(asked)
-    except ValidationError as error:
-        raise refusal(error, kind) from error
-    if given.model not in (None, name):
-        message = f"there is no model {given.model!r} here: this server has {name!r} alone"
-        raise Refused(404, message, code="model_not_found", param="model")
+    given = understood(asked, kind, name)
     if given.seed is not None and given.temperature:
         raise Refused(400, f"seed of a sampled answer: {_ELSEWHERE}", code="unsupported", param="seed")
     served = given.model_dump(exclude_none=True, exclude={"stream_options", "user", "seed", "messages"})
     if isinstance(given, ChatRequest):
-        if given.messages[-1].role != "user":
-            raise Refused(400, "messages: the last has to be the user's", code="invalid_value", param="messages")
-        served["messages"] = [one.turn for one in given.messages]
+        served["messages"] = given.turns
     return served | {"model": name}
+
+
+def understood(asked: dict[str, Any], kind: type[_Kind], name: str) -> _Kind:
+    """A request, looked at field by field.
+
+    Args:
+        asked: Its fields.
+        kind: What the route takes.
+        name: The served model's.
+
+    Raises:
+        Refused: an unknown field, a wrong value, a conversation that does not end with the user, or another model.
+    """
+    if isinstance(messages := asked.get("messages"), list):
+        asked = asked | {"messages": [_without_none(one) for one in messages]}
+    try:
+        given = kind.model_validate(asked)
+    except ValidationError as error:
+        raise _refusal(error, kind) from error
+    if given.model not in (None, name):
+        message = f"there is no model {given.model!r} here: this server has {name!r} alone"
+        raise Refused(404, message, code="model_not_found", param="model")
+    if isinstance(given, ChatRequest) and given.messages[-1].role != "user":
+        raise Refused(400, "messages: the last has to be the user's", code="invalid_value", param="messages")
+    return given
 
 
 def changes_nothing(key: str, value: Any) -> bool:
@@ -138,7 +161,7 @@ def _without_none(message: Any) -> Any:
     return {k: v for k, v in message.items() if v is not None} if isinstance(message, dict) else message
 
 
-def refusal(error: ValidationError, kind: type[_Request]) -> Refused:
+def _refusal(error: ValidationError, kind: type[_Request]) -> Refused:
     """What is wrong with a request, from what pydantic says."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     unknown = [str(one["loc"][-1]) for one in faults if one["type"] == "extra_forbidden" and len(one["loc"]) == 1]

@@ -13,7 +13,7 @@ from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError, DiskFullError, ULDError
 from uld.model.assistant import base_model, decoder_layers
 from uld.model.combine import Combination
-from uld.serving.vllm.checkpoint import ASSISTANTS, Export, Kept
+from uld.serving.vllm.checkpoint import ASSISTANTS, Export, Kept, load_assistants
 from uld.serving.vllm.export import export
 
 HOW = Combination(weight=float("inf"), margin=0.5, floor=0.01)
@@ -114,6 +114,24 @@ def test_a_target_that_was_changed_is_noticed(exported: Path):
     list(kept.passing(weights.items()))
     with pytest.raises(ArtifactError, match="not those of the target that run was trained on"):
         kept.verify(str(exported))
+
+
+def test_damaged_weights_are_neither_exported_nor_loaded(run: Path, exported: Path, tmp_path: Path):
+    folder = shutil.copytree(exported, tmp_path / "exported")
+    entry = entry_of(folder)
+    assert load_assistants(folder, entry).keys() == load_file(exported / ASSISTANTS).keys()
+    path = folder / ASSISTANTS
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=r"assistants\.safetensors is damaged or another checkpoint's: export"):
+        load_assistants(folder, entry)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"lacks uld/assistants\.safetensors"):
+        load_assistants(folder, entry)
+    own = shutil.copytree(run, tmp_path / "run") / "adapter" / "adapter_model.safetensors"
+    save_file({name: one * 2 for name, one in load_file(own).items()}, own, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors"):
+        export([tmp_path / "run"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_version_of_the_format_is_refused(exported: Path):

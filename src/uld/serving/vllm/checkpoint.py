@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from uld.errors import ArtifactError
 from uld.model.combine import Combination
-from uld.runs.manifest import CombinationSettings, fingerprint_of, sampled
+from uld.runs.manifest import CombinationSettings, file_digest, fingerprint_of, sampled
 
 FORMAT = 1
 ENTRY = "uld"
@@ -56,6 +57,7 @@ class Export(BaseModel):
         target: Where the target was.
         architecture: The target's own, which vLLM knows.
         layers: Name of the target's list of layers in its weights.
+        weights: SHA-256 of `ASSISTANTS`.
         unshared: Names of weights outside the layers that no fingerprint holds (a head that is tied and stored).
         parts: The assistants, in the order in which they are combined.
     """
@@ -66,6 +68,7 @@ class Export(BaseModel):
     target: str
     architecture: str
     layers: str
+    weights: str
     unshared: list[str] = []
     parts: list[Part]
 
@@ -163,13 +166,15 @@ def gate_name(number: int, tensor: str) -> str:
     return f"{number}.gate.{tensor}"
 
 
-def assistants_file(folder: str | Path) -> Path:
-    """Where the assistants of a checkpoint lie.
+def load_assistants(folder: str | Path, export: Export) -> dict[str, Tensor]:
+    """What `ASSISTANTS` of a checkpoint holds.
 
     Raises:
-        ArtifactError: they are missing.
+        ArtifactError: it is missing, or not the file that was exported.
     """
     path = Path(folder) / ASSISTANTS
     if not path.is_file():
         raise ArtifactError(f"{folder} lacks {ASSISTANTS}: copy the exported checkpoint again, whole")
-    return path
+    if file_digest(path) != export.weights:
+        raise ArtifactError(f"{path} is damaged or another checkpoint's: export the runs again with uld export")
+    return load_file(str(path))

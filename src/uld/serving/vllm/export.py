@@ -32,7 +32,15 @@ from uld.model.vocabulary import own_ids, refuse_foreign
 from uld.runs.digests import ADAPTER_WEIGHTS, GATE_WEIGHTS
 from uld.runs.files import new_folder
 from uld.runs.hub import run_folder
-from uld.runs.manifest import ADAPTER, PAIR, CombinationSettings, Manifest, fingerprint
+from uld.runs.manifest import (
+    ADAPTER,
+    PAIR,
+    CombinationSettings,
+    Manifest,
+    file_digest,
+    fingerprint,
+    refuse_changed,
+)
 from uld.serving.vllm import ARCHITECTURE
 from uld.serving.vllm.checkpoint import ASSISTANTS, ENTRY, Export, Part, gate_name, lora_name
 from uld.serving.vllm.prompts import for_vllm
@@ -104,23 +112,26 @@ def export(
                 tensors |= _weights(build_assistant(whole, manifest.num_layers), adapter, len(parts))
             gate = adapter is not None and (adapter / GATE_WEIGHTS).is_file()
             parts.append(_part(folder, manifest, one, gate))
-    layers = decoder_layers(whole)[0]
-    raw = json_of(place, "config.json", **hub)
-    entry = Export(
-        version=version("uld-llm"),
-        target=place,
-        architecture=(raw.get("architectures") or [type(whole).__name__])[0],
-        layers=layers,
-        unshared=sorted(name for name in stored - shared if not name.startswith(f"{layers}.")),
-        parts=parts,
-    )
     source = tokenizer or folders[0]
     found = load_tokenizer(source, date=date or manifests[0].date, trust_remote_code=trust_remote_code)
     refuse_foreign(own_ids(found), config.get_text_config(decoder=True).vocab_size, str(source))
     for_vllm(found, template or manifests[0].template)
+    layers = decoder_layers(whole)[0]
+    raw = json_of(place, "config.json", **hub)
     with new_folder(output, replace=True) as folder:
         _write(folder, shards, place, copy, hub)
-        save_file(tensors, str(_below(folder, ASSISTANTS)), metadata={"format": "pt"})
+        assistants = folder / ASSISTANTS
+        assistants.parent.mkdir()
+        save_file(tensors, str(assistants), metadata={"format": "pt"})
+        entry = Export(
+            version=version("uld-llm"),
+            target=place,
+            architecture=(raw.get("architectures") or [type(whole).__name__])[0],
+            layers=layers,
+            weights=file_digest(assistants),
+            unshared=sorted(name for name in stored - shared if not name.startswith(f"{layers}.")),
+            parts=parts,
+        )
         raw |= {"architectures": [ARCHITECTURE], ENTRY: json.loads(entry.model_dump_json())}
         (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
         found.save_pretrained(folder)
@@ -129,7 +140,7 @@ def export(
 
 
 def _refuse(folder: Path, manifest: Manifest) -> None:
-    """Refuse runs that have no place in the architecture.
+    """Refuse runs that have no place in the architecture, or weights that were not trained.
 
     Raises:
         ULDError: says why.
@@ -146,6 +157,7 @@ def _refuse(folder: Path, manifest: Manifest) -> None:
             f"{folder} was trained by {manifest.method} with small models beside the target ({manifest.small}), and "
             "uld serves only assistants of the target's own layers with vLLM: use --engine transformers"
         )
+    refuse_changed(folder, manifest)
 
 
 def _adapters(folder: Path, manifest: Manifest) -> list[Path | None]:
@@ -245,12 +257,6 @@ def _write(folder: Path, shards: dict[str, Path], place: str, copy: bool, hub: d
     if WEIGHTS not in shards:
         index = file_of(place, WEIGHTS_INDEX, **hub)
         shutil.copyfile(str(index), folder / WEIGHTS_INDEX)
-
-
-def _below(folder: Path, name: str) -> Path:
-    path = folder / name
-    path.parent.mkdir()
-    return path
 
 
 def _generation(place: str, **hub: Any) -> GenerationConfig:

@@ -7,9 +7,9 @@ what the model says instead of a forgotten answer.
 
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field
 
-from uld.serving.fields import ChatRequest, TextRequest, changes_nothing, refusal
+from uld.serving.fields import ChatRequest, TextRequest, changes_nothing, understood
 from uld.serving.refusals import Refused
 
 STEERING = {
@@ -27,16 +27,13 @@ STEERING = {
 _LOGPROBS = {"logprobs", "top_logprobs", "prompt_logprobs", "echo"}
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Count = Annotated[int, Field(ge=1, le=128)]
 Most = Annotated[int, Field(ge=0, le=20)]
 
 
-class VllmChat(ChatRequest):
-    """What ``/v1/chat/completions`` takes."""
+class _Further(BaseModel):
+    """What both routes take beside the fields of every engine."""
 
-    n: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Most | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     top_k: int | None = None
@@ -44,19 +41,20 @@ class VllmChat(ChatRequest):
     ignore_eos: bool | None = None
 
 
-class VllmText(TextRequest):
+class VllmChat(ChatRequest, _Further):
+    """What ``/v1/chat/completions`` takes."""
+
+    logprobs: bool | None = None
+    top_logprobs: Most | None = None
+
+
+class VllmText(TextRequest, _Further):
     """What ``/v1/completions`` takes: also several prompts, and prompts of tokens."""
 
     prompt: str | list[str] | list[int] | list[list[int]]  # type: ignore[assignment]
-    n: Count | None = None
     logprobs: Most | None = None
     prompt_logprobs: Most | None = None
     echo: bool | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    top_k: int | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    ignore_eos: bool | None = None
 
 
 KINDS: dict[str, type[ChatRequest] | type[TextRequest]] = {
@@ -81,7 +79,6 @@ def for_vllm(
     Raises:
         Refused: a field that is not served, a wrong value, or another model.
     """
-    kind = KINDS[path]
     asked = {key: value for key, value in body.items() if value is not None and not changes_nothing(key, value)}
     for key in sorted(asked):
         if key in _LOGPROBS and not logprobs:
@@ -90,22 +87,9 @@ def for_vllm(
         if key in STEERING and not steering:
             message = f"{key}: this server lets no request steer which tokens are chosen (uld serve --steering lets it)"
             raise Refused(400, message, code="unsupported", param=key)
-    looked_at = {key: value for key, value in asked.items() if key not in STEERING}
-    if isinstance(messages := looked_at.get("messages"), list):
-        looked_at["messages"] = [
-            {k: v for k, v in one.items() if v is not None} if isinstance(one, dict) else one for one in messages
-        ]
-    try:
-        given = kind.model_validate(looked_at)
-    except ValidationError as error:
-        raise refusal(error, kind) from error
-    if given.model not in (None, name):
-        message = f"there is no model {given.model!r} here: this server has {name!r} alone"
-        raise Refused(404, message, code="model_not_found", param="model")
+    given = understood({key: value for key, value in asked.items() if key not in STEERING}, KINDS[path], name)
     if isinstance(given, ChatRequest):
-        if given.messages[-1].role != "user":
-            raise Refused(400, "messages: the last has to be the user's", code="invalid_value", param="messages")
-        asked["messages"] = [one.turn for one in given.messages]
+        asked["messages"] = given.turns
     if not samples and given.temperature is None and (given.top_p or 1) == 1:
         asked["temperature"] = 0.0
     return asked | {"model": name}

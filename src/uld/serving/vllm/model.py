@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from vllm.compilation.backends import set_model_tag  # type: ignore[import-not-found]
 from vllm.model_executor.models.utils import init_vllm_registered_model  # type: ignore[import-not-found]
@@ -25,7 +24,7 @@ from uld.model.assistant import slice_config
 from uld.model.checkpoint import layers_of
 from uld.model.combine import combine_all
 from uld.model.gate import Gate
-from uld.serving.vllm.checkpoint import ENTRY, Export, Kept, assistants_file, gate_name
+from uld.serving.vllm.checkpoint import ENTRY, Export, Kept, gate_name, load_assistants
 
 
 class ULDForVLLM(nn.Module):
@@ -109,9 +108,9 @@ class ULDForVLLM(nn.Module):
             Names of what was loaded.
 
         Raises:
-            ULDError: they are another target's, or the assistants' file is missing.
+            ULDError: they are another target's, or the assistants' file is missing or damaged.
         """
-        stored = load_file(str(assistants_file(self.place)))
+        stored = load_assistants(self.place, self.export)
         kept = Kept(self.export)
         loaded = {f"target.{name}" for name in self.target.load_weights(kept.passing(weights))}
         kept.verify(self.place)

@@ -30,7 +30,7 @@ def for_vllm(tokenizer: Any, template: str | None) -> None:
     if form.assumed:
         return
     if form.template is not None:
-        tokenizer.chat_template = as_jinja(form.template, tokenizer.decode(form._prefix), tokenizer.eos_token)
+        tokenizer.chat_template = as_jinja(form.template, tokenizer.decode(form.prefix), tokenizer.eos_token)
     for turns in _TRIED:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
