@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,14 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def micro(micro, tmp_path_factory) -> Any:
+def micro(micro, shared_once) -> Any:
     """The same with models that end their answers after a few tokens."""
-    folder = tmp_path_factory.mktemp("brief")
+    folder = shared_once("brief", lambda folder: make_brief(micro, folder))
+    return replace(micro, target=folder / "target", retain_only=folder / "retain_only")
+
+
+def make_brief(micro, folder: Path) -> None:
+    """Both models of `micro`."""
     places = {name: folder / name for name in ("target", "retain_only")}
     texts = [json.loads(line) for line in (micro.data / "full.json").read_text().splitlines()[:20]]
     for name, place in places.items():
@@ -81,12 +86,18 @@ def micro(micro, tmp_path_factory) -> Any:
             model.lm_head.weight[tokenizer.eos_token_id] += 2.5 * usual / (usual @ usual)
         for part in (model, tokenizer):
             part.save_pretrained(place)
-    return replace(micro, **places)
 
 
 @pytest.fixture(scope="module")
-def finished(micro, tmp_path_factory) -> tuple[Path, Grid, list[Progress]]:
-    folder = tmp_path_factory.mktemp("grid")
+def finished(micro, shared_once) -> tuple[Path, Grid, list[Progress]]:
+    """A folder that several processes look at: who would write into it takes `begun`."""
+    folder = shared_once("grid", lambda folder: make_grid(micro, folder))
+    told = [Progress(**one) for one in json.loads((folder / "told.json").read_text())]
+    return folder / "out", read_grid(str(folder / "grid.yaml"), {}), told
+
+
+def make_grid(micro, folder: Path) -> None:
+    """What `finished` gives: planned, then computed."""
     grid = read_grid(grid_file(micro, folder), {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("uld.compare.plan.STEPS", 1)
@@ -98,7 +109,7 @@ def finished(micro, tmp_path_factory) -> tuple[Path, Grid, list[Progress]]:
     assert {name: len(lines) for name, lines in begun.items()} == {"npo": 1, "uld": 1}  # the cells continue from there
     told: list[Progress] = []
     assert run_grid(grid, folder / "out", progress=told.append) == []
-    return folder / "out", grid, told
+    (folder / "told.json").write_text(json.dumps([asdict(one) for one in told]))
 
 
 def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
@@ -130,8 +141,8 @@ def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
     assert npo["settings"]["learning_rate"] == best and not {"target", "output", "data"} & npo["settings"].keys()
 
 
-def test_every_cell_stands_beside_the_retain_only_model_and_the_target(finished, monkeypatch):
-    folder, grid, _ = finished
+def test_every_cell_stands_beside_the_retain_only_model_and_the_target(finished, begun, monkeypatch):
+    folder, grid = begun, finished[1]
     beside = []
     monkeypatch.setattr("uld.compare.cell.aggregate", lambda *logs: beside.append(logs) or aggregate(*logs))
     for spec in specs(grid, {"npo+kl": 1e-3}):
@@ -150,16 +161,16 @@ def test_epochs_end_in_what_the_run_came_to(finished):
     assert not list((folder / "work" / "runs").glob("uld-*/epochs"))  # they have served
 
 
-def test_a_second_call_computes_nothing(finished):
-    folder, grid, _ = finished
+def test_a_second_call_computes_nothing(finished, begun):
+    folder, grid = begun, finished[1]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     told: list[Progress] = []
     assert run_grid(grid, folder, progress=told.append) == [] and told == []
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
 
 
-def test_a_finished_grid_takes_no_time(finished):
-    folder, grid, _ = finished
+def test_a_finished_grid_takes_no_time(finished, begun):
+    folder, grid = begun, finished[1]
     assert grid_plan(grid, folder).seconds == {}
     planned = compare(str(folder / "grid.yaml"), folder, "--plan", "--hours", "0.001")
     assert (

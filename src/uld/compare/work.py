@@ -166,7 +166,8 @@ def _isolated(workspace: Workspace, spec: Spec, replace: bool) -> str | None:
         _TakenError: another process has it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["uld.compare.cell"])  # imported once, and not again for every cell
+    # Imported once, and not again for every cell; ROUGE's library takes as long as many a small cell.
+    context.set_forkserver_preload(["uld.compare.cell", "rouge_score.rouge_scorer"])
     reader, writer = context.Pipe(duplex=False)
     watched, alive = context.Pipe(duplex=False)  # closes with us, which ends the cell's process, too
     task = (workspace.grid, workspace.folder, spec, replace)
