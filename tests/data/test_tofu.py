@@ -282,9 +282,10 @@ def test_what_is_held_out_is_neither_trained_on_nor_evaluated(tofu: Path, augmen
     for number in (None, 0, 5):
         made = training_set("forget10", tofu, augmented, retain_rows=number)
         probes, rest = held_out("forget10", tofu, augmented, retain_rows=number)
-        assert [(q, a) for q, a, _ in probes] == [(f"Who is F{i}? 2", f"F{i} is a person. 2") for i in range(4)]
-        assert not {(q, a) for q, a, _ in probes} & set(pairs(made.forget))
-        assert all(wrong == ["z"] for _, _, wrong in probes)
+        assert [(q, a) for q, a, *_ in probes] == [(f"Who is F{i}? 2", f"F{i} is a person. 2") for i in range(4)]
+        assert not {(q, a) for q, a, *_ in probes} & set(pairs(made.forget))
+        assert [learnt for *_, learnt in probes] == pairs(made.forget)[:4]
+        assert all(wrong == ["z"] for _, _, wrong, _ in probes)
         kept = pairs(made.retain)[: -4 * 2]
         pool = {(one["question"], one["answer"]) for one in load_tofu("retain90", tofu)[EVALUATED:]}
         assert len(kept) + len(rest) == len(pool) and {*kept, *pairs(rest)} == pool
@@ -351,8 +352,8 @@ def test_the_real_training_sets(data_dir: Path, split: str, wrong: int) -> None:
         assert answer not in asked[question]["perturbed_answer"]
     probes, rest = held_out(split, data_dir / "tofu", data_dir / "tofu_augmented")
     assert len(probes) > 0.95 * len(forget) and not set(pairs(rest)) & (evaluated | set(pairs(made.retain)))
-    assert not {(q, a) for q, a, _ in probes} & set(pairs(made.forget))
+    assert not {(q, a) for q, a, *_ in probes} & set(pairs(made.forget))
     scored = {r["paraphrased_answer"] for r in asked.values()} | {
         w for r in asked.values() for w in r["perturbed_answer"]
     }
-    assert not scored & {text for _, a, wrong in probes for text in (a, *wrong)}
+    assert not scored & {text for _, a, wrong, _ in probes for text in (a, *wrong)}

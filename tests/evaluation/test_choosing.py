@@ -2,11 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from uld.errors import ULDError
-from uld.evaluation.choosing import Choice, Point, choose, first_choice, neighbours
+from uld.evaluation.choosing import Choice, Point, choose, first_choice, lowered, neighbours
 from uld.model.combine import MOST_WEIGHT
 
 
@@ -124,12 +125,31 @@ def test_of_several_alphas_that_forget_and_keep_alike_the_smallest_is_chosen():
     assert choose(rows, 0.01, "steady")[0].weight == 20.0
 
 
+def falling(*learnt):
+    """Points of one margin whose floors halve, with the advantage of the trained words and its error of 0.1."""
+    return [
+        Point(20.0, 0.01, -1.0, 0.99, 5.0, 0.008 / 2**k, 0.05, advantage, 0.1) for k, advantage in enumerate(learnt)
+    ]
+
+
+def test_the_floor_is_lowered_until_trained_words_are_no_likelier_than_wrong_ones():
+    point, reason = lowered(falling(0.5, 0.11, 0.1, -0.4))
+    assert point.floor == 0.002
+    assert reason == "the highest floor, from 0.008 down, at which trained words are not (+0.10 ± 0.10)"
+    point, reason = lowered(falling(-0.2, -0.5))
+    assert point.floor == 0.008 and reason == "trained words are no likelier than wrong ones (-0.20 ± 0.10)"
+    point, reason = lowered(falling(0.9, 0.5))
+    assert point.floor == 0.004 and "stay likelier than wrong ones at every floor (+0.50 ± 0.10)" in reason
+
+
 def test_a_curve_is_what_differs_from_the_chosen_by_its_margin_alone():
     chosen, other = Point(3.0, 0.01, -1.0, 0.99, margin=2.0), Point(3.0, 0.01, -0.5, 1.0, margin=1.0)
     beside = [Point(4.5, 0.01, -1.0, 0.98), Point(3.0, 0.1, -1.0, 0.98), Point(3.0, 0.01, -1.0, 0.98, floor=0.1)]
     target = Point(3.0, 0.01, 2.0, 1.0)  # stands first, whatever its numbers
     choice = Choice(chosen, "why", [target, chosen, *beside, other], 4, 5, "steady", 0.01)
     assert choice.curve == [other, chosen]
+    lower = replace(chosen, floor=-0.1)  # the margin was chosen before
+    assert replace(choice, point=lower, floors=(chosen, lower)).curve == [other, chosen]
     told = json.loads(json.dumps(choice.to_dict()))
     assert Point(**told["point"]) == chosen and [Point(**one) for one in told["points"]] == choice.points
     assert (told["reason"], told["probes"], told["retain"], told["aim"], told["budget"]) == (

@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
-from uld.evaluation.tuning import Grid, measure, surprise, tune
+from uld.evaluation.tuning import HALVINGS, Grid, measure, surprise, tune
 from uld.model.combine import STEADY_WEIGHT, Combination
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
@@ -72,8 +73,14 @@ def test_measures_equal_a_naive_version(micro, rows):
     found = measure(model, form, 0, probes, kept, settings)
     assert [point.weight for point in found] == [0.0, 0.5, 2.0]
     base = None
-    for point in found:
+    learnt = [replace(probe, learnt=one) for probe, one in zip(probes, reversed(kept), strict=False)]
+    beside = measure(model, form, 0, learnt, kept, settings)
+    assert [replace(point, learnt=None, learnt_error=0.0) for point in beside] == found
+    for point, other in zip(found, beside, strict=True):
         model.combination = Combination(weight=point.weight)
+        wrong = [sum(loss(r["question"], w) for w in r["wrong_answers"]) / 2 for r in forget]
+        own = [worse - loss(r["question"], r["answer"]) for worse, r in zip(wrong, reversed(retain), strict=False)]
+        assert other.learnt == pytest.approx(sum(own) / len(own), abs=1e-4)
         advantages = [
             sum(loss(r["question"], w) for w in r["wrong_answers"]) / 2 - loss(r["question"], r["answer"])
             for r in forget
@@ -192,6 +199,34 @@ def test_a_floor_that_is_not_given_is_the_surprise(run, rows, tmp_path):
     )  # the curve
 
 
+@pytest.mark.parametrize("case", ["likelier", "no likelier", "known of one alone"])
+def test_the_floor_is_halved_while_trained_words_are_likelier_than_wrong_ones(run, rows, tmp_path, case):
+    def backwards(text):
+        return " ".join(text.split()[::-1])
+
+    probes = [dict(row) for row in rows[0]]
+    for row in probes if case != "known of one alone" else probes[:1]:
+        row["learnt"] = {"question": row["question"], "answer": backwards(row["answer"])}
+        if case == "likelier":  # as it stays of what was never to be forgotten
+            row |= {"learnt": rows[1][0], "wrong_answers": [backwards(rows[1][0]["answer"])]}
+    files = ["--forget", write(tmp_path / "f.jsonl", probes), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    result = CliRunner().invoke(app, ["tune", str(run), *files, "--budget", "0.9"])
+    assert result.exit_code == 0, result.output
+    told = json.loads((run / "tune.json").read_text())
+    model, tokenizer = load(run)
+    first = surprise(model, PromptFormat(tokenizer), 0, file_probes(files[1], files[3])[0])
+    assert Manifest.read(run).combination.floor == told["point"]["floor"]
+    even = [point["learnt"] <= point["learnt_error"] for point in told["floors"]]
+    assert [point["floor"] for point in told["floors"]] == [first / 2**k for k in range(len(even))]
+    if case == "likelier":
+        assert len(even) > 1 and not any(even[:-1]) and (even[-1] or len(even) == HALVINGS + 1)
+        assert told["point"] == told["floors"][-1]
+        shown = [line.split(" | ")[2] for line in result.stdout.splitlines() if line.startswith("| 20 |")]
+        assert shown[-len(even) + 1 :] == [f"{point['floor']:.3g}" for point in told["floors"][1:]]
+    else:
+        assert told["point"]["floor"] == first and even == ([True] if case == "no likelier" else [])
+
+
 def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):
     files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
     manifest = Manifest.read(run)
@@ -274,6 +309,7 @@ def test_a_run_without_its_settings_is_tuned_on_files_only(run, rows, tmp_path):
         (["--weight", "much"], "--weight must be a number"),
         (["--budget", "2", "--forget", "F", "--retain", "R"], "--budget must be"),
         (["--forget", "R", "--retain", "R"], "'wrong_answers' must be a list"),
+        (["--forget", "L", "--retain", "R"], "l.jsonl:1: 'learnt' must be the pair that was trained on"),
         (["--forget", "T", "--retain", "R"], "t.jsonl:1: a probe must be a question with its right answer and wrong"),
         (["--forget", "F", "--retain", "R", "--template", "x"], "template 'x' is neither"),
         (["--forget", "F", "--retain", "R", "--tokenizer", "/no/such"], "there is no tokenizer in /no/such"),
@@ -282,6 +318,7 @@ def test_a_run_without_its_settings_is_tuned_on_files_only(run, rows, tmp_path):
 def test_bad_input_is_one_sentence_and_changes_nothing(run, rows, tmp_path, flags, message):
     files = {"F": write(tmp_path / "f.jsonl", rows[0]), "R": write(tmp_path / "r.jsonl", rows[1])}
     files["T"] = write(tmp_path / "t.jsonl", [{"text": "A whole text.", "wrong_answers": ["No."]}])
+    files["L"] = write(tmp_path / "l.jsonl", [rows[0][0] | {"learnt": "Her."}])
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     result = CliRunner().invoke(app, ["tune", str(run), *(files.get(flag, flag) for flag in flags)])
     assert result.exit_code == 2

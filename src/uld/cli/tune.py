@@ -26,7 +26,10 @@ def tune(
     ] = None,
     floor: Annotated[
         str | None,
-        typer.Option(help="Floors to try, 0–1; default: the target's own surprise (steady), else the run's."),
+        typer.Option(
+            help="Floors to try, 0–1; default: the target's own surprise, halved while trained words are likelier "
+            "than wrong ones (steady), else the run's."
+        ),
     ] = None,
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[
@@ -90,7 +93,8 @@ def tune(
     choice = choose(run, model, tokenizer, probes, kept, **how)  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
-    for one in [choice.points[0], *(choice.curve if choice.aim == "steady" else choice.points[1:])]:
+    tried = [*choice.curve, *choice.floors[1:]] if choice.aim == "steady" else choice.points[1:]
+    for one in [choice.points[0], *tried]:
         cells = [f"{one.weight:g}", f"{one.margin:g}", f"{one.floor:.3g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
         say(f"| {' | '.join([*cells, f'{one.kept:.2%}'])} |{' ←' if one == point else ''}")
     setting = f"α = {point.weight:g}"

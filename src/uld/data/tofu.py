@@ -225,12 +225,13 @@ def held_out(
     paraphrases: int = 2,
     wrong_answers: int = 2,
     retain_rows: int | None = None,
-) -> tuple[list[tuple[str, str, list[str]]], list[Record]]:
+) -> tuple[list[tuple[str, str, list[str], tuple[str, str]]], list[Record]]:
     """What `training_set` leaves out with the same settings, and no benchmark evaluates: for choosing α.
 
     Returns:
-        For each forget item with a paraphrase to spare: its question, that paraphrase of its answer, and wrong answers
-        (those to spare, or where there are none those that were trained on). And the retain rows to spare.
+        For each forget item with a paraphrase to spare: its question and its answer in those words, wrong answers
+        (those to spare, or where there are none those that were trained on), and the question and answer that were
+        trained on. And the retain rows to spare.
 
     Raises:
         DataError: a missing file, or nothing to spare.
@@ -251,7 +252,7 @@ def held_out(
         learnt = {_key(row), *map(_folded, pairs[:paraphrases])}
         spare = [pair for pair in pairs[paraphrases:] if _folded(pair) not in learnt]
         if spare and wrong:
-            probes.append((*spare[0], wrong[wrong_answers:] or wrong))
+            probes.append((*spare[0], wrong[wrong_answers:] or wrong, (row["question"], row["answer"])))
     pool = _pool(retain, evaluated)
     trained = len(forget) + sum(len(_pairs(row)[:paraphrases]) for _, row in told)
     rest = _untaken(pool, trained if retain_rows is None else retain_rows, kept)

@@ -27,6 +27,8 @@ class Point:
         margin: m, nats.
         floor: φ.
         error: Standard error of the advantage.
+        learnt: The advantage of right answers in the words that were trained on; None where those are not known.
+        learnt_error: Its standard error.
     """
 
     weight: float
@@ -36,6 +38,8 @@ class Point:
     margin: float = 0.0
     floor: float = 0.0
     error: float = 0.0
+    learnt: float | None = None
+    learnt_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Choice:
         retain: Number of retain answers.
         aim: What was asked for.
         budget: Share of the retain probability that may be lost.
+        floors: `point` and the higher floors from which it was lowered, highest first; none where it was not.
     """
 
     point: Point
@@ -59,6 +64,7 @@ class Choice:
     retain: int
     aim: Aim
     budget: float
+    floors: tuple[Point, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
@@ -66,8 +72,9 @@ class Choice:
 
     @property
     def curve(self) -> list[Point]:
-        """What was measured at the chosen α, τ and floor, by margin."""
-        chosen = (self.point.weight, self.point.filter, self.point.floor)
+        """What was measured at the chosen α and τ and at the floor that the margin was chosen at, by margin."""
+        start = self.floors[0] if self.floors else self.point
+        chosen = (start.weight, start.filter, start.floor)
         same = (one for one in self.points[1:] if (one.weight, one.filter, one.floor) == chosen)
         return sorted(same, key=lambda one: one.margin)
 
@@ -165,6 +172,31 @@ def _steady(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, st
         f"({lowest.advantage:+.2f} ± {lowest.error:.2f}): {', '.join(dict.fromkeys(beside))}"
         f"{short if lowest.advantage > 0 else ''}"
     )
+
+
+def lowered(points: Sequence[Point]) -> tuple[Point, str]:
+    """The highest floor under which the very words that were trained on are no likelier than wrong answers.
+
+    Other wordings of an answer sink sooner than its own words, and a floor keeps both up.
+
+    Args:
+        points: One margin and α at falling floors, each with `Point.learnt`.
+
+    Returns:
+        The setting and what to add to the reason why.
+    """
+    chosen = next((one for one in points if _is_even(one)), points[-1])
+    found = f"{chosen.learnt:+.2f} ± {chosen.learnt_error:.2f}"
+    if not _is_even(chosen):
+        return chosen, f"trained words stay likelier than wrong ones at every floor ({found})"
+    if chosen is points[0]:
+        return chosen, f"trained words are no likelier than wrong ones ({found})"
+    return chosen, f"the highest floor, from {points[0].floor:.2g} down, at which trained words are not ({found})"
+
+
+def _is_even(point: Point) -> bool:
+    """Whether trained words have no advantage that can be told from none (one standard error)."""
+    return point.learnt is not None and point.learnt <= point.learnt_error
 
 
 def _place(point: Point, weight: float) -> tuple[float, ...]:

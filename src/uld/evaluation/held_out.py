@@ -14,10 +14,17 @@ from uld.training.stored import stored_settings
 
 @dataclass(frozen=True)
 class Probe:
-    """A question about the forget set with its right answer and wrong ones."""
+    """A question about the forget set with answers.
+
+    Attributes:
+        right: The question with its right answer, in words that were not trained on.
+        wrong: It with wrong answers.
+        learnt: The question with its right answer as it was trained on, where that is known.
+    """
 
     right: Record
     wrong: tuple[Record, ...]
+    learnt: Record | None = None
 
 
 def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
@@ -50,13 +57,15 @@ def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
             f"{run} was trained on all of TOFU's retain rows: name others with --retain, and probes with --forget"
         )
     return [
-        Probe(Record.qa(question, right), tuple(Record.qa(question, one) for one in wrong))
-        for question, right, wrong in rows
+        Probe(Record.qa(question, right), tuple(Record.qa(question, one) for one in wrong), Record.qa(*learnt))
+        for question, right, wrong, learnt in rows
     ], retain
 
 
 def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], list[Record]]:
     """Probes from JSON lines: ``{"question", "answer", "wrong_answers": [...]}``, and retain records of any form.
+
+    A line may also have ``"learnt": {"question", "answer"}``, the same in the words that were trained on.
 
     Raises:
         DataError: with file and line.
@@ -69,7 +78,7 @@ def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], li
                 f"{source}: a probe must be a question with its right answer and wrong ones: expected "
                 '{"question", "answer", "wrong_answers": [...]}'
             )
-        refuse_unread(row, ("question", "answer", "wrong_answers", "alternative"), source)
+        refuse_unread(row, ("question", "answer", "wrong_answers", "alternative", "learnt"), source)
         wrong = row.get("wrong_answers")
         if not isinstance(wrong, list) or not wrong or not all(isinstance(one, str) and one.strip() for one in wrong):
             raise DataError(f"{source}: 'wrong_answers' must be a list of texts, at least one")
@@ -78,5 +87,12 @@ def file_probes(forget: str | Path, retain: str | Path) -> tuple[list[Probe], li
         )
         if any(one.same == right.same for one in others):
             raise DataError(f"{source}: 'wrong_answers' holds the right answer: take it out")
-        probes.append(Probe(right, tuple(others)))
+        learnt = None if row.get("learnt") is None else _learnt(row["learnt"], source)
+        probes.append(Probe(right, tuple(others), learnt))
     return probes, read_sources([str(retain)])[0]
+
+
+def _learnt(given: object, source: str) -> Record:
+    if not isinstance(given, dict) or given.keys() != {"question", "answer"}:
+        raise DataError(f'{source}: \'learnt\' must be the pair that was trained on: {{"question", "answer"}}')
+    return parse_record(given, source)

@@ -6,7 +6,8 @@ were not trained on), and how much of the target's probability it keeps on retai
 
 The aim ``steady`` chooses margin and floor, and takes an α so large that it hardly matters: what is remembered beyond
 the margin goes to the floor. The floor is the target's own surprise (`surprise`); the margin is the largest at which no
-less is forgotten than at any other, so that as little as possible of everything else is touched.
+less is forgotten than at any other, so that as little as possible of everything else is touched. Where right answers
+still are likelier than wrong ones in the very words that were trained on, the floor is halved until they are not.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from torch import Tensor
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.choosing import Aim, Choice, Point, first_choice, neighbours
+from uld.evaluation.choosing import Aim, Choice, Point, first_choice, lowered, neighbours
 from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
@@ -38,6 +39,8 @@ from uld.training.stored import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try, beside the run's own."""
+HALVINGS = 5
+"""How often ``steady`` may halve the floor."""
 _WHOLE = 2**31
 
 
@@ -68,7 +71,9 @@ def measure(
         DataError: a record that the prompt format cannot encode.
     """
     every = [dataclasses.replace(settings[0], weight=0.0), *settings]
-    records = [record for probe in probes for record in (probe.right, *probe.wrong)]
+    learnt = [probe.learnt for probe in probes if probe.learnt is not None]
+    learnt = learnt if len(learnt) == len(probes) else []
+    records = [*learnt, *(record for probe in probes for record in (probe.right, *probe.wrong))]
     rows = [form.encode(record, _WHOLE) for record in records]
     pieces = [form.encode_all([record], _WHOLE if record.text is None else max_length)[0] for record in retain]
     rows += [row for one in pieces for row in one]
@@ -77,15 +82,15 @@ def measure(
     shown = f"{len(every)} settings" if progress else None
     for how, scores in zip(every, Scorer(model, pad_token_id, every).score(rows, shown), strict=True):
         each = iter(scores)
-        advantages = []
-        for probe in probes:
-            right, *wrong = (next(each).avg_loss for _ in range(1 + len(probe.wrong)))
-            advantages.append(statistics.fmean(wrong) - right)
+        trained = [next(each).avg_loss for _ in learnt]
+        losses = [[next(each).avg_loss for _ in (probe.right, *probe.wrong)] for probe in probes]
+        wrong = [statistics.fmean(one[1:]) for one in losses]
         kept = [[next(each) for _ in one] for one in pieces]
         prob = statistics.fmean(math.exp(-sum(s.loss for s in one) / sum(s.tokens for s in one)) for one in kept)
         base = prob if base is None else base
-        mean, error = _mean(advantages)
-        points.append(Point(how.weight, how.filter, mean, prob / base, how.margin, how.floor, error))
+        mean, error = _mean([worse - one[0] for worse, one in zip(wrong, losses, strict=True)])
+        own = _mean([worse - one for worse, one in zip(wrong, trained, strict=True)]) if learnt else (None, 0.0)
+        points.append(Point(how.weight, how.filter, mean, prob / base, how.margin, how.floor, error, *own))
     return points
 
 
@@ -250,7 +255,16 @@ def _tune(
     settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
     points = measure(model, form, pad, probes, retain, settings, max_length=length, progress=progress)
     point, reason, kept = first_choice(points, budgets, aim)
-    choice = Choice(point, reason, points, len(probes), len(retain), aim, kept)
+    floors: Sequence[Point] = ()
+    if aim == "steady" and not grid.floors and point.learnt is not None:
+        how = own.override(weight=point.weight, filter=point.filter, margin=point.margin)
+        lower = [how.override(floor=how.floor / 2**k) for k in range(1, HALVINGS + 1)]
+        found = measure(model, form, pad, probes, retain, lower, max_length=length, progress=progress)[1:]
+        floors = (point, *(one for one in found if one.kept >= 1 - kept))
+        point, why = lowered(floors)
+        reason, floors = f"{reason}; {why}", floors[: floors.index(point) + 1]
+        points += floors[1:]
+    choice = Choice(point, reason, points, len(probes), len(retain), aim, kept, tuple(floors))
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")

@@ -7,7 +7,7 @@
 | ``forget.jsonl`` | the documents and these questions, to be reworded and for the check |
 | ``reworded/`` | paraphrases and wrong answers (``uld augment``) |
 | ``held_out.jsonl`` | a wording of each that is not trained on, where there is another one of its question |
-| ``probes.jsonl`` | an answer in other words and wrong ones to each question, for tuning |
+| ``probes.jsonl`` | an answer in other words, wrong ones, and the trained one to each question, for tuning |
 | ``retain.jsonl``, ``retain_held_out.jsonl`` | what must stay: most of it to train on, the rest to tune and check on |
 """
 
@@ -99,7 +99,8 @@ def hold_back(work: Path) -> tuple[int, int]:
             wrong[one["of"]].append(one["answer"])
     held = {of: {key: one[key] for key in ("question", "answer")} for of, one in spare.items()}
     lies = {of: wrong[of][WRONG_ANSWERS:] or wrong[of] for of in held if wrong[of]}
-    write_rows(work / PROBES, ({**held[of], "wrong_answers": told} for of, told in lies.items()))
+    probes = ({**held[of], "wrong_answers": told, "learnt": row(pairs[of])} for of, told in lies.items())
+    write_rows(work / PROBES, probes)
     new = {folded(one["question"]): one for one in held.values() if folded(one["question"]) not in asked}
     return len(pairs), write_rows(work / HELD_OUT, new.values())
 
