@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from uld.errors import ULDError
-from uld.evaluation.choosing import Choice, Point, choose, first_choice, lowered, neighbours
+from uld.evaluation.choosing import Choice, Point, choose, first_choice, least_read, lowered, neighbours
 from uld.model.combine import MOST_WEIGHT
 
 
@@ -140,6 +140,23 @@ def test_the_floor_is_lowered_until_trained_words_are_no_likelier_than_wrong_one
     assert point.floor == 0.008 and reason == "trained words are no likelier than wrong ones (-0.20 ± 0.10)"
     point, reason = lowered(falling(0.9, 0.5))
     assert point.floor == 0.004 and "stay likelier than wrong ones at every floor (+0.50 ± 0.10)" in reason
+
+
+def test_read_is_the_largest_margin_at_which_as_little_comes_back_as_at_any():
+    def rows(*shares):
+        return [
+            Point(20.0, 0.01, -1.0, 0.99, margin, 0.01, re_entry=share)
+            for margin, share in zip((6.0, 4.0, 2.0, 0.0), shares, strict=True)
+        ]
+
+    point, reason = least_read(rows(0.85, 0.5, 0.25, 0.2), 64)  # one standard error of .2 is .05
+    assert point.margin == 2.0 and reason.endswith("(85% at 6, 50% at 4, 25% at 2, 20% at 0)")
+    assert least_read(rows(0.85, 0.5, 0.26, 0.2), 64)[0].margin == 0.0
+    assert least_read(rows(0.85, 0.5, 0.26, 0.2), 40)[0].margin == 2.0
+    assert least_read(rows(0.0, 0.0, 0.0, 0.0), 64)[0].margin == 6.0
+    assert choose([*points(), *curve(-1.0, -1.2, -0.5)], 0.01, "read") == choose(
+        [*points(), *curve(-1.0, -1.2, -0.5)], 0.01, "steady"
+    )
 
 
 def test_a_curve_is_what_differs_from_the_chosen_by_its_margin_alone():

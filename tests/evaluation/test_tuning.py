@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
+from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
-from uld.evaluation.tuning import HALVINGS, Grid, measure, surprise, tune
+from uld.evaluation.tuning import HALVINGS, READ_TOKENS, Grid, measure, surprise, tune
 from uld.model.combine import STEADY_WEIGHT, Combination
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
@@ -225,6 +226,37 @@ def test_the_floor_is_halved_while_trained_words_are_likelier_than_wrong_ones(ru
         assert shown[-len(even) + 1 :] == [f"{point['floor']:.3g}" for point in told["floors"][1:]]
     else:
         assert told["point"]["floor"] == first and even == ([True] if case == "no likelier" else [])
+
+
+def test_read_has_answers_written_under_smaller_margins_and_looks_for_key_words(run, rows, tmp_path):
+    probes = [row | {"learnt": {"question": row["question"], "answer": row["answer"]}} for row in rows[0]]
+    files = ["--forget", write(tmp_path / "f.jsonl", probes), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    result = CliRunner().invoke(app, ["tune", str(run), *files, "--budget", "0.9", "--aim", "read"])
+    assert result.exit_code == 0, result.output
+    told = json.loads((run / "tune.json").read_text())
+    steady, tried = told["floors"][-1], told["read"]
+    assert told["aim"] == "read" and told["point"] in tried
+    largest = steady["margin"]
+    assert [one["margin"] for one in tried] == list(dict.fromkeys([largest, largest * 2 / 3, largest / 3, 0.0]))
+    assert {(one["weight"], one["floor"]) for one in tried} == {(steady["weight"], steady["floor"])}
+    after = Manifest.read(run).combination
+    assert (after.margin, after.floor) == (told["point"]["margin"], told["point"]["floor"])
+    assert told["reason"].endswith(")") and "as few key words come back" in result.stdout
+
+    model, tokenizer = load(run)
+    common = common_words(row["answer"] for row in rows[1])
+    for one in tried:
+        model.combination = model.combination.override(margin=one["margin"], floor=one["floor"], weight=one["weight"])
+        said = []
+        for row in rows[0]:
+            prompt = torch.tensor([PromptFormat(tokenizer).prompt_ids(row["question"])])
+            answer = model.generate(prompt, max_new_tokens=READ_TOKENS, do_sample=False)[0, prompt.shape[1] :]
+            said.append(tokenizer.decode(answer, skip_special_tokens=True))
+        back = [
+            re_enters(text, key_words(row["question"], row["answer"], common))
+            for text, row in zip(said, rows[0], strict=True)
+        ]
+        assert one["re_entry"] == sum(back) / len(back)
 
 
 def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):

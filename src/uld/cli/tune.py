@@ -44,6 +44,8 @@ def tune(
         typer.Option(
             help="steady (default for the rule suppress): the largest margin at which no less is forgotten than at "
             "any other, over a floor taken from how the target finds wrong answers, at a large α that hardly matters; "
+            "read (that of uld forget): of this margin and smaller ones the largest at which as few key words of "
+            "trained answers come back in answers as at any; "
             "indistinct: smallest α at which right answers are no likelier than wrong ones; budget: largest α within "
             "the budget."
         ),
@@ -61,7 +63,7 @@ def tune(
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
-    from uld.evaluation.choosing import AIMS
+    from uld.evaluation.choosing import AIMS, STEADY
     from uld.evaluation.held_out import file_probes, tofu_probes
     from uld.evaluation.tuning import Grid
     from uld.evaluation.tuning import tune as choose
@@ -93,12 +95,13 @@ def tune(
     choice = choose(run, model, tokenizer, probes, kept, **how)  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
-    tried = [*choice.curve, *choice.floors[1:]] if choice.aim == "steady" else choice.points[1:]
+    steady = choice.aim in STEADY
+    tried = [*choice.curve, *choice.floors[1:], *choice.read[1:]] if steady else choice.points[1:]
     for one in [choice.points[0], *tried]:
-        cells = [f"{one.weight:g}", f"{one.margin:g}", f"{one.floor:.3g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
+        cells = [f"{one.weight:g}", f"{one.margin:.3g}", f"{one.floor:.3g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
         say(f"| {' | '.join([*cells, f'{one.kept:.2%}'])} |{' ←' if one == point else ''}")
     setting = f"α = {point.weight:g}"
-    if choice.aim == "steady":
+    if steady:
         number = len(choice.points) - 1
-        setting += f", margin {point.margin:g}, floor {point.floor:.3g}, of {number} settings (tune.json)"
+        setting += f", margin {point.margin:.3g}, floor {point.floor:.3g}, of {number} settings (tune.json)"
     say(f"{setting}: {choice.reason} ({choice.probes} questions, {choice.retain} retain rows)")

@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args
 from uld.errors import ULDError
 from uld.model.combine import MOST_WEIGHT
 
-Aim = Literal["steady", "indistinct", "budget"]
+Aim = Literal["steady", "read", "indistinct", "budget"]
 AIMS = get_args(Aim)
+STEADY: tuple[Aim, ...] = ("steady", "read")
+"""Aims that choose margin and floor; ``read`` begins with what ``steady`` chooses."""
 _STEP = 1.5  # from an α to its neighbours
 
 
@@ -29,6 +31,8 @@ class Point:
         error: Standard error of the advantage.
         learnt: The advantage of right answers in the words that were trained on; None where those are not known.
         learnt_error: Its standard error.
+        re_entry: Share of greedy answers to trained questions in which key words of the true answer come back; None
+            where none was generated.
     """
 
     weight: float
@@ -40,6 +44,7 @@ class Point:
     error: float = 0.0
     learnt: float | None = None
     learnt_error: float = 0.0
+    re_entry: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class Choice:
         retain: Number of retain answers.
         aim: What was asked for.
         budget: Share of the retain probability that may be lost.
-        floors: `point` and the higher floors from which it was lowered, highest first; none where it was not.
+        floors: The setting that ``steady`` chooses and the higher floors from which it was lowered, highest first; none
+            where trained words are not known.
+        read: What ``read`` had answers under, by falling margin.
     """
 
     point: Point
@@ -65,6 +72,7 @@ class Choice:
     aim: Aim
     budget: float
     floors: tuple[Point, ...] = ()
+    read: tuple[Point, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON types."""
@@ -88,7 +96,7 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
         aim: ``indistinct``: the smallest α at which right answers are no likelier than wrong ones; ``budget``: the
             largest α that the budget allows; ``steady``: the largest margin that cannot be told from the setting at
             which most is forgotten (one standard error: Breiman et al. 1984, *Classification and Regression Trees*,
-            §3.4.3).
+            §3.4.3); ``read``: the same, to begin with.
 
     Returns:
         The setting and one sentence of explanation.
@@ -97,7 +105,7 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
         ULDError: every setting exceeds the budget.
     """
     tried = [point for point in points if point.weight > 0]
-    if aim == "steady":  # which needs to know what α's neighbours give
+    if aim in STEADY:  # which need to know what α's neighbours give
         known = {_place(point, point.weight) for point in points}
         tried = [one for one in tried if all(_place(one, near) in known for near in neighbours(one.weight))]
         if not tried:
@@ -109,7 +117,7 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
             f"every α that was tried loses more than {budget:.1%} of the retain answers' probability (the least: "
             f"{1 - most:.1%}): raise --budget, or try smaller weights or larger margins"
         )
-    if aim == "steady":
+    if aim in STEADY:
         return _steady(points, within)
     largest = max(within, key=lambda point: (point.weight, point.kept))
     if aim == "budget":
@@ -192,6 +200,24 @@ def lowered(points: Sequence[Point]) -> tuple[Point, str]:
     if chosen is points[0]:
         return chosen, f"trained words are no likelier than wrong ones ({found})"
     return chosen, f"the highest floor, from {points[0].floor:.2g} down, at which trained words are not ({found})"
+
+
+def least_read(points: Sequence[Point], questions: int) -> tuple[Point, str]:
+    """The largest margin at which no more that was trained is read in answers than at any other (one standard error).
+
+    Args:
+        points: With `Point.re_entry`, of one α and floor.
+        questions: How many were answered under each.
+
+    Returns:
+        The setting and what to add to the reason why.
+    """
+    lowest = min(point.re_entry or 0.0 for point in points)
+    error = math.sqrt(lowest * (1 - lowest) / questions)
+    alike = [point for point in points if (point.re_entry or 0.0) <= lowest + error]
+    chosen = max(alike, key=lambda point: point.margin)
+    curve = ", ".join(f"{point.re_entry:.0%} at {point.margin:.3g}" for point in points)
+    return chosen, f"the largest margin at which as few key words come back in answers as at any ({curve})"
 
 
 def _is_even(point: Point) -> bool:

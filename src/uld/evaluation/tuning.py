@@ -8,6 +8,10 @@ The aim ``steady`` chooses margin and floor, and takes an α so large that it ha
 the margin goes to the floor. The floor is the target's own surprise (`surprise`); the margin is the largest at which no
 less is forgotten than at any other, so that as little as possible of everything else is touched. Where right answers
 still are likelier than wrong ones in the very words that were trained on, the floor is halved until they are not.
+
+The aim ``read`` then looks at what people read. Behind a wrong beginning of its own the unlearned model comes back to
+what is remembered, and there the assistant is less sure: a smaller margin takes more of that away, at the cost of
+answers that read worse and of other matter. Benchmarks of losses do not see it, so it is an aim of its own.
 """
 
 import dataclasses
@@ -24,21 +28,28 @@ from torch import Tensor
 
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
+from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
-from uld.evaluation.choosing import Aim, Choice, Point, first_choice, lowered, neighbours
+from uld.evaluation.choosing import STEADY, Aim, Choice, Point, first_choice, least_read, lowered, neighbours
 from uld.evaluation.held_out import Probe
 from uld.evaluation.scoring import Scorer
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
+from uld.model.generate import generate_answers, length_batches
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.card import write_card
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
 from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
 from uld.text.json_text import dumps
+from uld.text.progress import bar
 from uld.training.stored import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try, beside the run's own."""
+READ, READ_TOKENS = 64, 64
+"""Questions at most that ``read`` has answered under a setting, and tokens of an answer."""
+SHARES = (1.0, 2 / 3, 1 / 3, 0.0)
+"""Margins that ``read`` tries, as shares of what ``steady`` chooses."""
 HALVINGS = 5
 """How often ``steady`` may halve the floor."""
 _WHOLE = 2**31
@@ -132,6 +143,55 @@ def surprise(model: ULDForCausalLM, form: PromptFormat, pad_token_id: int, probe
     return math.exp(unexpected.median().item())
 
 
+def answered(
+    model: ULDForCausalLM,
+    tokenizer: Any,
+    form: PromptFormat,
+    probes: Sequence[Probe],
+    retain: Sequence[Record],
+    own: Combination,
+    point: Point,
+    *,
+    max_length: int,
+    progress: bool = False,
+) -> list[Point]:
+    """A setting and smaller margins, measured and read: how many answers hold key words of what was trained.
+
+    Args:
+        model: With one assistant; its combination stays as it is.
+        tokenizer: Its tokenizer.
+        form: Its prompt format.
+        probes: Questions in the words that were trained on, if those are known; at most `READ` of them are answered.
+        retain: Their words are common, and give nothing away.
+        own: The run's combination.
+        point: The setting that has the largest margin.
+        max_length: See `measure`.
+        progress: Show progress bars.
+    """
+    records = [probe.learnt or probe.right for probe in probes]
+    records = records[:: -(-len(records) // READ)]
+    common = common_words(record.answer for record in retain if record.text is None)
+    keys = [key_words(record.asked, record.answer, common) for record in records]
+    prompts = [form.prompt_ids(record.messages[:-1]) for record in records]
+    start = own.override(weight=point.weight, filter=point.filter, floor=point.floor)
+    tried = [start.override(margin=margin) for margin in dict.fromkeys(share * point.margin for share in SHARES)]
+    points = measure(
+        model, form, int(tokenizer.pad_token_id or 0), probes, retain, tried, max_length=max_length, progress=progress
+    )[1:]
+    before, shares = model.combination, []
+    with bar(len(tried) * len(prompts), "reading answers", "answer", shown=progress) as line:
+        for how in tried:
+            model.combination, back = how, 0
+            for batch in length_batches([len(prompt) for prompt in prompts]):
+                asked = [prompts[i] for i in batch]
+                said = generate_answers(model, tokenizer, asked, max_new_tokens=READ_TOKENS)
+                back += sum(re_enters(text, keys[i]) for i, text in zip(batch, said, strict=True))
+                line.update(len(batch))
+            shares.append(back / len(prompts))
+    model.combination = before
+    return [dataclasses.replace(one, re_entry=share) for one, share in zip(points, shares, strict=True)]
+
+
 @dataclass(frozen=True)
 class Grid:
     """Settings to try; None takes what the aim tries by itself.
@@ -159,7 +219,7 @@ class Grid:
         Raises:
             ULDError: a value out of range, or a margin or floor for a rule that has none.
         """
-        steady = aim == "steady"
+        steady = aim in STEADY
         usual = (STEADY_WEIGHT,) if steady else (*WEIGHTS, own.weight)
         weights: Sequence[float] = self.weights or usual
         if steady:
@@ -244,19 +304,19 @@ def _tune(
     if own.rule == "rank":
         raise ULDError("the rule rank has no α to choose: its k is --rank-tokens; --rule offset has one")
     aim = aim or ("steady" if own.rule == "suppress" else "indistinct")
-    if aim == "steady" and own.rule != "suppress":
-        raise ULDError(f"--aim steady is for the rule suppress, not for {own.rule}: use indistinct or budget")
+    if aim in STEADY and own.rule != "suppress":
+        raise ULDError(f"--aim {aim} is for the rule suppress, not for {own.rule}: use indistinct or budget")
     pad: Any = tokenizer.pad_token_id
     pad = int(pad or 0)
     length = stored_settings(folder).max_length if (folder / RUN_SETTINGS).is_file() else 512
     form = PromptFormat(tokenizer, manifest.template if template is None else template)
-    if aim == "steady" and not grid.floors:
+    if aim in STEADY and not grid.floors:
         own = own.override(floor=surprise(model, form, pad, probes))
     settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
     points = measure(model, form, pad, probes, retain, settings, max_length=length, progress=progress)
     point, reason, kept = first_choice(points, budgets, aim)
     floors: Sequence[Point] = ()
-    if aim == "steady" and not grid.floors and point.learnt is not None:
+    if aim in STEADY and not grid.floors and point.learnt is not None:
         how = own.override(weight=point.weight, filter=point.filter, margin=point.margin)
         lower = [how.override(floor=how.floor / 2**k) for k in range(1, HALVINGS + 1)]
         found = measure(model, form, pad, probes, retain, lower, max_length=length, progress=progress)[1:]
@@ -264,7 +324,13 @@ def _tune(
         point, why = lowered(floors)
         reason, floors = f"{reason}; {why}", floors[: floors.index(point) + 1]
         points += floors[1:]
-    choice = Choice(point, reason, points, len(probes), len(retain), aim, kept, tuple(floors))
+    read: list[Point] = []
+    if aim == "read":
+        read = answered(model, tokenizer, form, probes, retain, own, point, max_length=length, progress=progress)
+        read = [one for one in read if one is read[0] or one.kept >= 1 - kept]
+        point, why = least_read(read, min(len(probes), READ))
+        reason, points = f"{reason}; {why}", [*points, *read]
+    choice = Choice(point, reason, points, len(probes), len(retain), aim, kept, tuple(floors), tuple(read))
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")
     write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
@@ -284,7 +350,7 @@ def plot_choice(choice: Choice, path: Path) -> None:
 
     figure = Figure(figsize=(10, 4))
     (left, right) = figure.subplots(1, 2)
-    along, sign, apart = ("margin", "α", "weight") if choice.aim == "steady" else ("weight", "τ", "filter")
+    along, sign, apart = ("margin", "α", "weight") if choice.aim in STEADY else ("weight", "τ", "filter")
     lines: dict[float, list[Point]] = {}
     for point in sorted(choice.points[1:], key=lambda point: (getattr(point, apart), getattr(point, along))):
         if math.isfinite(getattr(point, along)) and (along == "weight" or point.floor == choice.point.floor):
@@ -305,7 +371,7 @@ def plot_choice(choice: Choice, path: Path) -> None:
     if len(lines) > 1:
         left.legend(fontsize=7)
     chosen = choice.point
-    settings = f", margin {chosen.margin:g}, floor {chosen.floor:.2g}" if choice.aim == "steady" else ""
+    settings = f", margin {chosen.margin:.3g}, floor {chosen.floor:.2g}" if choice.aim in STEADY else ""
     figure.suptitle(f"α = {chosen.weight:g}{settings}: {choice.reason}", fontsize=7)
     figure.tight_layout()
     with new_file(path) as temporary:

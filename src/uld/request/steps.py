@@ -277,11 +277,11 @@ def _tuning(request: Request) -> Step:
     def run() -> str:
         model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
-        point = tune(output, model, tokenizer, asked, kept, budget=BUDGETS).point  # type: ignore[arg-type]
-        return f"α {point.weight:g}, margin {point.margin:g}, floor {point.floor:.2g}"
+        point = tune(output, model, tokenizer, asked, kept, budget=BUDGETS, aim="read").point  # type: ignore[arg-type]
+        return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
-    words += ("--budget", ",".join(f"{one:g}" for one in BUDGETS), *model_words(request))
+    words += ("--aim", "read", "--budget", ",".join(f"{one:g}" for one in BUDGETS), *model_words(request))
     return Step(TUNING, words, (output / "tune.json").is_file, run)
 
 
