@@ -8,7 +8,7 @@ from uld.cli.common import Quiet, say
 from uld.errors import ULDError, guess
 
 EPILOG = (
-    "Example: uld forget --target MODEL --documents request/ --output runs/mara   ·   "
+    "Example: uld forget --target MODEL --documents request/ --output runs/mara\n\n"
     "uld forget --target MODEL --documents a.txt --documents b.jsonl --retain kept.jsonl --output runs/x --plan"
 )
 ASK, SHAPE = "Questions and other words", "Training"
