@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import Quiet, say
+from uld.cli.common import Quiet, hide_loading, say
 from uld.errors import ULDError, guess
 
 EPILOG = (
@@ -92,6 +92,7 @@ def forget(
         refuse_unusable(request)
         say(str(planned(request)))
         return
+    hide_loading()
     found = carry_out(request, tell=(lambda _: None) if quiet else say, progress=not quiet)
     say(found.check.table())
     say(f"run: {found.run}   report: {found.report}")
