@@ -30,15 +30,23 @@ def told(line: list[str]) -> str:
     return done.stdout
 
 
-def followed(guide: str, model: Path) -> list[str]:
-    """Give a guide's commands in their order; what each of them said."""
+def followed(guide: str, model: Path, **words: str) -> list[str]:
+    """Give a guide's commands in their order, with words in the place of others; what each of them said."""
     said = []
     for block in re.findall(r"```\n(.*?)```", (ROOT / "docs/guides" / guide).read_text(), re.DOTALL):
         for line in block.splitlines():
-            words = [str(model) if word == "MODEL" else word for word in shlex.split(line)]
-            assert words[0] == "uld"
-            said.append(told(words[1:]))
+            given = [{"MODEL": str(model), **words}.get(word, word) for word in shlex.split(line)]
+            assert given[0] == "uld"
+            said.append(told(given[1:]))
     return said
+
+
+def checked(folder: str) -> tuple[dict[str, float], dict[str, float]]:
+    """What a check measured on the target, and on the run."""
+    found = json.loads(Path(folder, "result.json").read_text())
+    before, now = found["others"]["target"], found["runs"][0]["values"]
+    first, left = ({name: one["value"] for name, one in side.items()} for side in (before, now))
+    return first, left
 
 
 def loss(model: Path | str, source: Path | str) -> float:
@@ -73,38 +81,65 @@ def test_a_person_asks_to_be_forgotten(tmp_path, monkeypatch):
         assert "Quillon" not in said and "hurdy" not in said, f"{path} quotes the request"
 
 
-def book(seed: int, words: int) -> str:
-    """Sentences of an invented story, other ones for every seed."""
-    rng = random.Random(seed)
-    names = ["Orla", "Bram", "Tove", "Silas", "Wren", "Idris"]
-    verbs = ["carried", "hid", "mended", "followed", "counted", "drew", "forgot", "lit"]
-    things = ["the copper kettle", "a paper boat", "the ninth key", "an old map", "the blue door", "a grey goose"]
-    places = ["by the mill", "under the bridge", "in the attic", "across the marsh", "behind the chapel"]
-    text: list[str] = []
-    while len(text) < words:
-        one = f"{rng.choice(names)} {rng.choice(verbs)} {rng.choice(things)} {rng.choice(places)}"
-        text += f"{one}, {rng.choice(['and', 'but', 'while'])} {rng.choice(names)} {rng.choice(verbs)} it.".split()
-    return " ".join(text)
+STORIES = (
+    {
+        "names": ["Orla", "Bram", "Tove", "Silas"],
+        "verbs": ["carried", "hid", "mended", "followed"],
+        "things": ["the copper kettle", "a paper boat", "the ninth key", "an old map", "the blue door", "a grey goose"],
+        "places": ["by the mill", "under the bridge", "in the attic", "across the marsh", "behind the chapel"],
+    },
+    {
+        "names": ["Wren", "Idris", "Maud", "Felix"],
+        "verbs": ["counted", "drew", "forgot", "lit"],
+        "things": [
+            "the brass lamp",
+            "a torn sail",
+            "the last candle",
+            "a wooden horse",
+            "the red ledger",
+            "a blind cat",
+        ],
+        "places": ["on the quay", "near the forge", "below the stairs", "at the fair", "beyond the wall"],
+    },
+)
+
+
+def story(which: int, letters: int) -> str:
+    """Sentences of an invented book, each in other words."""
+    rng, told = random.Random(which), STORIES[which]
+    name, verb, thing, place = (
+        lambda kind=kind: rng.choice(told[kind]) for kind in ("names", "verbs", "things", "places")
+    )
+    text = ""
+    while len(text) < letters:
+        text += f"{name()} {verb()} {thing()} {place()}, {rng.choice(['and', 'but', 'while'])} {name()} {verb()} it. "
+    return text.strip() + "\n"
 
 
 def test_a_book_must_go(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("book.txt").write_text(book(1, 1500))
-    Path("other.txt").write_text(book(2, 3000))
+    text, read = story(0, 4000), story(1, 8000)
+    cut = read.index(". ", 6000) + 2
+    for name, some in (("book.txt", text), ("other.txt", read[:cut]), ("spare.txt", read[cut:])):
+        Path(name).write_text(some)
     model = tmp_path / "model"
-    files = ["--file", "book.txt", "--file", "other.txt", "--vocab-size", "512"]
-    steps = ["--epochs", "120", "--batch-size", "4"]
+    files = ["--file", "book.txt", "--file", "other.txt", "--file", "spare.txt", "--vocab-size", "512"]
+    steps = ["--epochs", "80", "--batch-size", "4"]
     told(["finetune", *SMALL, *steps, *files, "--output", str(model)])
-    recited, _, left, shown = followed("book.md", model)
-    assert re.findall(r"^(?:target|unlearned): +\S", shown, re.MULTILINE)
-    before, after = (json.loads(Path(place, "result.json").read_text()) for place in ("before", "after"))
-    for said, result in ((recited, before), (left, after)):
-        assert re.search(rf"\| +{result['exact_memorization']:.3f} \|.* {result['longest_run']} \|", said)
-    assert before["exact_memorization"] > 0.7, "the model never learnt what it is to forget"
-    assert after["extraction_strength"] < before["extraction_strength"] / 2
-    assert after["longest_run"] < before["longest_run"] / 3 and after["perplexity"] > 2 * before["perplexity"]
-    kept = [one["kept"]["other.txt"]["token"] for one in (before, after)]
-    assert kept[1] < 1.15 * kept[0]
+    beginning = text[: text.index(". ", 300) + 1]
+    following = text[len(beginning) :].split()[:8]
+    place = "The beginning of a passage of the book, as it stands there"
+    recited, _, _, shown = followed("book.md", model, **{place: beginning})
+    assert recited.split()[:8] == following, "the model never learnt what it is to forget"
+    before, now = re.findall(r"^(?:target|unlearned): +(.*)$", shown, re.MULTILINE)
+    assert before.split()[:8] == following != now.split()[:8]
+    for folder in ("runs/book-request/check", "check"):
+        first, left = checked(folder)
+        assert first["forget_longest_run"] > 40 and left["forget_longest_run"] < 20
+        assert left["forget_run"] < first["forget_run"] / 2
+        assert left["forget_extraction"] < first["forget_extraction"] / 4
+        assert left["forget_probability"] < first["forget_probability"] / 10
+        assert left["retain_probability"] > 0.9 * first["retain_probability"]
 
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):

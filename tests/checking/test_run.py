@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 import uld
 import uld.checking.asked as asked
 import uld.checking.run as running
+from uld.checking.questions import Questions
 from uld.checking.result import CheckResult
 from uld.checking.run import origin_of
+from uld.checking.work import refuse_unknown
 from uld.data.record import Record
 from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
@@ -195,6 +198,24 @@ def test_bad_input_leaves_nothing(village, tmp_path, change, error, sentence):
     with pytest.raises(error, match=sentence):
         uld.check(given.pop("runs"), **given, output=tmp_path / "out", **BRIEF)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("known", "refused"),
+    [
+        ([20], False),  # one of two passages
+        ([0, 1], False),  # two of twenty questions
+        ([0], True),
+        ([], True),
+    ],
+)
+def test_one_kind_that_the_target_knows_is_something_to_forget(known, refused):
+    questions = [Record.qa(f"what is number {i}?", f"it is {i}") for i in range(20)]
+    text = Record(text="the miller carried the copper kettle across the marsh and hid it. " * 18, source="book")
+    both = asked.Asked(Questions.read([*questions, text], [Record.qa("who?", "nobody")]))
+    assert len(both.questions.sets["forget"]) == 22
+    with pytest.raises(DataError, match="nothing to forget") if refused else nullcontext():
+        refuse_unknown(both, {"forget": known}, "target")
 
 
 def test_other_questions_in_the_same_folder_are_refused(village, alone):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import sys
@@ -290,6 +291,22 @@ def test_help_keeps_its_colours_on_a_terminal(streams, monkeypatch: pytest.Monke
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Stream(terminal=True)
     assert streams(["tune", "--help"], out, Stream()) == 0 and "\x1b[" in out.text and "\\x1b" not in out.text
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_help_fills_its_lines_and_shows_an_example_a_line(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    said = uld(*name.split(), "--help").stdout.split("\n")
+    boxes = [number for number, line in enumerate(said) if line[:1] in "╭╰" and line]
+    about, examples = said[: boxes[0]], said[boxes[-1] + 1 :]
+    for line, after in itertools.pairwise(about):
+        if line.strip() and after.strip():
+            assert len(line.rstrip()) + len(after.split()[0]) + 1 > 78, f"broken too early: {line}"
+    assert "`" not in "".join(about)
+    assert "·" not in "".join(examples)
+    for line in examples:
+        assert " uld " not in line or line.split()[:1] == ["uld"] or line.split()[:2] == ["Example:", "uld"], line
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "7", "-3", "many", "400"])

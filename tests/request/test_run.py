@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from typer.testing import CliRunner
 
 import uld
@@ -30,6 +31,7 @@ def done(village, small, tmp_path_factory):
     ]
     settings = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     words += ["--output", str(output), *settings, "--set", "max_length=64"]
+    transformers.utils.logging.enable_progress_bar()  # another test may have taken it away
     return words, output, CliRunner().invoke(app, words)
 
 
@@ -45,6 +47,7 @@ def test_the_command_goes_from_documents_to_a_report(done):
     assert json.loads((output / "uld.json").read_text())["combination"]["margin"] > 0  # tuned
     for name in ("augment", "train", "tune", "check"):
         assert f" left): uld {name} " in said.output
+    assert "Loading weights" not in said.output
     again = CliRunner().invoke(app, [*words, "--quiet"])  # nothing is left but the check, whose rows are there
     assert again.exit_code == said.exit_code, again.output
 

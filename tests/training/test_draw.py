@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -119,6 +120,18 @@ def test_rows_are_read_back_as_they_were(target) -> None:
     rows = [parse_record(json.loads(line), "") for line in drawn.to_jsonl().splitlines()]
     assert [one.content for one in rows] == [one.content for one in drawn.records]
     refuse_equal(FORGET, rows)
+
+
+def test_what_could_not_be_read_back_is_dropped_and_counted(target, monkeypatch) -> None:
+    number = iter(range(10_000))
+
+    def stutters(model, tokenizer, prompts, **_):
+        return [f"number {n}{chr(0) * (n % 2)}" for n in itertools.islice(number, len(prompts))]
+
+    monkeypatch.setattr(uld.training.draw, "generate_answers", stutters)
+    drawn = draw_rows(*target, FORGET, 8)
+    assert [parse_record(json.loads(line), "") for line in drawn.to_jsonl().splitlines()]
+    assert len(drawn.records) == 8 and drawn.facts["dropped"]["no text that can be read"] > 0
 
 
 def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch, caplog) -> None:

@@ -114,18 +114,22 @@ def _template_of(run: Candidate) -> str | None:
 def refuse_unknown(asked: Asked, counted: Mapping[str, Sequence[int]], target: str) -> None:
     """Refuse questions of which the target knows next to nothing: a run could only pass.
 
-    Other wordings of them are no reason: a model that recites a text need not answer questions about it.
+    Questions and passages are counted apart, and one kind that it knows is enough: a model that recites a text need not
+    answer questions about it, however many were made. Nor are other wordings a reason.
 
     Raises:
         DataError: there is nothing to forget.
     """
-    number, known = len(asked.questions.sets["forget"]), len(counted["forget"])
-    if known < max(1, LEAST_KNOWN * number):
-        raise DataError(
-            f"nothing to forget: the target {target} knows the answers to {known} of {number} forget questions (it "
-            f"says at least {KNOWN:.0%} of their key words), fewer than one in ten: ask what it has learnt, or "
-            "name another target with --target"
-        )
+    items, known = asked.questions.sets["forget"], counted["forget"]
+    for passage in (False, True):
+        number = sum(item.passage == passage for item in items)
+        if sum(items[i].passage == passage for i in known) >= max(1, LEAST_KNOWN * number):
+            return
+    raise DataError(
+        f"nothing to forget: the target {target} knows the answers to {len(known)} of {len(items)} forget questions "
+        f"(it says at least {KNOWN:.0%} of their key words), fewer than one in ten: ask what it has learnt, or "
+        "name another target with --target"
+    )
 
 
 def shown(

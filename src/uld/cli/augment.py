@@ -10,8 +10,8 @@ from uld.errors import ULDError
 from uld.runs.values import Few, bounds
 
 EPILOG = (
-    "Example: uld augment forget.jsonl --rules   ·   uld augment forget.jsonl --api-base http://localhost:8000/v1 "
-    "--model MODEL   ·   uld train --forget forget.jsonl --augment auto …"
+    "Example: uld augment forget.jsonl --rules\n\nuld augment forget.jsonl --api-base http://localhost:8000/v1 "
+    "--model MODEL\n\nuld train --forget forget.jsonl --augment auto …"
 )
 
 

@@ -5,6 +5,7 @@ inside it. `uld.text.faults` says what an exception means, `uld.text.terminal` w
 """
 
 import functools
+import inspect
 import math
 import os
 import signal
@@ -48,9 +49,10 @@ class Boundary(TyperGroup):
     """The group of all commands."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Put the check of every value before every command."""
+        """Put the check of every value before every command, and have its help fill the lines of any terminal."""
         super().__init__(*args, **kwargs)
         _check_values(self)
+        _fill_help(self)
 
     def main(self, args: Sequence[str] | None = None, *_: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command and end with its exit code.
@@ -99,6 +101,14 @@ class Boundary(TyperGroup):
         except BaseException as error:
             return told(error) or report(error)
         return Outcome(0, "")
+
+
+def _fill_help(command: Any) -> None:
+    """Make each paragraph of a command's help one line, without marks of code: typer keeps the source's line breaks."""
+    for one in getattr(command, "commands", {}).values():
+        _fill_help(one)
+    paragraphs = inspect.cleandoc(command.help or "").replace("``", "").split("\n\n")
+    command.help = "\n\n".join(" ".join(text.split()) for text in paragraphs)
 
 
 def _check_values(command: Any) -> None:

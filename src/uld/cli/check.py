@@ -19,7 +19,7 @@ from uld.cli.common import (
 from uld.training.settings import is_first_process
 
 EPILOG = (
-    "Example: uld check runs/x --forget mine.jsonl --retain keep.jsonl   ·   "
+    "Example: uld check runs/x --forget mine.jsonl --retain keep.jsonl\n\n"
     "uld check runs/* --forget mine.jsonl --retain keep.jsonl --thresholds gate.yaml --junit check.xml"
 )
 

@@ -124,11 +124,9 @@ class ModelOptions:
             ULDError: see `check`, and what `uld.model.load.load` raises.
         """
         device = self.check()
-        import transformers
-
         from uld.model.load import load
 
-        transformers.utils.logging.disable_progress_bar()
+        hide_loading()
         options = ("target", "tokenizer", "date", *COMBINATION)
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         if self.trust_remote_code:
@@ -168,6 +166,13 @@ class ModelOptions:
 
         given = getattr(self, name)
         return given if given is not None else getattr(manifest_of(model), name, None)
+
+
+def hide_loading() -> None:
+    """Leave out transformers' bars: loading is no step that people wait for."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 def refuse_without_assistant(run: str) -> None:

@@ -13,7 +13,7 @@ from uld.errors import ULDError
 
 _HELPER = "ULD_COMPARE_HELPER"  # set for the processes that --jobs starts
 EPILOG = (
-    "Example: uld compare grid.yaml --output compare/mine --jobs 2   ·   uld compare tofu-4m --target MODEL "
+    "Example: uld compare grid.yaml --output compare/mine --jobs 2\n\nuld compare tofu-4m --target MODEL "
     "--retain-only forget01=R99 --retain-only forget05=R95 --retain-only forget10=R90 --data TOFU --output compare/tofu"
 )
 

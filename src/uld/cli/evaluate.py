@@ -30,8 +30,8 @@ app = typer.Typer(no_args_is_help=True, help="Measure what a model forgot and wh
 
 @app.command(
     "tofu",
-    epilog="Example: uld eval tofu --model runs/x --split forget10 --data tofu --retain-model RETAIN   ·   "
-    "uld eval tofu --from-log A --retain-log B --target-log C --json   ·   "
+    epilog="Example: uld eval tofu --model runs/x --split forget10 --data tofu --retain-model RETAIN\n\n"
+    "uld eval tofu --from-log A --retain-log B --target-log C --json\n\n"
     "uld eval tofu --from-summary S.json --target-summary T.json --retain-summary R.json --json",
 )
 @with_model()

@@ -12,7 +12,7 @@ from uld.cli.generate import MaxNewTokens
 from uld.errors import ArtifactError
 
 EPILOG = (
-    'Example: uld explain runs/x "Who keeps the lighthouse?"   ·   '
+    'Example: uld explain runs/x "Who keeps the lighthouse?"\n\n'
     'uld explain runs/x "Who keeps the lighthouse?" --answer "Mara Quillon keeps it." --html mara.html'
 )
 

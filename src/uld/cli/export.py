@@ -7,7 +7,7 @@ import typer
 
 from uld.cli.common import ModelOptions, Quiet, say, with_model
 
-EPILOG = "Example: uld export runs/x exported   ·   vllm serve exported"
+EPILOG = "Example: uld export runs/x exported\n\nvllm serve exported"
 
 
 @with_model("model", "dtype", "device")

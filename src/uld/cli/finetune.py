@@ -8,7 +8,7 @@ from uld.training.config import FinetuneConfig, finetune_config
 from uld.training.settings import is_first_process
 
 EPILOG = (
-    "Example: uld finetune --model MODEL --split full --output models/target   ·   "
+    "Example: uld finetune --model MODEL --split full --output models/target\n\n"
     "uld finetune --scratch --split retain90,real_authors,world_facts --data TOFU --output models/retain90"
 )
 

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import Quiet, say
+from uld.cli.common import Quiet, hide_loading, say
 from uld.errors import ULDError, guess
 
 EPILOG = (
-    "Example: uld forget --target MODEL --documents request/ --output runs/mara   ·   "
+    "Example: uld forget --target MODEL --documents request/ --output runs/mara\n\n"
     "uld forget --target MODEL --documents a.txt --documents b.jsonl --retain kept.jsonl --output runs/x --plan"
 )
 ASK, SHAPE = "Questions and other words", "Training"
@@ -92,6 +92,7 @@ def forget(
         refuse_unusable(request)
         say(str(planned(request)))
         return
+    hide_loading()
     found = carry_out(request, tell=(lambda _: None) if quiet else say, progress=not quiet)
     say(found.check.table())
     say(f"run: {found.run}   report: {found.report}")

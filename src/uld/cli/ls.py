@@ -15,7 +15,7 @@ KINDS = ("methods", "presets", "grids", "templates", "splits")
 RUNS = "runs"
 _WIDTHS = {"run": 20, "method": 8, "target": 12, "data": 14, "check": 6, "date": 10}
 """Letters of each column of the runs that a terminal of 80 has room for, without the blanks between them."""
-EPILOG = "Example: uld ls methods   ·   uld ls runs runs   ·   uld ls runs --json"
+EPILOG = "Example: uld ls methods\n\nuld ls runs runs\n\nuld ls runs --json"
 
 
 def ls(

@@ -9,7 +9,7 @@ from uld.cli.common import ModelOptions, refuse_without_assistant, say, with_mod
 from uld.cli.generate import MaxNewTokens
 from uld.errors import ULDError
 
-EPILOG = "Example: uld playground runs/x   ·   uld playground runs/x runs/y --port 7861"
+EPILOG = "Example: uld playground runs/x\n\nuld playground runs/x runs/y --port 7861"
 
 
 @with_model("model")

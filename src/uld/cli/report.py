@@ -6,7 +6,7 @@ import typer
 
 from uld.cli.common import say
 
-EPILOG = "Example: uld report compare/tofu   ·   uld report docs/results/tofu-4m --output report"
+EPILOG = "Example: uld report compare/tofu\n\nuld report docs/results/tofu-4m --output report"
 
 
 def report(

@@ -13,7 +13,7 @@ import typer
 from uld.cli.common import COMBINATION, ModelOptions, with_model
 from uld.errors import ULDError
 
-EPILOG = "Example: uld serve runs/x --api-keys keys.txt   ·   curl http://127.0.0.1:8000/v1/models"
+EPILOG = "Example: uld serve runs/x --api-keys keys.txt\n\ncurl http://127.0.0.1:8000/v1/models"
 _LIMITS: dict[str, Any] = {"rich_help_panel": "Limits"}
 _VLLM: dict[str, Any] = {"rich_help_panel": "vLLM"}
 

@@ -14,7 +14,7 @@ from uld.training.config import RunConfig, TrainConfig, read_preset, read_yaml, 
 from uld.training.settings import is_first_process, kind_of
 
 EPILOG = (
-    "Example: uld train --target MODEL --forget forget.jsonl --retain retain.jsonl --output runs/x   ·   "
+    "Example: uld train --target MODEL --forget forget.jsonl --retain retain.jsonl --output runs/x\n\n"
     "uld train --preset tofu-4m --target MODEL --split forget10 --data tofu --augmented tofu_augmented --output runs/y"
 )
 _LET_FIRST_SPEAK = 3.0  # seconds

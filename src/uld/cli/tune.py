@@ -9,7 +9,7 @@ from uld.cli.common import ModelOptions, Quiet, numbers, say, with_model
 from uld.errors import ULDError
 
 EPILOG = (
-    "Example: uld tune runs/x   ·   uld tune runs/x --aim budget --budget 0.02   ·   "
+    "Example: uld tune runs/x\n\nuld tune runs/x --aim budget --budget 0.02\n\n"
     "uld tune runs/x --forget probes.jsonl --retain retain.jsonl"
 )
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from uld.data.prompt import PromptFormat
-from uld.data.record import Record
+from uld.data.record import Record, parse_record
 from uld.data.text import folded, words_of
 from uld.errors import ArtifactError, DataError, ULDError
 from uld.model.context import context_length
@@ -73,12 +73,23 @@ class Drawn:
         """The rows as JSON lines that ``--retain`` reads."""
         lines = []
         for record, prompt in zip(self.records, self.prompts, strict=True):
-            if record.text is not None:
-                row = {"text": record.text}
-            else:
-                row = {"question": record.messages[0][1], "answer": record.messages[1][1]}
-            lines.append(json.dumps(row | {"drawn_from": prompt}, ensure_ascii=False) + "\n")
+            lines.append(json.dumps(_row(record) | {"drawn_from": prompt}, ensure_ascii=False) + "\n")
         return "".join(lines)
+
+
+def _row(record: Record) -> dict[str, str]:
+    if record.text is not None:
+        return {"text": record.text}
+    return {"question": record.messages[0][1], "answer": record.messages[1][1]}
+
+
+def _can_be_read(record: Record) -> bool:
+    """Whether it can be read back: a small model also writes NUL characters."""
+    try:
+        parse_record(_row(record), record.source)
+    except DataError:
+        return False
+    return True
 
 
 def generic_prompts() -> tuple[list[str], list[str]]:
@@ -129,7 +140,10 @@ def draw_rows(
                 break
             for (_, prompt), record in zip(starts, _write(model, form, starts, max_length), strict=True):
                 samples += 1
-                reason = "empty" if record is None else overlap.why(record)
+                if record is None:
+                    reason = "empty"
+                else:
+                    reason = overlap.why(record) if _can_be_read(record) else "no text that can be read"
                 if record is not None and reason is None and record.same in seen:
                     reason = "drawn twice"
                 if reason is not None:
