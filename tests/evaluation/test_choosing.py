@@ -167,6 +167,8 @@ def test_a_curve_is_what_differs_from_the_chosen_by_its_margin_alone():
     assert choice.curve == [other, chosen]
     lower = replace(chosen, floor=-0.1)  # the margin was chosen before
     assert replace(choice, point=lower, floors=(chosen, lower)).curve == [other, chosen]
+    answered = replace(other, re_entry=0.5)
+    assert replace(choice, points=[*choice.points, answered], read=(answered,)).curve == [other, chosen]
     told = json.loads(json.dumps(choice.to_dict()))
     assert Point(**told["point"]) == chosen and [Point(**one) for one in told["points"]] == choice.points
     assert (told["reason"], told["probes"], told["retain"], told["aim"], told["budget"]) == (

@@ -96,7 +96,7 @@ def tune(
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")
     steady = choice.aim in STEADY
-    tried = [*choice.curve, *choice.floors[1:], *choice.read[1:]] if steady else choice.points[1:]
+    tried = [*choice.curve, *choice.floors[1:], *choice.read] if steady else choice.points[1:]
     for one in [choice.points[0], *tried]:
         cells = [f"{one.weight:g}", f"{one.margin:.3g}", f"{one.floor:.3g}", f"{one.filter:g}", f"{one.advantage:+.3f}"]
         say(f"| {' | '.join([*cells, f'{one.kept:.2%}'])} |{' ←' if one == point else ''}")

@@ -83,7 +83,8 @@ class Choice:
         """What was measured at the chosen α and τ and at the floor that the margin was chosen at, by margin."""
         start = self.floors[0] if self.floors else self.point
         chosen = (start.weight, start.filter, start.floor)
-        same = (one for one in self.points[1:] if (one.weight, one.filter, one.floor) == chosen)
+        tried = (one for one in self.points[1:] if one not in self.read)
+        same = (one for one in tried if (one.weight, one.filter, one.floor) == chosen)
         return sorted(same, key=lambda one: one.margin)
 
 
