@@ -172,6 +172,13 @@ def _where(source: str, values: FileSettings, keys: tuple[str | int, ...]) -> st
 
 
 _LEVELS: dict[str | None, type[BaseModel]] = {None: Grid, "cells": CellGroup, "learning_rates": LearningRates}
+_WANTED = {
+    "list_type": "a list",
+    "too_short": "a list with something in it",
+    **dict.fromkeys(("dict_type", "model_type"), "a mapping"),
+    "bool_type": "true or false",
+    "string_type": "a text",
+}
 
 
 def _sentence(source: str, values: FileSettings, faults: Sequence[Any]) -> str:
@@ -184,10 +191,11 @@ def _sentence(source: str, values: FileSettings, faults: Sequence[Any]) -> str:
         return f"{where}: there is no key {name!r}{_meant(name, _LEVELS[above[0] if above else None].model_fields)}"
     if fault["type"] == "literal_error":
         return f"{where}: there is no table {given}{_meant(fault['input'], get_args(TableName))}"
-    wanted = fault["msg"].removeprefix("Value error, ")
-    return f"{where}: {wanted[0].lower()}{wanted[1:]}" + (
-        "" if fault["type"] in ("missing", "value_error") else f", not {given}"
-    )
+    if fault["type"] == "missing":
+        return f"{where} is missing"
+    if fault["type"] == "value_error":  # in words of ours
+        return f"{where}: {fault['ctx']['error']}"
+    return f"{where}: must be {_WANTED[fault['type']]}, not {given}"
 
 
 def _meant(name: object, known: Iterable[str]) -> str:
@@ -283,20 +291,9 @@ def specs(grid: Grid, rates: Mapping[str, float]) -> list[Spec]:
                     if method in leader and "learning_rate" not in settings:
                         settings["learning_rate"] = rates[leader[method]]
                     name = "-".join(filter(None, (method, _slug(group.variant), split, f"seed{seed}")))
-                    spec = Spec(
-                        name,
-                        "method",
-                        method,
-                        split,
-                        seed,
-                        group.variant,
-                        tuple(group.tables),
-                        settings,
-                        group.keep_epochs,
-                    )
-                    if name in found:
-                        spec = _merged(found[name], spec)
-                    found[name] = spec
+                    tables = tuple(group.tables)
+                    spec = Spec(name, "method", method, split, seed, group.variant, tables, settings, group.keep_epochs)
+                    found[name] = _merged(found[name], spec) if name in found else spec
     return list(found.values())
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.ranking import standing_out
-from uld.runs.values import MOST_WEIGHT, PAIRED, Outside, Rule, Share, Weight, range_fault
+from uld.runs.values import MOST_WEIGHT, PAIRED, SHARE, WEIGHT, Outside, Rule
 
 STEADY_WEIGHT = 20.0
 """An α so large that it hardly matters: a third of a nat beyond the margin takes a token to a floor of 1e-3."""
@@ -80,24 +80,23 @@ class Combination:
         Raises:
             ULDError: names the field, the value and the range.
         """
-        if self.rule not in get_args(Rule):
-            raise ULDError(f"rule must be one of {', '.join(get_args(Rule))}, not {self.rule!r}")
-        if self.outside not in get_args(Outside):
-            raise ULDError(f"outside must be one of {', '.join(get_args(Outside))}, not {self.outside!r}")
+        for name, kind in (("rule", Rule), ("outside", Outside)):
+            if (value := getattr(self, name)) not in (known := get_args(kind)):
+                raise ULDError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         for name in ("weight", "filter", "min_tokens", "margin", "floor"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise ULDError(f"{name} must be a number, not {value!r}")
         if self.weight == math.inf and self.rule != "suppress":
             raise ULDError(f"weight (α) may be inf with the rule suppress alone, not with {self.rule}")
-        if range_fault(self.weight, Weight) is not None:
+        if WEIGHT(self.weight) is not None:
             raise ULDError(f"weight (α) must lie between 0 and {MOST_WEIGHT:,} or be inf, not {self.weight}")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ULDError(f"margin must be a number of nats ≥ 0, not {self.margin}")
         if isinstance(self.rank_tokens, bool) or not isinstance(self.rank_tokens, int) or self.rank_tokens < 0:
             raise ULDError(f"rank_tokens must be a whole number ≥ 0, not {self.rank_tokens!r}")
         for name in ("filter", "min_tokens", "floor"):
-            if (fault := range_fault(getattr(self, name), Share)) is not None:
+            if (fault := SHARE(getattr(self, name))) is not None:
                 raise ULDError(f"{name} {fault}")
 
     @classmethod

@@ -45,10 +45,11 @@ class Within:
 
 
 _BELOW_ONE = math.nextafter(1, 0)
-Share = Annotated[float, Within(0, 1, "lie between 0 and 1")]
+SHARE, WEIGHT = Within(0, 1, "lie between 0 and 1"), Within(0, MOST_WEIGHT, endless=True)
+Share = Annotated[float, SHARE]
 BelowOne = Annotated[float, Within(0, _BELOW_ONE, "be at least 0 and less than 1")]
 Rate = Annotated[float, Within(math.ulp(0.0), _BELOW_ONE, "lie between 0 and 1")]
-Weight = Annotated[float, Within(0, MOST_WEIGHT, endless=True)]
+Weight = Annotated[float, WEIGHT]
 Count = Annotated[int, Within(1, 10**9)]
 CountFromZero = Annotated[int, Within(0, 10**9)]
 Few = Annotated[int, Within(0, 10**4)]
@@ -77,14 +78,10 @@ def brought(value: Any, kind: Any) -> Any:
         ValueError: it has another type. Both say what it must be, to be read after its name.
     """
     value = _typed(value, get_args(kind)[0] if get_origin(kind) is Annotated else kind)
-    if (fault := range_fault(value, kind)) is not None:
-        raise OutOfRange(fault)
+    for mark in getattr(kind, "__metadata__", ()):
+        if (fault := mark(value)) is not None:
+            raise OutOfRange(fault)
     return value
-
-
-def range_fault(value: Any, kind: Any) -> str | None:
-    """Why a value of the right type is not of the kind."""
-    return next((fault for mark in getattr(kind, "__metadata__", ()) if (fault := mark(value)) is not None), None)
 
 
 def bounds(kind: Any) -> dict[str, Any]:
