@@ -43,6 +43,13 @@ def test_the_first_error_is_told_unless_one_is_ulds_own(process):
     assert fault(place) == (True, "the weights are another target's")
 
 
+def test_what_fails_later_is_not_kept(process):
+    logger, place = process
+    place.parent.rename(place.parent.with_name("gone"))
+    fail(logger, ValueError("an engine that has started"))
+    assert fault(place) is None
+
+
 def test_vllm_is_not_imported_to_tell_it():
     code = "import sys, uld.serving.vllm; assert not {'vllm', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

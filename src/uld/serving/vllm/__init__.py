@@ -6,6 +6,7 @@ vLLM calls `register` in each of its processes (entry point ``vllm.general_plugi
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from uld.errors import ULDError, words
@@ -36,9 +37,10 @@ class _Faults(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is not None:
-            with self._place.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps([isinstance(error, ULDError), words(error)]) + "\n")
+        if error is None:
+            return
+        with suppress(OSError), self._place.open("a", encoding="utf-8") as stream:  # once it has started, none is kept
+            stream.write(json.dumps([isinstance(error, ULDError), words(error)]) + "\n")
 
 
 def fault(place: str | Path) -> tuple[bool, str] | None:
@@ -52,5 +54,6 @@ def fault(place: str | Path) -> tuple[bool, str] | None:
     """
     if not Path(place).exists():
         return None
-    found = [tuple(json.loads(line)) for line in Path(place).read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in Path(place).read_text(encoding="utf-8").splitlines()]
+    found: list[tuple[bool, str]] = [(own, said) for own, said in lines]
     return min(found, key=lambda one: not one[0], default=None)
