@@ -4,9 +4,11 @@ import importlib.util
 import os
 import re
 import signal
+import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,3 +113,45 @@ def test_the_command_that_installs_what_is_missing_is_named(tmp_path, capsys, mo
     assert line.startswith(
         "uld: uld serve needs the extra serve (no_such_package is missing): pip install -e '.[serve]'"
     )
+
+
+@pytest.fixture
+def exported(make_run, tmp_path):
+    from uld.serving.vllm.export import export
+
+    return export([make_run(tmp_path)], tmp_path / "exported")
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """An engine that is there, and only tells what it was given."""
+    given = []
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "vllm" else find(name))
+    run = SimpleNamespace(serve=lambda *words: given.append(words), VllmSettings=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "uld.serving.vllm.run", run)
+    return given
+
+
+def test_an_exported_folder_is_served_as_it_is(vllm, exported):
+    before = sorted(exported.iterdir())
+    assert not app(["serve", str(exported), "--port", "0", "--steering"], standalone_mode=False)
+    ((folder, settings, how, _),) = vllm
+    assert (folder, settings.name, how.steering) == (exported, "exported", True)
+    assert sorted(exported.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--engine", "transformers"], "is a checkpoint for vLLM, and the engine here is transformers: give the run"),
+        (["--weight", "0"], "--weight: .* is exported already, with all that in it; export the run again with it"),
+        (["--template", "chat"], "--template: "),
+        (["--export-to", "other"], "--export-to: "),
+        (["run"], "is exported already, and is served alone"),
+    ],
+)
+def test_what_an_exported_folder_holds_is_not_changed(words, why, vllm, exported, capsys, monkeypatch):
+    monkeypatch.chdir(exported.parent)
+    assert re.search(why, said(["exported", "--port", "0", *words], capsys))
+    assert not vllm and not (exported.parent / "other").exists()

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from uld.cli.common import COMBINATION, ModelOptions, with_model
-from uld.errors import ULDError
+from uld.errors import ULDError, flag
 
 EPILOG = "Example: uld serve runs/x --api-keys keys.txt\n\ncurl http://127.0.0.1:8000/v1/models"
 _LIMITS: dict[str, Any] = {"rich_help_panel": "Limits"}
@@ -20,7 +20,10 @@ _VLLM: dict[str, Any] = {"rich_help_panel": "vLLM"}
 
 @with_model("model")
 def serve(
-    runs: Annotated[list[str], typer.Argument(help="Run folder; of several, all of one target, all are unlearned.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folder; of several, all of one target, all are unlearned. Or a folder of uld export."),
+    ],
     engine: Annotated[
         Literal["auto", "transformers", "vllm"],
         typer.Option(
@@ -79,7 +82,7 @@ def serve(
 
     Ends with SIGTERM or Ctrl-C, when the requests at hand are answered.
     """
-    from uld.serving import chosen, refuse_ordinary
+    from uld.serving import chosen, is_exported, refuse_ordinary
     from uld.serving.settings import ServeSettings, bind, read_keys, served_name
 
     by = chosen(engine, batching=batching)
@@ -90,7 +93,11 @@ def serve(
     if by == "vllm" and options.device is not None:
         raise ULDError("--device: vLLM uses the device that it was built for; leave it out")
     keys = read_keys(api_keys)
-    refuse_ordinary(runs)
+    ready = next((run for run in runs if is_exported(run)), None)
+    if ready is None:
+        refuse_ordinary(runs)
+    else:
+        _refuse_beside(ready, runs, by, options, export_to)
     options = replace(options, model=runs[0])
     options.check("RUN")
     taken = bind(host, port)
@@ -117,7 +124,8 @@ def serve(
                 dtype=options.dtype, tensor_parallel=tensor_parallel, steering=steering, arguments=vllm_args
             )
             with _logged(), TemporaryDirectory(prefix="uld-vllm-") as temporary:
-                folder = export(runs, export_to or Path(temporary, "model"), **exported(options))
+                place = export_to or Path(temporary, "model")
+                folder = Path(ready) if ready else export(runs, place, **exported(options))
                 run_vllm(folder, settings, how, taken)
             return
         model, tokenizer = options.load(runs if len(runs) > 1 else ())
@@ -133,6 +141,21 @@ def exported(options: ModelOptions) -> dict[str, Any]:
     """The options of an export, by name (`uld.serving.vllm.export.export`)."""
     names = ("target", "tokenizer", "template", "date", "trust_remote_code", *COMBINATION)
     return {name: getattr(options, name) for name in names}
+
+
+def _refuse_beside(folder: str, runs: list[str], by: str, options: ModelOptions, export_to: str | None) -> None:
+    """Refuse what does not go with a checkpoint that is exported already.
+
+    Raises:
+        ULDError: names it.
+    """
+    if by != "vllm":
+        raise ULDError(f"{folder} is a checkpoint for vLLM, and the engine here is {by}: give the run folder instead")
+    if len(runs) > 1:
+        raise ULDError(f"{folder} is exported already, and is served alone: export all runs together instead")
+    asked = {flag(name): value for name, value in exported(options).items()} | {"--export-to": export_to}
+    if given := next((name for name, value in asked.items() if value not in (None, "") and value is not False), None):
+        raise ULDError(f"{given}: {folder} is exported already, with all that in it; export the run again with it")
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """An unlearned model behind the API that every client speaks, on engines that exist."""
 
 import importlib.util
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from uld.errors import ULDError
 from uld.runs.manifest import is_run
+from uld.serving.vllm import ARCHITECTURE
 
 _NEEDED = ("fastapi", "uvicorn", "openai")
 
@@ -39,6 +42,15 @@ def chosen(engine: str, *, batching: bool = True) -> str:
             f"uld serve needs the extra serve ({what} is missing): pip install -e '.[serve]' in the folder of uld"
         )
     return "transformers"
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path is a checkpoint that ``uld export`` has written for vLLM."""
+    try:
+        config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("architectures") == [ARCHITECTURE]
 
 
 def refuse_ordinary(runs: Sequence[str]) -> None:

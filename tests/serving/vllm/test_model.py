@@ -202,3 +202,16 @@ def test_a_checkpoint_whose_target_was_changed_does_not_start(run_of, engine, mo
 def test_what_the_combination_is_not_right_under_does_not_start(changes: dict[str, Any], said: str, run_of, engine):
     with pytest.raises(Exception, match=f"(?i){said}"):
         engine([run_of("llama", how=HOW)], **changes)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_weights_write_what_one_writes(run_of, engine, monkeypatch: pytest.MonkeyPatch):
+    """Tensor parallelism on the CPU (gloo): four heads, two of them in each process."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    run = run_of("llama", how=HOW)
+    model, _ = uld.load(run)
+    given = prompts(4)
+    llm = engine([run], tensor_parallel_size=2, distributed_executor_backend="mp")
+    found = asked(llm, given, greedy())
+    for prompt, one in zip(given, found, strict=True):
+        assert list(one.outputs[0].token_ids) == written(model, prompt)

@@ -78,6 +78,11 @@ def test_answers_are_those_of_generate(run: Path, client: Any):
     assert [one.id for one in client.models.list()] == ["forgetful"]
 
 
+def test_a_client_is_told_of_no_folder(client: Any):
+    (one,) = client.models.list()
+    assert one.root == "forgetful"
+
+
 def test_what_is_not_served_is_refused(server, client: Any):
     how = {"model": "forgetful", "prompt": "a", "max_tokens": 2}
     with pytest.raises(openai.BadRequestError, match="--steering"):
@@ -108,3 +113,21 @@ def test_the_key_and_the_words_are_nowhere_to_be_seen_and_a_signal_ends_it(serve
     assert "POST /v1/completions 200" in lines
     assert "xyzzy" not in lines and "a-key" not in lines
     assert "Traceback" not in lines
+
+
+@pytest.mark.slow
+def test_why_it_does_not_start_is_one_sentence(run: Path, tmp_path: Path):
+    """Found in a process of vLLM's, of which its own message says nothing."""
+    from safetensors.torch import load_file, save_file
+
+    from uld.serving.vllm.export import export
+
+    folder, name = export([run], tmp_path / "exported", copy=True), "model.layers.0.mlp.up_proj.weight"
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: weights[name] * 1.5}, folder / "model.safetensors", metadata={"format": "pt"})
+    own = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    words = ["serve", str(folder), "--port", "0", "--max-tokens", "96", "--vllm-args", "--enforce-eager"]
+    done = subprocess.run([sys.executable, "-m", "uld", *words], capture_output=True, text=True, env=own)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("uld: ")]
+    assert "are not those of the target that run was trained on" in line

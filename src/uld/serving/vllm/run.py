@@ -10,11 +10,15 @@ import logging
 import os
 import shlex
 import socket
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from pydantic import ValidationError
 from starlette.middleware.authentication import AuthenticationMiddleware
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state  # type: ignore[import-not-found]
 from vllm.entrypoints.launchers.api_server.entry import (  # type: ignore[import-not-found]
@@ -27,11 +31,13 @@ from vllm.entrypoints.launchers.cli_args import (  # type: ignore[import-not-fou
 )
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # type: ignore[import-not-found]
 
-from uld.errors import ULDError, explained
+from uld.errors import ULDError
+from uld.errors import words as words_of
 from uld.model.device import DTYPES
 from uld.serving.gate import Gate, Keys, no_key
 from uld.serving.metrics import Metrics
 from uld.serving.settings import ServeSettings
+from uld.serving.vllm import FAULTS, fault
 from uld.serving.vllm.front import Front
 
 logger = logging.getLogger(__name__)
@@ -44,7 +50,7 @@ class VllmSettings:
     """What is said to vLLM beside `ServeSettings`.
 
     Attributes:
-        dtype: One of `uld.model.device.DTYPES`.
+        dtype: One of `uld.model.device.DTYPES`; auto is that of the weights, also fp32, which vLLM itself would round.
         tensor_parallel: Processes that share the weights, one a GPU.
         steering: Whether requests may steer which tokens are chosen (`uld.serving.vllm.fields.STEERING`).
         arguments: Further flags of ``vllm serve``, as in a shell.
@@ -87,7 +93,7 @@ def arguments(folder: Path, settings: ServeSettings, vllm: VllmSettings) -> Any:
     most = config.get("max_position_embeddings") or _MOST_TOKENS
     if settings.max_tokens is not None and settings.max_tokens > most:
         raise ULDError(f"--max-tokens {settings.max_tokens:,}: the model reads no more than {most:,}")
-    words = [str(folder), "--served-model-name", settings.name, "--dtype", DTYPES[vllm.dtype]]
+    words = [str(folder), "--served-model-name", settings.name, "--dtype", _dtype(config, vllm.dtype)]
     words += ["--max-model-len", str(settings.max_tokens or min(most, _MOST_TOKENS))]
     words += ["--max-num-seqs", str(settings.max_requests), "--tensor-parallel-size", str(vllm.tensor_parallel)]
     words += ["--disable-fastapi-docs", *shlex.split(vllm.arguments)]
@@ -103,14 +109,49 @@ def arguments(folder: Path, settings: ServeSettings, vllm: VllmSettings) -> Any:
     return args
 
 
+def _dtype(config: dict[str, Any], asked: str) -> str:
+    """A dtype by vLLM's name."""
+    stored = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return stored if asked == "auto" and stored in DTYPES.values() else DTYPES[asked]
+
+
+@asynccontextmanager
+async def _started(args: Any) -> AsyncIterator[Any]:
+    """The engine, which runs in processes of its own.
+
+    Raises:
+        ULDError: why it does not start, in uld's words or in vLLM's.
+    """
+    with tempfile.TemporaryDirectory(prefix="uld-vllm-") as folder:
+        os.environ[FAULTS] = str(place := Path(folder, "faults"))
+        try:
+            engine = await (starting := build_async_engine_client(args)).__aenter__()
+        except Exception as error:  # whatever it is, the engine does not run
+            own, said = fault(place) or (isinstance(error, ULDError), _said(error))
+            raise ULDError(said if own else f"vLLM does not start: {said}") from error
+        finally:
+            del os.environ[FAULTS]
+    try:
+        yield engine
+    finally:
+        await starting.__aexit__(None, None, None)
+
+
+def _said(error: Exception) -> str:
+    """What an exception of vLLM says; a config's is a list of faults."""
+    if isinstance(error, ValidationError):
+        return " ".join(error.errors()[0]["msg"].removeprefix("Value error, ").split())
+    return words_of(error)
+
+
 async def _serve(args: Any, settings: ServeSettings, vllm: VllmSettings, samples: bool, taken: socket.socket) -> None:
     """Start the engine, and answer until a signal comes."""
-    with explained("vLLM does not start (its own words are above)"):
-        engine = await (starting := build_async_engine_client(args)).__aenter__()
-    try:
+    async with _started(args) as engine:
         tasks = await engine.get_supported_tasks()
         app = build_app(args, tasks, engine.model_config)
         await init_app_state(engine, app.state, args, tasks)
+        for one in app.state.openai_serving_models.base_model_paths:
+            one.model_path = settings.name  # clients are told it, and a path is not theirs to know
         front = Front(app, settings, steering=vllm.steering, samples=samples)
         gate = Gate(front, settings, Metrics())
         how = uvicorn.Config(
@@ -126,5 +167,3 @@ async def _serve(args: Any, settings: ServeSettings, vllm: VllmSettings, samples
         who = "who has a key" if settings.keys else "who can reach it"
         logger.info("%s answers everybody %s at http://%s:%d/v1", settings.name, who, host, port)
         await app.state.server.serve(sockets=[taken])
-    finally:
-        await starting.__aexit__(None, None, None)
