@@ -73,7 +73,10 @@ def main() -> None:
     found = carried_out(options.name, target, source, options.work)
     OUT.mkdir(parents=True, exist_ok=True)
     about = {"machine": machine(), "versions": library_versions()}
-    (OUT / f"{options.name}.json").write_text(dumps(found | about, indent=1) + "\n")
+    text = dumps(found | about, indent=1) + "\n"
+    for folder in (options.work, ROOT, options.data, options.models):  # whose places are nobody's business
+        text = text.replace(f"{folder}/", "")
+    (OUT / f"{options.name}.json").write_text(text)
 
 
 if __name__ == "__main__":

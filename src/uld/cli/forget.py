@@ -29,7 +29,7 @@ def forget(
     output: Annotated[str, _option("Run folder to make. What is made on the way lies beside it, in OUTPUT-request.")],
     retain: Annotated[
         list[str] | None,
-        _option("What must stay, in the same forms (repeat); where it is little, rows are drawn as well."),
+        _option("What must stay, in the same forms (repeat); ordinary talk is drawn as well (--draw)."),
     ] = None,
     plan: Annotated[bool, _option("Only say how long it would take and what memory it needs.", "--plan")] = False,
     retain_model: Annotated[
@@ -51,8 +51,8 @@ def forget(
     draw: Annotated[
         int | None,
         _option(
-            "Retain rows to draw from the target; default: what --retain lacks of as many as there are to forget, at "
-            "least 128.",
+            "Retain rows to draw from the target; default: what --retain lacks of as many as there are to forget, and "
+            "always 128.",
             min=0,
             max=10**7,
         ),

@@ -25,10 +25,10 @@ from uld.request.steps import (
     CHECKING,
     DRAWING,
     KNOWING,
-    LEAST_DRAWN,
     STEPS_WANTED,
     TRAINING,
     TUNING,
+    rows_drawn,
     settings_of,
 )
 from uld.text.progress import duration
@@ -138,7 +138,7 @@ def plan(request: Request) -> Plan:
     words = sum(len(f"{item.context} {item.answer}".split()) for item in found)
     tokens = (words * _TOKENS_A_WORD + request.questions * len(texts) * _QUESTION) / max(1, forget)
     given = len(parts(read_sources(request.retain)[0]))
-    drawn = max(0, max(LEAST_DRAWN, forget) - given) if request.draw is None else request.draw
+    drawn = rows_drawn(forget, given) if request.draw is None else request.draw
     retain = given + drawn
     held = min(MOST, retain // EVERY)
     rows = forget * (1 + PARAPHRASES) + pairs * WRONG_ANSWERS + retain - held

@@ -83,7 +83,7 @@ def forget(
         api_key_env: Environment variable with its key.
         questions: Questions about each chunk of a text.
         draw: Retain rows to draw from the target beside those that are given; default: as many as make them as many as
-            there are to forget, at least 128.
+            there are to forget, and always 128.
         retain_model: A model that never saw the documents, to stand beside the result.
         thresholds: File of thresholds; default: those of ``uld check``.
         seed: Of everything random.

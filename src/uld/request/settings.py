@@ -67,7 +67,7 @@ class Request:
         source: Who asks and rephrases.
         questions: Questions about each chunk of a text.
         draw: Retain rows to draw from the target; default: as many as make the given ones as many as there are to
-            forget, at least 128.
+            forget, and always 128.
         retain_model: A model that never saw the documents, to stand beside the result.
         thresholds: A file of thresholds for the check; default: those of ``uld check``.
         seed: Of the rules, the drawing and the training.

@@ -160,12 +160,24 @@ def _holding_back(request: Request) -> Step:
 
 
 def to_draw(request: Request) -> int:
-    """Retain rows to draw: what was asked for, else what the given ones lack; a few protect little but themselves."""
+    """Retain rows to draw for a request."""
     if request.draw is not None:
         return request.draw
     forget = read_sources([str(request.work / material.FORGET)])[0]
     given = material.parts(read_sources(request.retain)[0])
-    return max(0, max(LEAST_DRAWN, len(forget)) - len(given))
+    return rows_drawn(len(forget), len(given))
+
+
+def rows_drawn(forget: int, given: int) -> int:
+    """Retain rows to draw where nothing is said.
+
+    Given ones protect what is like them, and hardly ordinary talk (docs/results/smollm2), so some are always drawn.
+
+    Args:
+        forget: Records to forget.
+        given: Records that were given to stay.
+    """
+    return max(LEAST_DRAWN, forget - given)
 
 
 def _drawing(request: Request, rows: int) -> Step:
