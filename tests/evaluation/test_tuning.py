@@ -16,7 +16,8 @@ from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
-from uld.evaluation.tuning import HALVINGS, READ_TOKENS, Grid, measure, surprise, tune
+from uld.evaluation.probing import READ_TOKENS, measure, read_answers, surprise
+from uld.evaluation.tuning import HALVINGS, Grid, tune
 from uld.model.combine import STEADY_WEIGHT, Combination
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
@@ -252,11 +253,44 @@ def test_read_has_answers_written_under_smaller_margins_and_looks_for_key_words(
             prompt = torch.tensor([PromptFormat(tokenizer).prompt_ids(row["question"])])
             answer = model.generate(prompt, max_new_tokens=READ_TOKENS, do_sample=False)[0, prompt.shape[1] :]
             said.append(tokenizer.decode(answer, skip_special_tokens=True))
-        back = [
-            re_enters(text, key_words(row["question"], row["answer"], common))
-            for text, row in zip(said, rows[0], strict=True)
-        ]
+        keys = [key_words(row["question"], row["answer"], common) for row in rows[0]]
+        back = [re_enters(text, words) for text, words in zip(said, keys, strict=True) if words]
         assert one["re_entry"] == sum(back) / len(back)
+
+
+def test_read_asks_only_where_something_can_come_back_and_leaves_the_combination(micro, rows, monkeypatch):
+    model, tokenizer = load(micro.run)
+    form, before = PromptFormat(tokenizer), model.combination
+    told = [Record.qa(row["question"], row["answer"]) for row in rows[0]]
+    silent = Record.qa("Who is the tile maker?", "The tile maker.")  # all of it stands in the question
+    probes = [Probe(silent, ()), *(Probe(silent, (), record) for record in told)]
+    how = [Combination(weight=0.0), Combination(weight=math.inf, floor=0.01)]
+    shares, asked = read_answers(model, tokenizer, form, probes, [], how)
+    assert (len(shares), asked) == (2, len(told)) and all(0 <= share <= 1 for share in shares)
+    assert read_answers(model, tokenizer, form, probes[:1], [], how) == ([], 0)
+    monkeypatch.setattr("uld.evaluation.probing.READ", 2)
+    assert read_answers(model, tokenizer, form, probes, [], how[:1])[1] == 2
+    monkeypatch.setattr("uld.evaluation.probing.generate_answers", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read_answers(model, tokenizer, form, probes, [], how)
+    assert model.combination == before
+
+
+def test_read_takes_the_margins_that_are_given_and_without_key_words_what_steady_chooses(run, rows, tmp_path):
+    silent = [row | {"learnt": {"question": row["question"], "answer": row["question"]}} for row in rows[0]]
+    retain = ["--retain", write(tmp_path / "r.jsonl", rows[1])]
+    for name, probes in (("told", rows[0]), ("silent", silent)):
+        files = ["--forget", write(tmp_path / f"{name}.jsonl", probes), *retain, "--floor", "0.01"]
+        given = ["--margin", "0.5,1", "--budget", "0.9", "--aim", "read"]
+        result = CliRunner().invoke(app, ["tune", str(run), *files, *given])
+        assert result.exit_code == 0, result.output
+        told = json.loads((run / "tune.json").read_text())
+        if name == "told":
+            largest = told["read"][0]["margin"]
+            assert [one["margin"] for one in told["read"]] == [one for one in (1.0, 0.5) if one <= largest]
+        else:
+            assert told["read"] == [] and "no true answer has a word that gives it away" in told["reason"]
+            assert told["point"]["margin"] in (0.5, 1.0)
 
 
 def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):

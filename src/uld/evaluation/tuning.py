@@ -15,181 +15,35 @@ answers that read worse and of other matter. Benchmarks of losses do not see it,
 """
 
 import dataclasses
+import functools
 import itertools
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
 from uld.evaluation.choosing import STEADY, Aim, Choice, Point, first_choice, least_read, lowered, neighbours
 from uld.evaluation.held_out import Probe
-from uld.evaluation.scoring import Scorer
+from uld.evaluation.probing import measure, read_answers, surprise
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
-from uld.model.generate import generate_answers, length_batches
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.card import write_card
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
 from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
 from uld.text.json_text import dumps
-from uld.text.progress import bar
 from uld.training.stored import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try, beside the run's own."""
-READ, READ_TOKENS = 64, 64
-"""Questions at most that ``read`` has answered under a setting, and tokens of an answer."""
 SHARES = (1.0, 2 / 3, 1 / 3, 0.0)
 """Margins that ``read`` tries, as shares of what ``steady`` chooses."""
 HALVINGS = 5
 """How often ``steady`` may halve the floor."""
-_WHOLE = 2**31
-
-
-def measure(
-    model: ULDForCausalLM,
-    form: PromptFormat,
-    pad_token_id: int,
-    probes: Sequence[Probe],
-    retain: Sequence[Record],
-    settings: Sequence[Combination],
-    *,
-    max_length: int = 512,
-    progress: bool = False,
-) -> list[Point]:
-    """Both measures under every setting, from one pass over the rows.
-
-    Args:
-        model: With one assistant.
-        form: Its prompt format.
-        pad_token_id: Fills short rows.
-        probes: Questions about the forget set.
-        retain: Held-out retain records; each counts once, however many chunks a text is cut into.
-        settings: Combinations; the target itself (α = 0) is always measured and comes first.
-        max_length: Tokens of a text's chunk. Answers are never cut.
-        progress: Show a progress bar.
-
-    Raises:
-        DataError: a record that the prompt format cannot encode.
-    """
-    every = [dataclasses.replace(settings[0], weight=0.0), *settings]
-    learnt = [probe.learnt for probe in probes if probe.learnt is not None]
-    learnt = learnt if len(learnt) == len(probes) else []
-    records = [*learnt, *(record for probe in probes for record in (probe.right, *probe.wrong))]
-    rows = [form.encode(record, _WHOLE) for record in records]
-    pieces = [form.encode_all([record], _WHOLE if record.text is None else max_length)[0] for record in retain]
-    rows += [row for one in pieces for row in one]
-    points: list[Point] = []
-    base = None
-    shown = f"{len(every)} settings" if progress else None
-    for how, scores in zip(every, Scorer(model, pad_token_id, every).score(rows, shown), strict=True):
-        each = iter(scores)
-        trained = [next(each).avg_loss for _ in learnt]
-        losses = [[next(each).avg_loss for _ in (probe.right, *probe.wrong)] for probe in probes]
-        wrong = [statistics.fmean(one[1:]) for one in losses]
-        kept = [[next(each) for _ in one] for one in pieces]
-        prob = statistics.fmean(math.exp(-sum(s.loss for s in one) / sum(s.tokens for s in one)) for one in kept)
-        base = prob if base is None else base
-        mean, error = _mean([worse - one[0] for worse, one in zip(wrong, losses, strict=True)])
-        own = _mean([worse - one for worse, one in zip(wrong, trained, strict=True)]) if learnt else (None, 0.0)
-        points.append(Point(how.weight, how.filter, mean, prob / base, how.margin, how.floor, error, *own))
-    return points
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; −inf where an answer cannot be given at all, as without a floor α = inf leaves some."""
-    if not all(map(math.isfinite, values)):
-        return -math.inf, 0.0
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def surprise(model: ULDForCausalLM, form: PromptFormat, pad_token_id: int, probes: Sequence[Probe]) -> float:
-    """How likely the target finds a token that it does not expect, beside the one that it expects most.
-
-    A model that never saw the answer gives the remembered token about the probability that the target gives to what is
-    merely plausible; so this is the floor below which forgetting need not go.
-
-    Args:
-        model: With one assistant.
-        form: Its prompt format.
-        pad_token_id: Fills short rows.
-        probes: Questions with wrong answers; only these are read.
-
-    Returns:
-        Median of ``p(token) / max p`` over the tokens of wrong answers that are not the target's first choice, 0–1.
-
-    Raises:
-        ULDError: the target expects every token of the wrong answers.
-    """
-    rows = [form.encode(record, _WHOLE) for probe in probes for record in probe.wrong]
-
-    def behind(logits: Sequence[Tensor], labels: Tensor, _: Tensor) -> Tensor:
-        return (logits[0].gather(-1, labels[:, None])[:, 0] - logits[0].amax(-1))[None]
-
-    found = [one[0].double() for _, one in Scorer(model.target, pad_token_id).measure(rows, behind)]
-    unexpected = torch.cat(found)
-    unexpected = unexpected[unexpected < 0]
-    if not len(unexpected):
-        raise ULDError("the target expects every token of the wrong answers, so they give no floor: name one (--floor)")
-    return math.exp(unexpected.median().item())
-
-
-def answered(
-    model: ULDForCausalLM,
-    tokenizer: Any,
-    form: PromptFormat,
-    probes: Sequence[Probe],
-    retain: Sequence[Record],
-    own: Combination,
-    point: Point,
-    *,
-    max_length: int,
-    progress: bool = False,
-) -> list[Point]:
-    """A setting and smaller margins, measured and read: how many answers hold key words of what was trained.
-
-    Args:
-        model: With one assistant; its combination stays as it is.
-        tokenizer: Its tokenizer.
-        form: Its prompt format.
-        probes: Questions in the words that were trained on, if those are known; at most `READ` of them are answered.
-        retain: Their words are common, and give nothing away.
-        own: The run's combination.
-        point: The setting that has the largest margin.
-        max_length: See `measure`.
-        progress: Show progress bars.
-    """
-    records = [probe.learnt or probe.right for probe in probes]
-    records = records[:: -(-len(records) // READ)]
-    common = common_words(record.answer for record in retain if record.text is None)
-    keys = [key_words(record.asked, record.answer, common) for record in records]
-    prompts = [form.prompt_ids(record.messages[:-1]) for record in records]
-    start = own.override(weight=point.weight, filter=point.filter, floor=point.floor)
-    tried = [start.override(margin=margin) for margin in dict.fromkeys(share * point.margin for share in SHARES)]
-    points = measure(
-        model, form, int(tokenizer.pad_token_id or 0), probes, retain, tried, max_length=max_length, progress=progress
-    )[1:]
-    before, shares = model.combination, []
-    with bar(len(tried) * len(prompts), "reading answers", "answer", shown=progress) as line:
-        for how in tried:
-            model.combination, back = how, 0
-            for batch in length_batches([len(prompt) for prompt in prompts]):
-                asked = [prompts[i] for i in batch]
-                said = generate_answers(model, tokenizer, asked, max_new_tokens=READ_TOKENS)
-                back += sum(re_enters(text, keys[i]) for i, text in zip(batch, said, strict=True))
-                line.update(len(batch))
-            shares.append(back / len(prompts))
-    model.combination = before
-    return [dataclasses.replace(one, re_entry=share) for one, share in zip(points, shares, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -313,23 +167,28 @@ def _tune(
     if aim in STEADY and not grid.floors:
         own = own.override(floor=surprise(model, form, pad, probes))
     settings = grid.around(own, aim, model.config.get_text_config().vocab_size)
-    points = measure(model, form, pad, probes, retain, settings, max_length=length, progress=progress)
+    look = functools.partial(measure, model, form, pad, probes, retain, max_length=length, progress=progress)
+    points = look(settings)
     point, reason, kept = first_choice(points, budgets, aim)
-    floors: Sequence[Point] = ()
+    floors: list[Point] = []
     if aim in STEADY and not grid.floors and point.learnt is not None:
         how = own.override(weight=point.weight, filter=point.filter, margin=point.margin)
-        lower = [how.override(floor=how.floor / 2**k) for k in range(1, HALVINGS + 1)]
-        found = measure(model, form, pad, probes, retain, lower, max_length=length, progress=progress)[1:]
-        floors = (point, *(one for one in found if one.kept >= 1 - kept))
+        found = look([how.override(floor=how.floor / 2**k) for k in range(1, HALVINGS + 1)])[1:]
+        floors = [point, *(one for one in found if one.kept >= 1 - kept)]
         point, why = lowered(floors)
         reason, floors = f"{reason}; {why}", floors[: floors.index(point) + 1]
-        points += floors[1:]
     read: list[Point] = []
     if aim == "read":
-        read = answered(model, tokenizer, form, probes, retain, own, point, max_length=length, progress=progress)
-        read = [one for one in read if one is read[0] or one.kept >= 1 - kept]
-        point, why = least_read(read, min(len(probes), READ))
-        reason, points = f"{reason}; {why}", [*points, *read]
+        margins = {point.margin, *(grid.margins or [share * point.margin for share in SHARES])}
+        how = own.override(weight=point.weight, filter=point.filter, floor=point.floor)
+        largest, *smaller = look([how.override(margin=one) for one in sorted(margins)[::-1] if one <= point.margin])[1:]
+        tried = [largest, *(one for one in smaller if one.kept >= 1 - kept)]
+        settings = [how.override(margin=one.margin) for one in tried]
+        shares, asked = read_answers(model, tokenizer, form, probes, retain, settings, progress=progress)
+        read = [dataclasses.replace(one, re_entry=share) for one, share in zip(tried, shares, strict=False)]
+        point, why = least_read(read, asked) if read else (point, "no true answer has a word that gives it away")
+        reason = f"{reason}; {why}"
+    points = [*points, *floors[1:], *read]
     choice = Choice(point, reason, points, len(probes), len(retain), aim, kept, tuple(floors), tuple(read))
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")

@@ -14,6 +14,8 @@ import torch
 
 from uld.augment.items import items
 from uld.data.documents import read_sources
+from uld.evaluation.probing import READ, READ_TOKENS
+from uld.evaluation.tuning import SHARES
 from uld.model.assistant import base_model, decoder_layers, default_num_layers
 from uld.model.causal_lm import load_config, skeleton_of
 from uld.model.combine import margins_of
@@ -172,6 +174,7 @@ def plan(request: Request) -> Plan:
     seconds[KNOWING] = checked(shape.parameters)
     seconds[TRAINING] = steps * batch * learnt * 4 * shape.assistant / work
     seconds[TUNING] = measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
+    seconds[TUNING] += len(SHARES) * decoded(min(READ, pairs), READ_TOKENS, both)
     seconds[CHECKING] = checked(both) + (checked(shape.parameters) if request.retain_model else 0)
     longest = batch * settings["max_length"] * shape.vocabulary * 4
     memory = both * shape.bytes + 3 * min(longest, 2**31)
