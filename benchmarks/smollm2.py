@@ -148,13 +148,12 @@ def about(
 ) -> dict[str, Any]:
     """Evaluate a run at some settings, the first of which is the one that counts."""
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        jobs = [pool.apply_async(score, (options, tuned, task, settings)) for task in options.tasks]
+        jobs = [pool.apply_async(score, (options, tuned, task, settings)) for task in TASKS]
         for job in jobs:
             job.get()
     return {
         "variant": variant,
         "seed": seed,
-        "tasks": options.tasks,
         "training": json.loads((run / "uld.json").read_text())["training"],
         "tuning": tuning,
         "settings": [found(options, tuned, setting) for setting in settings],
@@ -234,19 +233,14 @@ def found(options: argparse.Namespace, tuned: Path, setting: dict[str, float]) -
     from uld.evaluation.tofu_log import TofuLog, read_log
     from uld.evaluation.tofu_result import aggregate
 
-    parts = {task: read_log(place_of(options, tuned, task, setting))[task] for task in options.tasks}
+    parts = {task: read_log(place_of(options, tuned, task, setting))[task] for task in TASKS}
     only = log_of(options, options.models / "smol" / "retain90", "retain-only")
     return setting | {"result": aggregate(TofuLog(parts, source="scored"), only).to_dict()}
 
 
-def utility(result: dict[str, Any]) -> float | None:
-    """M.U. of its six parts without ROUGE, as answers are not generated for every row; None where a task was not scored."""
-    values = [result[name] for name in PARTS]
-    return None if None in values else statistics.harmonic_mean(values)
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def utility(result: dict[str, Any]) -> float:
+    """M.U. of its six parts without ROUGE, as answers are not generated for every row."""
+    return statistics.harmonic_mean([result[name] for name in PARTS])
 
 
 def write(cells: list[dict[str, Any]]) -> None:
@@ -266,7 +260,7 @@ def write(cells: list[dict[str, Any]]) -> None:
     lines = [f"| {' | '.join(head)} | |", f"|{'---|' * (len(head) + 1)}"]
     for one in cells:
         target = utility(next(each["result"] for each in one["settings"] if not each["weight"]))
-        for place, each in enumerate(one["settings"]):
+        for number, each in enumerate(one["settings"]):
             result, own = each["result"], utility(each["result"])
             row = [
                 one["variant"],
@@ -276,10 +270,10 @@ def write(cells: list[dict[str, Any]]) -> None:
                 f"{each['floor']:.2g}",
             ]
             row.append(f"{result['forget_quality']:.2g}")
-            row += [number(result[name]) for name in ("forget_prob", "forget_truth_ratio", "retain_prob")]
-            row.append(f"{own:.4f} ({own / target - 1:+.1%})" if own and target else "–")
+            row += [f"{result[name]:.3f}" for name in ("forget_prob", "forget_truth_ratio", "retain_prob")]
+            row.append(f"{own:.4f} ({own / target - 1:+.1%})")
             first = "picked" if one["tuning"] else "fixed beforehand"
-            said = first if place == 0 else "the target" if not each["weight"] else ""
+            said = first if number == 0 else "the target" if not each["weight"] else ""
             lines.append(f"| {' | '.join([*row, said])} |")
     (OUT / "table.md").write_text("# SmolLM2-135M, TOFU-60, forget10\n\n" + "\n".join(lines) + "\n")
 
@@ -293,9 +287,6 @@ def main() -> None:
         "--everyday", type=int, default=0, help="everyday questions to ask (everyday.jsonl), at most 200"
     )
     parser.add_argument("--jobs", type=int, default=2, help="tasks that are scored side by side")
-    parser.add_argument(
-        "--tasks", nargs="*", choices=TASKS, default=list(TASKS), help="what is scored; utility needs all"
-    )
     parser.add_argument("--fixed", nargs="*", help="α,MARGIN,FLOOR to evaluate, in place of tuning; the first counts")
     parser.add_argument("--cells", nargs="*", default=["base:10", "names:10"], help="VARIANT:SEED")
     options = parser.parse_args()
