@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from uld.augment.items import row
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record
 from uld.data.text import folded, words_of
@@ -73,20 +74,14 @@ class Drawn:
         """The rows as JSON lines that ``--retain`` reads."""
         lines = []
         for record, prompt in zip(self.records, self.prompts, strict=True):
-            lines.append(json.dumps(_row(record) | {"drawn_from": prompt}, ensure_ascii=False) + "\n")
+            lines.append(json.dumps(row(record) | {"drawn_from": prompt}, ensure_ascii=False) + "\n")
         return "".join(lines)
-
-
-def _row(record: Record) -> dict[str, str]:
-    if record.text is not None:
-        return {"text": record.text}
-    return {"question": record.messages[0][1], "answer": record.messages[1][1]}
 
 
 def _can_be_read(record: Record) -> bool:
     """Whether it can be read back: a small model also writes NUL characters."""
     try:
-        parse_record(_row(record), record.source)
+        parse_record(row(record), record.source)
     except DataError:
         return False
     return True
