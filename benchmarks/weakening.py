@@ -172,7 +172,7 @@ def fields(server: Server) -> dict[str, int]:
         path = CHAT if name in OF_CHAT else TEXT
         body: Row = {"messages": [{"role": "user", "content": "a"}]} if path == CHAT else {"prompt": "a"}
         body |= {"max_tokens": 4, name: value} | ({"logprobs": True} if name == "top_logprobs" else {})
-        body |= {"temperature": 1.0} if name == "seed" else {}
+        body |= {"temperature": 1.0} if name in ("seed", "n") else {}
         answer = server.ask(path, body)
         assert answer.status_code < 500, (name, answer.text)
         found[name] = answer.status_code
