@@ -142,6 +142,8 @@ def test_the_floor_is_the_median_surprise_of_the_target_over_wrong_answers(micro
     assert len(ratios) > 20 and found == pytest.approx(sorted(ratios)[(len(ratios) - 1) // 2], rel=1e-4)
     model.combination = Combination(weight=9.0, floor=0.5)
     assert surprise(model, form, 0, probes) == found  # the target's alone
+    with pytest.raises(ULDError, match=r"no question has a wrong answer, .* name one \(--floor\)"):
+        surprise(model, form, 0, [Probe(probe.right, ()) for probe in probes])
 
 
 @pytest.fixture

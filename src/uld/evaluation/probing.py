@@ -99,9 +99,11 @@ def surprise(model: ULDForCausalLM, form: PromptFormat, pad_token_id: int, probe
         Median of ``p(token) / max p`` over the tokens of wrong answers that are not the target's first choice, 0–1.
 
     Raises:
-        ULDError: the target expects every token of the wrong answers.
+        ULDError: there are no wrong answers, or the target expects every token of them.
     """
     rows = [form.encode(record, _WHOLE) for probe in probes for record in probe.wrong]
+    if not rows:
+        raise ULDError("no question has a wrong answer, so there is no floor to be found: name one (--floor)")
 
     def behind(logits: Sequence[Tensor], labels: Tensor, _: Tensor) -> Tensor:
         return (logits[0].gather(-1, labels[:, None])[:, 0] - logits[0].amax(-1))[None]
