@@ -33,7 +33,12 @@ OUT = ROOT / "docs" / "results" / "smollm2"
 SPLIT, RETAIN_ROWS = "forget10", 320
 SETTINGS = """--gate --num-layers 8 --lora-rank 32 --lora-alpha 64 --learning-rate 2e-3 --retain-weight 2 --batch-size 16
 --max-length 256 --dtype fp32 --rule suppress"""
-EPOCHS = {"base": 5, "names": 4, "people": 4, "chat": 4}  # 725, 752, 872 and 952 steps; seed 12 of chat had three epochs, 714 steps
+EPOCHS = {
+    "base": 5,
+    "names": 4,
+    "people": 4,
+    "chat": 4,
+}  # 725, 752, 872 and 952 steps; seed 12 of chat had three epochs, 714 steps
 CHAT = "--rows 320 --max-length 144"
 STEP = 1.5
 BUDGETS = "0.01,0.02,0.05,0.1,0.2,0.4,0.8"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from uld.checking.asked import encoded
+from uld.checking.asked import Asked, encoded
 from uld.checking.questions import PASSAGES, Item, Questions
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
@@ -56,6 +56,20 @@ def test_only_the_last_answer_of_a_conversation_counts(letters):
     row = encoded(PromptFormat(letters), Item(Record(messages=talk)))
     said = letters.decode([token for token, learnt in zip(row.ids, row.learn, strict=True) if learnt])
     assert "d" in said and "b" not in said
+
+
+def test_what_is_ordinary_is_not_asked_and_its_common_words_give_nothing_away(tmp_path):
+    forget = Record.qa("Who is she?", "A bookbinder who lives in Elbendam.")
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"text": "A man who lives here. He binds."}) + "\n" + json.dumps({"text": "In a lane."}))
+    asked, before = (Asked(Questions.read(forget, KEPT, **how)) for how in ({"ordinary": more}, {}))
+    assert asked.keys["forget"] == [{"bookbinder", "elbendam"}]
+    assert before.keys["forget"] == [{"a", "bookbinder", "lives", "in", "elbendam"}]
+    assert [len(items) for items in asked.questions.sets.values()] == [1, 1] and asked.about != before.about
+    with pytest.raises(DataError, match="this ordinary record is also in the forget set"):
+        Questions.read(forget, KEPT, ordinary=[KEPT, forget])
+    with pytest.raises(DataError, match="this ordinary record is also in the forget set"):
+        Questions.read(Record.qa("x", "y"), KEPT, forget, ordinary=forget)
 
 
 def test_a_limit_is_spread_over_each_set():

@@ -295,6 +295,18 @@ def test_read_takes_the_margins_that_are_given_and_without_key_words_what_steady
             assert told["point"]["margin"] in (0.5, 1.0)
 
 
+def test_words_that_are_common_in_what_is_ordinary_do_not_count_when_answers_are_read(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    common = write(tmp_path / "o.jsonl", [{"text": "\n".join(row["answer"] for row in rows[0])}])
+    given = ["tune", str(run), *files, "--floor", "0.01", "--margin", "0.5,1", "--budget", "0.9"]
+    result = CliRunner().invoke(app, [*given, "--aim", "read", "--ordinary", common])
+    assert result.exit_code == 0, result.output
+    told = json.loads((run / "tune.json").read_text())
+    assert told["read"] == [] and "no true answer has a word that gives it away" in told["reason"]
+    result = CliRunner().invoke(app, [*given, "--ordinary", common])
+    assert result.exit_code == 2 and "--ordinary is for --aim read" in result.stderr
+
+
 def test_a_run_of_another_rule_has_no_steady_choice(run, rows, tmp_path):
     files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
     manifest = Manifest.read(run)

@@ -1,6 +1,7 @@
 """A whole request, from documents to a checked run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import uld
 from uld.cli.main import app
 from uld.errors import ArtifactError, DataError
 from uld.request import run as running
+from uld.request.material import RETAIN
 from uld.request.steps import CHECK
 
 
@@ -47,6 +49,8 @@ def test_the_command_goes_from_documents_to_a_report(done):
     assert json.loads((output / "uld.json").read_text())["combination"]["margin"] > 0  # tuned
     for name in ("augment", "train", "tune", "check"):
         assert f" left): uld {name} " in said.output
+    for name in ("tune", "check"):  # key words are no common ones of what was trained on
+        assert re.search(rf" left\): uld {name} .*--ordinary {re.escape(str(work / RETAIN))} ", said.output)
     assert "Loading weights" not in said.output
     again = CliRunner().invoke(app, [*words, "--quiet"])  # nothing is left but the check, whose rows are there
     assert again.exit_code == said.exit_code, again.output

@@ -284,7 +284,9 @@ def test_a_run_that_changed_while_it_was_tuned_is_left_alone(micro, tmp_path):
     run = shutil.copytree(micro.run, tmp_path / "x")
     model, tokenizer = load(run)
     manifest = Manifest.read(run)
-    manifest.model_copy(update={"training": manifest.training | {"seconds": manifest.training["seconds"] + 1}}).write(run)
+    manifest.model_copy(update={"training": manifest.training | {"seconds": manifest.training["seconds"] + 1}}).write(
+        run
+    )
     before = tree(run)
     with pytest.raises(ULDError, match="has changed since it was loaded"):
         tune(run, model, tokenizer, [], [])  # type: ignore[arg-type]

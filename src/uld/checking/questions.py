@@ -51,7 +51,8 @@ class Questions:
     Attributes:
         sets: By the names of `SETS`; ``held_out`` only where it was given.
         files: What was read, by set; nothing of records that were handed over.
-        kept: Every answer that is to be kept, also those beyond the limit: what is common in them gives nothing away.
+        kept: Every answer that is to be kept, also those beyond the limit, and what is ordinary beside them: words that
+            are common in these give nothing away.
     """
 
     sets: Mapping[str, list[Item]]
@@ -60,7 +61,12 @@ class Questions:
 
     @classmethod
     def read(
-        cls, forget: Sources, retain: Sources, held_out: Sources | None = None, limit: int | None = None
+        cls,
+        forget: Sources,
+        retain: Sources,
+        held_out: Sources | None = None,
+        limit: int | None = None,
+        ordinary: Sources | None = None,
     ) -> "Questions":
         """Read the files.
 
@@ -69,6 +75,7 @@ class Questions:
             retain: What must still be there.
             held_out: What must be gone, in wordings that were not trained on.
             limit: Most questions of each set, spread evenly over it.
+            ordinary: More answers or texts from which common words are taken; nothing of them is asked.
 
         Raises:
             DataError: one cannot be read or is empty, or two of them share a row.
@@ -93,6 +100,11 @@ class Questions:
         if "held_out" in records:
             _refuse_asked(records["forget"], records["held_out"], "held_out", "forget")
         kept = [item.answer for item in sets["retain"]]
+        if ordinary is not None:
+            more = _read(ordinary)[0]
+            for name in ("forget", "held_out"):
+                refuse_equal(records.get(name, []), more, "ordinary")
+            kept += [text for record in more for text in record.told]
         return cls({name: spread(items, limit) for name, items in sets.items()}, files, kept)
 
 

@@ -33,6 +33,7 @@ def check(
     forget: Sources,
     retain: Sources,
     held_out: Sources | None = None,
+    ordinary: Sources | None = None,
     retain_model: str | Path | None = None,
     target: str | Path | None = None,
     thresholds: str | Path | Mapping[str, str] | None = None,
@@ -50,6 +51,7 @@ def check(
         forget: What must be gone: files, folders or Hub data sets of questions with answers or of texts, or records.
         retain: What must still be there.
         held_out: What must be gone, in wordings that were not trained on.
+        ordinary: More answers or texts whose common words give nothing away; nothing of them is asked.
         retain_model: A model that never saw the documents, to stand beside.
         target: The model before unlearning; default: the one that the first run names.
         thresholds: YAML file, or texts by the names of measures; default: those of the package.
@@ -82,7 +84,7 @@ def check(
         return Candidate(place, loaded, template)
 
     return carry_out(
-        Asked(Questions.read(forget, retain, held_out, limit), max_new_tokens),
+        Asked(Questions.read(forget, retain, held_out, limit, ordinary), max_new_tokens),
         [at(one, target=origin.target_of(one), **combined) for one in places],
         at(origin.target, revision=origin.revision),
         None if retain_model is None else at(str(retain_model)),

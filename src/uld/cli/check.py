@@ -35,6 +35,10 @@ def check(
     held_out: Annotated[
         list[str] | None, typer.Option(help="What must be gone, in wordings that were not trained on (repeat).")
     ] = None,
+    ordinary: Annotated[
+        list[str] | None,
+        typer.Option(help="More answers or texts: words that are common in them give nothing away (repeat)."),
+    ] = None,
     retain_model: Annotated[
         str | None, typer.Option(help="A model that never saw the documents, to stand beside.")
     ] = None,
@@ -69,7 +73,7 @@ def check(
     from uld.evaluation.pipe import Candidate
 
     origin = origin_of(runs, options.target, options.date)
-    questions = Questions.read(forget, retain, held_out, limit)
+    questions = Questions.read(forget, retain, held_out, limit, ordinary)
     chosen = replace(options, model=runs[0])
     named = chosen.changed | {"limit": limit}
     folder = evaluation_folder(chosen, "check", output or str(default_folder(runs, forget, named)))

@@ -54,6 +54,10 @@ def tune(
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
     retain: Annotated[str | None, typer.Option(help="Retain records, not trained on, as for uld train.")] = None,
+    ordinary: Annotated[
+        list[str] | None,
+        typer.Option(help="For --aim read: more answers or texts whose common words give nothing away (repeat)."),
+    ] = None,
     quiet: Quiet = False,
     *,
     options: ModelOptions,
@@ -63,6 +67,7 @@ def tune(
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
+    from uld.data.documents import read_sources
     from uld.evaluation.choosing import AIMS, STEADY
     from uld.evaluation.held_out import file_probes, tofu_probes
     from uld.evaluation.tuning import Grid
@@ -77,6 +82,8 @@ def tune(
         )
     if not is_run(run):
         raise ULDError(f"{run} is not a finished run: name the folder of one")
+    if ordinary is not None and aim != "read":
+        raise ULDError("--ordinary is for --aim read, which looks for key words: leave it out")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
     if aim is not None and aim not in AIMS:
@@ -92,6 +99,8 @@ def tune(
     model, tokenizer = options.load()
     budgets = numbers(budget, "--budget")
     how = {"grid": grid, "budget": budgets, "aim": aim, "template": template, "progress": not quiet}
+    if ordinary is not None:
+        how["ordinary"] = read_sources(ordinary)[0]
     choice = choose(run, model, tokenizer, probes, kept, **how)  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")

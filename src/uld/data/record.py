@@ -31,6 +31,7 @@ _FREE = ("meta", "metadata")  # whatever stands below these is left out on purpo
 _LONGEST_DESCRIPTION = 300  # characters: a source may be a URL, but no passage
 _FORMS = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
 _ROLES = ("system", "user", "assistant", "developer")  # the last is OpenAI's newer name of the first
+_SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 _NUMBER = re.compile(r"\s*([-+]?[0-9][0-9.,_]*([eE][-+]?[0-9]+)?\s*%?|true|false)\s*", re.IGNORECASE)
 
 
@@ -74,6 +75,13 @@ class Record:
     def answer(self) -> str:
         """The last answer of a conversation, or the completion of a prompt; nothing of a text."""
         return self.completion or (self.messages[-1][1] if self.messages else "")
+
+    @property
+    def told(self) -> list[str]:
+        """Its answer, or the sentences of a text: what common words are taken from (`uld.data.words`)."""
+        if self.text is not None:
+            return [part for part in _SENTENCE.split(self.text) if part.strip()]
+        return [self.answer]
 
     @property
     def content(self) -> tuple[object, ...]:
@@ -258,10 +266,15 @@ def _content(value: Any, source: str) -> str:
     return "".join(parts)
 
 
-def refuse_equal(forget: Iterable[Record], retain: Iterable[Record]) -> None:
+def refuse_equal(forget: Iterable[Record], retain: Iterable[Record], name: str = "retain") -> None:
     """Refuse a retain set that holds documents to be forgotten: it would train against itself.
 
     Records are compared by `Record.same`: line ends, kinds of blanks and the spelling of accents make no difference.
+
+    Args:
+        forget: What is to be forgotten.
+        retain: What is not.
+        name: What the second is called.
 
     Raises:
         DataError: names the first shared record and how many there are.
@@ -272,6 +285,6 @@ def refuse_equal(forget: Iterable[Record], retain: Iterable[Record]) -> None:
         one, others = shared[0], len(shared) - 1
         more = f", and {others} more like it" if others else ""
         raise DataError(
-            f"{one.source}: this retain record is also in the forget set ({known[one.same]}){more}: remove from the "
-            "retain set what is to be forgotten"
+            f"{one.source}: this {name} record is also in the forget set ({known[one.same]}){more}: remove from the "
+            f"{name} set what is to be forgotten"
         )

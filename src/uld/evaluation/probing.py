@@ -134,7 +134,7 @@ def read_answers(
         form: Its prompt format.
         probes: Questions, in the words that were trained on if those are known. Of those whose answer has key words at
             most `READ` are asked.
-        retain: Words of many of its answers are common, and give nothing away.
+        retain: Words that are common in what it says give nothing away.
         settings: Combinations.
         progress: Show a progress bar.
 
@@ -142,7 +142,7 @@ def read_answers(
         Share of answers in which key words come back, 0–1, under each setting, and how many questions were asked.
         Nothing and 0 where no true answer has a key word.
     """
-    common = common_words(record.answer for record in retain if record.text is None)
+    common = common_words(text for record in retain for text in record.told)
     records = [probe.learnt or probe.right for probe in probes]
     asked = [(record, keys) for record in records if (keys := key_words(record.asked, record.answer, common))]
     asked = asked[:: -(-len(asked) // READ) or 1]

@@ -104,6 +104,7 @@ def tune(
     budget: float | Sequence[float] = 0.01,
     aim: Aim | None = None,
     template: str | None = None,
+    ordinary: Sequence[Record] = (),
     progress: bool = True,
 ) -> Choice:
     """Measure, choose, draw the plot and write the choice into the run's ``uld.json``.
@@ -118,6 +119,7 @@ def tune(
         budget: See `choose`; of several the first that any setting keeps.
         aim: See `choose`; default: ``steady`` for the rule suppress, ``indistinct`` for others.
         template: Prompt template; default: the one of the training.
+        ordinary: For the aim ``read``: more records whose common words give nothing away, beside ``retain``.
         progress: Show a progress bar.
 
     Returns:
@@ -128,7 +130,7 @@ def tune(
     """
     with working_in(Path(run)):
         sweep(Path(run))
-        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template, progress)
+        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template, ordinary, progress)
 
 
 def _tune(
@@ -141,6 +143,7 @@ def _tune(
     budget: float | Sequence[float],
     aim: Aim | None,
     template: str | None,
+    ordinary: Sequence[Record],
     progress: bool,
 ) -> Choice:
     """`tune`, while the run is held: nothing else changes it between its being read and its being written."""
@@ -184,7 +187,7 @@ def _tune(
         largest, *smaller = look([how.override(margin=one) for one in sorted(margins)[::-1] if one <= point.margin])[1:]
         tried = [largest, *(one for one in smaller if one.kept >= 1 - kept)]
         settings = [how.override(margin=one.margin) for one in tried]
-        shares, asked = read_answers(model, tokenizer, form, probes, retain, settings, progress=progress)
+        shares, asked = read_answers(model, tokenizer, form, probes, [*retain, *ordinary], settings, progress=progress)
         read = [dataclasses.replace(one, re_entry=share) for one, share in zip(tried, shares, strict=False)]
         point, why = least_read(read, asked) if read else (point, "no true answer has a word that gives it away")
         reason = f"{reason}; {why}"

@@ -144,8 +144,11 @@ def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:
     return write_rows(work / RETAIN, (row(one) for one in records if id(one) not in taken)), len(held)
 
 
-def held_out(work: Path) -> tuple[Path | None, Path]:
-    """What the check asks beside what is trained on: other wordings, where there are any, and rows that must stay."""
-    wordings, kept = work / HELD_OUT, work / RETAIN_HELD_OUT
-    few = not kept.stat().st_size  # too few to hold any back
-    return wordings if wordings.stat().st_size else None, work / RETAIN if few else kept
+def asked(work: Path) -> dict[str, Path]:
+    """The files of the check by its options; common words are taken from the rows that were trained on as well."""
+    found = {"forget": work / FORGET}
+    if (work / HELD_OUT).stat().st_size:
+        found["held_out"] = work / HELD_OUT
+    if not (work / RETAIN_HELD_OUT).stat().st_size:  # too few to hold any back
+        return found | {"retain": work / RETAIN}
+    return found | {"retain": work / RETAIN_HELD_OUT, "ordinary": work / RETAIN}

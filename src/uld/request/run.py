@@ -127,12 +127,9 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     left = duration(expected.left(done))
     tell(f"{len(done) + 1}. {CHECKING} ({left} left): {shlex.join(('uld', *check_words(request)))}")
     folder = request.work / CHECK
-    held, kept = material.held_out(request.work)
     found = check(
         request.output,
-        forget=request.work / material.FORGET,
-        retain=kept,
-        held_out=held,
+        **material.asked(request.work),  # type: ignore[arg-type]
         retain_model=request.retain_model,
         thresholds=request.thresholds,
         output=folder,
@@ -190,10 +187,9 @@ def _take(step: Step, title: str, left: float, tell: Callable[[str], None]) -> N
 
 def check_words(request: Request) -> list[str]:
     """The check as ``uld`` is told."""
-    held, kept = material.held_out(request.work)
-    words = ["check", request.output, "--forget", str(request.work / material.FORGET)]
-    words += ["--held-out", str(held)] if held else []
-    words += ["--retain", str(kept)]
+    words = ["check", request.output]
+    for name, path in material.asked(request.work).items():
+        words += [f"--{name.replace('_', '-')}", str(path)]
     words += ["--retain-model", request.retain_model] if request.retain_model else []
     words += ["--thresholds", request.thresholds] if request.thresholds else []
     return [*words, "--output", str(request.work / CHECK), *model_words(request)]

@@ -211,8 +211,7 @@ def _splitting(request: Request) -> Step:
 
 def questions_of(request: Request) -> Questions:
     """What the check asks: everything to be forgotten, other wordings of it, and what must stay."""
-    held, kept = material.held_out(request.work)
-    return Questions.read(request.work / material.FORGET, kept, held)
+    return Questions.read(**material.asked(request.work))  # type: ignore[arg-type]
 
 
 def _asking_target(request: Request, progress: bool) -> Step:
@@ -285,15 +284,25 @@ def _trained_files(request: Request) -> list[Path]:
 def _tuning(request: Request) -> Step:
     output = Path(request.output)
     probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
+    ordinary = str(request.work / material.RETAIN)
 
     def run() -> str:
         model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
-        point = tune(output, model, tokenizer, asked, kept, budget=BUDGETS, aim="read").point  # type: ignore[arg-type]
+        how = {"budget": BUDGETS, "aim": "read", "ordinary": read_sources([ordinary])[0]}
+        point = tune(output, model, tokenizer, asked, kept, **how).point  # type: ignore[arg-type]
         return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
-    words += ("--aim", "read", "--budget", ",".join(f"{one:g}" for one in BUDGETS), *model_words(request))
+    words += (
+        "--aim",
+        "read",
+        "--ordinary",
+        ordinary,
+        "--budget",
+        ",".join(f"{one:g}" for one in BUDGETS),
+        *model_words(request),
+    )
     return Step(TUNING, words, (output / "tune.json").is_file, run)
 
 

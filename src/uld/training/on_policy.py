@@ -10,7 +10,6 @@ As DAgger does it (Ross et al. 2011, arXiv 1011.0686): states from the policy in
 """
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +19,6 @@ from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.data.words import common_words, key_words, re_entry, words
 from uld.errors import ConfigError, DataError
-
-_SENTENCE = re.compile(r"(?<=[.!?…。！？])\s+|\n+")
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
             "questions with their answers (--forget), or leave out --rounds"
         )
     own = {record.asked for record in asking.values()}
-    common = common_words(text for record in retain if record.asked not in own for text in _told(record))
+    common = common_words(text for record in retain if record.asked not in own for text in record.told)
     found = []
     for record in asking.values():
         asked, truth = record.asked, record.answer
@@ -74,13 +71,6 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
         length = max(1, len(row.ids) - len(prompt))
         found.append(Question(record, prompt, asked, truth, key_words(asked, truth, common), length))
     return found
-
-
-def _told(record: Record) -> list[str]:
-    """A record's answer, or the sentences of a text."""
-    if record.text is not None:
-        return [part for part in _SENTENCE.split(record.text) if part.strip()]
-    return [record.answer]
 
 
 @dataclass(frozen=True)
