@@ -27,7 +27,7 @@ SOURCES = {
     "min_tokens": "ours, measured",
     "rank_tokens": "DD's paper",
     **dict.fromkeys(("margin", "floor"), "ours, measured"),
-    **dict.fromkeys(("outside", "gate"), OWN),
+    **dict.fromkeys(("outside", "gate", "lora_layers"), OWN),
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
 _WORDS = {
@@ -35,6 +35,7 @@ _WORDS = {
     "margin": "⅔ log V, with α and floor; else 0",
     "floor": "5e-4, with α and margin; else 0",
     "num_layers": "a quarter, rounded up",
+    "lora_layers": "all",
     "retain_rows": "as many as forget rows",
     "lora_rank": "32; a target: none",
 }

@@ -20,9 +20,9 @@ def no_gradients():
         yield
 
 
-def assistant_of(target, num_layers, seed):
+def assistant_of(target, num_layers, seed, last=None):
     with torch.inference_mode(False):
-        assistant = add_lora(build_assistant(target, num_layers), rank=3, alpha=6).eval()
+        assistant = add_lora(build_assistant(target, num_layers), rank=3, alpha=6, last=last).eval()
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in assistant.named_parameters():
             if "lora_" in name:
@@ -42,10 +42,12 @@ def separate(models, inputs):
     return [model(**inputs, use_cache=False).logits for model in models]
 
 
-@pytest.mark.parametrize("depths", [[5], [3, 1, 2]], ids=str)
+@pytest.mark.parametrize(
+    "depths", [[(5, None)], [(3, None), (1, None), (2, None)], [(5, 2)], [(4, 2), (5, 1), (3, 1)]], ids=str
+)
 def test_one_pass_equals_separate_ones_for_any_number_and_depth(family, make_target, depths):
     target = make_target(family)
-    assistants = [assistant_of(target, depth, seed) for seed, depth in enumerate(depths)]
+    assistants = [assistant_of(target, depth, seed, last) for seed, (depth, last) in enumerate(depths)]
     inputs = batch()
     keep = inputs["attention_mask"].bool()
     found = FusedModel(target, assistants).logits(**inputs, use_cache=False)
@@ -103,6 +105,41 @@ def test_the_cache_counts_rows_as_generate_does(make_target):
         torch.testing.assert_close(one[:, -1], other[:, -1], rtol=1e-4, atol=1e-5)
     cache.batch_select_indices(torch.tensor([1]))
     assert [layer.keys.shape[0] for layer in cache.layers] == [3, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("depths", "joins", "groups"),
+    [
+        ([(5, 2)], 3, [1, 1, 1, 2, 2]),
+        ([(5, 1), (4, 2)], 2, [1, 1, 3, 3, 2]),
+        ([(5, 1), (2, None)], 0, [3, 3, 2, 2, 2]),
+    ],
+)
+def test_layers_below_any_lora_hold_the_target_alone(make_target, depths, joins, groups):
+    target = make_target()
+    assistants = [assistant_of(target, depth, seed, last) for seed, (depth, last) in enumerate(depths)]
+    fused, inputs = FusedModel(target, assistants), batch()
+    assert (fused.joins, fused.groups) == (joins, groups)
+    cache = fused.cache(DynamicCache(config=target.config))
+    parts = ((0, 8), (8, 9))
+    steps = []
+    for start, end in parts:
+        step = {name: tensor[:, start:end] for name, tensor in inputs.items()}
+        step["attention_mask"] = inputs["attention_mask"][:, :end]
+        steps.append(fused.logits(cache, **step, use_cache=True))
+    assert [layer.keys.shape[0] for layer in cache.layers] == [3 * number for number in groups]
+    assert cache.batch_size == 3
+    keep = inputs["attention_mask"].bool()
+    for number, other in enumerate(separate([target, *assistants], inputs)):
+        found = torch.cat([step[number] for step in steps], 1)
+        torch.testing.assert_close(found[keep], other[keep], rtol=1e-4, atol=1e-5)
+    calls = []
+    for layer in fused.skeleton.get_decoder().layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+    fused.logits(**inputs, use_cache=False)
+    assert calls == [3 * number for number in groups]  # nothing is computed twice
 
 
 def test_a_pass_that_was_interrupted_leaves_nothing_behind(make_target):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import uld.training.learners
 import uld.training.references
@@ -108,6 +109,25 @@ def test_the_target_is_not_touched_and_only_lora_is_trained(finished, task):
     trained = load_file(output / "adapter/adapter_model.safetensors")
     assert len(trained) == 28 and all("lora_" in name for name in trained)
     assert all(matrix.abs().max() > 0 for matrix in trained.values())
+
+
+def test_lora_on_the_last_layers_makes_an_assistant_of_the_whole_target(task, tmp_path):
+    run(task, tmp_path / "x", num_layers=None, lora_layers=1, learning_rate=0.02, gate=True)
+    trained = load_file(tmp_path / "x" / "adapter" / "adapter_model.safetensors")
+    assert len(trained) == 14 and all(".layers.3." in name for name in trained)
+    assert Manifest.read(tmp_path / "x").num_layers == 4
+    model, tokenizer = load(tmp_path / "x", weight=2.0, margin=0.0, floor=0.0)
+    assert model.one_pass is not None and model.one_pass.joins == 3
+    target = AutoModelForCausalLM.from_pretrained(task.target)
+    ids = tokenizer("who is abc?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        wanted = target(ids).logits
+        found = model(ids).logits
+        assert (found - wanted).abs().max() > 0.1
+        model.fused = False
+        torch.testing.assert_close(model(ids).logits, found, rtol=1e-4, atol=1e-4)
+        model.combination = model.combination.override(weight=0.0)
+        assert torch.equal(model(ids).logits, wanted)
 
 
 def test_frozen_weights_do_not_change_while_training(task, tmp_path, monkeypatch):
@@ -267,6 +287,8 @@ def test_cut_rows_are_counted_in_the_log(task, tmp_path, caplog):
         ({"forget": ()}, "--forget"),
         ({"split": "forget10"}, "--split forgets a part of TOFU"),
         ({"num_layers": 9}, "the target has 4 layers"),
+        ({"lora_layers": 3}, "--lora-layers is 3, but the assistant has 2 layers"),
+        ({"num_layers": None, "lora_layers": 1, "method": "npo+kl"}, "--lora-layers is for an assistant"),
         ({"max_length": 8}, "--max-length"),
         ({"batch_size": 6, "micro_batch_size": 4}, "--micro-batch-size 4"),
         ({"method": "uld2"}, "did you mean 'uld'"),

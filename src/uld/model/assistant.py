@@ -28,7 +28,7 @@ from uld.model.checkpoint import (
 )
 from uld.model.fields import number
 from uld.model.gate import gate_of
-from uld.model.lora import acting_linears, adapted, expert_stacks, left_out, put_lora
+from uld.model.lora import acting_linears, adapted, expert_stacks, from_layer, left_out, put_lora
 from uld.model.slicing import settle
 
 logger = logging.getLogger(__name__)
@@ -168,24 +168,33 @@ def add_lora(
     rank: int,
     alpha: int,
     dropout: float = 0.0,
+    last: int | None = None,
     target_modules: str | list[str] = "all-linear",
 ) -> PeftModel:
-    """Put trainable LoRA on the assistant's linears and experts (all of the K layers, never the head), by PEFT.
+    """Put trainable LoRA on the assistant's linears and experts (of its layers, never the head), by PEFT.
 
     Args:
         assistant: From `build_assistant` or `load_sliced`.
         rank: r, number of rows of each LoRA pair; the experts of a layer that are one parameter share it out.
         alpha: LoRA scale; the update is ``alpha / rank · B A x``.
         dropout: Dropout on the LoRA input. With it, experts that are one parameter get no LoRA.
+        last: LoRA on so many of the layers, the last ones; default: on all K.
         target_modules: PEFT's ``target_modules``; ``all-linear``: what `uld.model.lora` finds.
 
     Returns:
         A `PeftModel` whose only trainable parameters are LoRA's, in fp32.
 
     Raises:
-        ULDError: a rank that no matrix of the layers has room for, or a model that cannot take LoRA.
+        ULDError: a rank that no matrix of the layers has room for, more layers than there are, or a model that cannot
+            take LoRA.
     """
     layers, modules = decoder_layers(assistant)
+    if last is not None and last > len(modules):
+        raise ULDError(
+            f"--lora-layers is {last}, but the assistant has {len(modules)} layers: give at most so many, or leave out "
+            "--num-layers"
+        )
+    first = 0 if last is None else len(modules) - last
     settings = {"rank": rank, "alpha": alpha, "dropout": dropout}
     sizes = [size for one in modules.parameters() if one.dim() == 2 for size in one.shape]
     if rank > (most := max([*sizes, _LEAST_MOST_RANK])):
@@ -193,8 +202,9 @@ def add_lora(
     try:
         if target_modules != "all-linear":
             return put_lora(assistant, target_modules, {}, **settings)  # type: ignore[arg-type]  # PEFT also takes a regex
-        linears = acting_linears(assistant, layers)
+        linears = from_layer(first, acting_linears(assistant, layers), layers)
         stacks = {} if dropout else expert_stacks(assistant, layers)
+        stacks = {name: stacks[name] for name in from_layer(first, stacks, layers)}
         model = put_lora(assistant, linears, stacks, **settings)
         # PEFT takes some linears, by their names, for experts of an older layout, and leaves them out.
         have = adapted(model)
@@ -205,7 +215,7 @@ def add_lora(
     except Exception as error:  # whatever a family's forward or PEFT comes upon
         first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise ULDError(f"{type(assistant).__name__} cannot be trained with LoRA: {first}") from error
-    if (sentence := left_out(model, layers)) is not None:
+    if (sentence := left_out(model, layers, first)) is not None:
         logger.warning("%s", sentence)
     return model
 

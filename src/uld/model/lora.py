@@ -7,7 +7,7 @@ whose matrices are one parameter ``(experts, in, out)`` get LoRA on that paramet
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,13 +140,26 @@ def on_bytes(model: PeftModel) -> str | None:
     return next((one.parameter_name for one in wrappers if not one.get_param().is_floating_point()), None)
 
 
-def left_out(model: PeftModel, within: str) -> str | None:
-    """A sentence on the matrices of the layers that have no LoRA; None where they hardly count."""
+def from_layer(first: int, names: Iterable[str], within: str) -> list[str]:
+    """Those names of a list of layers that are of its layer number ``first`` or of later ones.
+
+    Args:
+        first: 0 takes all.
+        names: Of modules or parameters within the list.
+        within: Name of the list.
+    """
+    return [name for name in names if int(name.removeprefix(f"{within}.").partition(".")[0]) >= first]
+
+
+def left_out(model: PeftModel, within: str, first: int = 0) -> str | None:
+    """A sentence on the matrices that have no LoRA, of layer ``first`` and later ones; None where they hardly count."""
     have, total = adapted(model), 0
     outside: dict[str, int] = {}
     for name, parameter in model.get_base_model().named_parameters():
         plain = name.replace(".base_layer", "")
         if parameter.dim() < 2 or ".lora_" in name or not plain.startswith(within + "."):
+            continue
+        if not from_layer(first, [plain], within):
             continue
         total += parameter.numel()
         if plain not in have:

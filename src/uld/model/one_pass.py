@@ -8,6 +8,9 @@ the weights, then costs what the target alone costs.
 No forward of any model family is rewritten here. The fused model is a skeleton of the target's own class whose leaf
 modules are the target's own (`uld.model.assistant.build_assistant` with every layer), with hooks at the layers where
 rows part and meet.
+
+Below the first layer in which any assistant has LoRA, its rows would be the target's: only these go through, and the
+others join them there (`--lora-layers`).
 """
 
 from collections.abc import Sequence
@@ -48,6 +51,7 @@ class FusedModel:
     Attributes:
         skeleton: A causal LM of the target's class that runs all rows.
         groups: For each layer, the number of models whose rows pass through it.
+        joins: Number of the layer from which on an assistant's rows may differ from the target's.
     """
 
     def __init__(self, target: PreTrainedModel, assistants: Sequence[PreTrainedModel | PeftModel]) -> None:
@@ -66,11 +70,14 @@ class FusedModel:
         bases = [base_model(assistant) for assistant in assistants]
         depths = [len(decoder_layers(base)[1]) for base in bases]
         # Rows of deeper assistants come first, so that those that are done are always the last.
+        self.models = 1 + len(bases)
         self.order = sorted(range(len(bases)), key=lambda i: -depths[i])
         total = target.config.get_text_config(decoder=True).num_hidden_layers
         self.skeleton = build_assistant(target, total)
         name, layers = decoder_layers(self.skeleton)
-        self.groups = [1 + sum(depth > index for depth in depths) for index in range(total)]
+        self.joins = min(_first_own(bases, name), min(depths) - 1)
+        alive = [1 + sum(depth > index for depth in depths) for index in range(total)]
+        self.groups = [1] * self.joins + alive[self.joins :]
         self._buffers = self._held_buffers(target)
         self._share_linears([bases[i] for i in self.order], name)
         self.parted: list[Tensor] = []
@@ -90,11 +97,14 @@ class FusedModel:
         """Let rows part and meet where they do."""
         for index, layer in enumerate(layers):
             after = self.groups[index + 1] if index + 1 < len(layers) else self.groups[index]
-            if self.groups[index] < self.groups[0]:
-                layer.register_forward_pre_hook(self._cut_inputs(self.groups[index]), with_kwargs=True)
+            if self.groups[index] < self.models:
+                cut = self._cut_inputs(self.groups[index], whole=index == 0)
+                layer.register_forward_pre_hook(cut, with_kwargs=True)
+            if index == self.joins > 0:
+                layer.register_forward_pre_hook(self._join)
             if after < self.groups[index]:
                 layer.register_forward_hook(self._part(self.groups[index], after))
-        if self.groups[-1] < self.groups[0]:
+        if self.groups[-1] < self.models:
             layers[-1].register_forward_hook(self._meet)
 
     def _held_buffers(self, target: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
@@ -114,7 +124,7 @@ class FusedModel:
         Stores how many entries of the first dimension each of them has for a row: 1 for a mask, the number of heads
         for some biases.
         """
-        first = next((index for index, groups in enumerate(self.groups) if groups < self.groups[0]), None)
+        first = next((index for index, groups in enumerate(self.groups) if groups < self.models), None)
         if first is None:
             return
         sizes: list[dict[Any, int]] = []
@@ -133,7 +143,7 @@ class FusedModel:
                 self.parted.clear()
         hook.remove()
         two, three = sizes
-        models = self.groups[0]
+        models = self.models
         for place, size in two.items():
             entries, rest = divmod(size, 2 * models)
             if entries and not rest and three.get(place) == entries * 3 * models:
@@ -182,20 +192,30 @@ class FusedModel:
         if active[0] in layer.lora_variant or layer.lora_bias.get(active[0], False):
             raise NotFusable(f"{path} has more than plain LoRA")
 
-    def _cut_inputs(self, groups: int) -> Any:
-        """Pre-hook of a layer that fewer rows reach: masks and positions of the others are cut off."""
+    def _cut_inputs(self, groups: int, *, whole: bool) -> Any:
+        """Pre-hook of a layer that fewer rows reach: masks and positions of the others are cut off.
+
+        Args:
+            groups: Models whose rows reach it.
+            whole: Whether the states of all rows still come to it, and are to be cut as well.
+        """
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            rows = args[0].shape[0]
-            whole = rows // groups * self.groups[0]
+            given = args[0].shape[0]
+            total = given if whole else given // groups * self.models
+            rows = total // self.models * groups
 
             def cut(place: Any, tensor: Tensor) -> Tensor:
                 entries = self._per_row.get(place, 0)
-                return tensor[: entries * rows] if tensor.shape[0] == entries * whole else tensor
+                return tensor[: entries * rows] if tensor.shape[0] == entries * total else tensor
 
             return map_tensors((args, kwargs), cut)
 
         return hook
+
+    def _join(self, layer: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Pre-hook of the first layer in which rows may differ: every model's begin as the target's."""
+        return (torch.cat([args[0]] * self.models), *args[1:])
 
     def _part(self, before: int, after: int) -> Any:
         """Hook of an assistant's last layer: its rows wait."""
@@ -223,7 +243,7 @@ class FusedModel:
         """Every row of the inputs once for each model."""
         first: Any = inputs.get("input_ids")
         batch = (first if first is not None else inputs["inputs_embeds"]).shape[0]
-        times = self.groups[0]
+        times = self.models
 
         def repeat(place: Any, tensor: Tensor) -> Tensor:
             return tensor.repeat(times, *(1 for _ in tensor.shape[1:])) if tensor.shape[0] == batch else tensor
@@ -268,8 +288,26 @@ class FusedModel:
         return type(None), ()
 
     def _in_order(self, out: Tensor) -> list[Tensor]:
-        target, *rest = out.chunk(self.groups[0])
+        target, *rest = out.chunk(self.models)
         given = [target] * len(rest)
         for part, number in zip(rest, self.order, strict=True):
             given[number] = part
         return [target, *given]
+
+
+def _first_own(assistants: Sequence[Any], layers: str) -> int:
+    """The number of the first layer in which any of them has LoRA; 0 where none has any.
+
+    Args:
+        assistants: Without PEFT's wrapper.
+        layers: Name of the list of layers.
+    """
+    return min(
+        (
+            int(path.removeprefix(f"{layers}.").partition(".")[0])
+            for one in assistants
+            for path, module in one.named_modules()
+            if isinstance(module, LoraLayer) and path.startswith(f"{layers}.")
+        ),
+        default=0,
+    )

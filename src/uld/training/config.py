@@ -99,6 +99,12 @@ class TrainConfig(RunConfig):
     num_layers: Layers | None = setting(
         None, "K, the assistant's layers; default: a quarter of the target's.", "Method"
     )
+    lora_layers: Layers | None = setting(
+        None,
+        "LoRA on the last so many layers alone, of an assistant that is all of the target unless --num-layers says "
+        "otherwise; default: on all of its layers.",
+        "Method",
+    )
     lora_rank: Rank | None = setting(
         None,
         "Rank of LoRA's matrices; default: 32 for an assistant, and all weights, without LoRA, for a target.",

@@ -244,6 +244,8 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
     Raises:
         ULDError: a model cannot be loaded, or does not fit the other.
     """
+    if config.lora_layers is not None and method.trains != "assistant":
+        raise ULDError(f"--lora-layers is for an assistant, and {method.name} has none of its own: leave it out")
     if method.trains == "target":
         learner = _target_learner(config, method, options, dtype)
     elif method.trains == "offset":
@@ -254,9 +256,10 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
         models = {side: trainable(one, config, lora=True) for side, one in zip(PAIR, (small, twin), strict=True)}
         learner = PairLearner(nn.ModuleDict(models), fingerprints=prints)
     else:
-        sliced = _load(config, dtype, config.num_layers, whole=method.every_layer and config.num_layers is None)
+        every = method.every_layer or config.lora_layers is not None
+        sliced = _load(config, dtype, config.num_layers, whole=every and config.num_layers is None)
         prints = {"target": fingerprint(sliced.named_parameters())}
-        learner = Learner(trainable(sliced, config, lora=True), fingerprints=prints)
+        learner = Learner(trainable(sliced, config, lora=True, last=config.lora_layers), fingerprints=prints)
     width = check_head(learner.base)
     if config.gate:
         add_gate(learner.model, width)
@@ -279,15 +282,25 @@ def _load(config: TrainConfig, dtype: str, num_layers: int | None = None, whole:
     return load_target(config.target, **settings) if whole else load_sliced(config.target, num_layers, **settings)
 
 
-def trainable(model: PreTrainedModel, config: RunConfig, *, lora: bool) -> PreTrainedModel | PeftModel:
-    """A model as it is trained: with LoRA or with all of its weights, with gradient checkpointing if asked for."""
+def trainable(
+    model: PreTrainedModel, config: RunConfig, *, lora: bool, last: int | None = None
+) -> PreTrainedModel | PeftModel:
+    """A model as it is trained: with LoRA or with all of its weights, with gradient checkpointing if asked for.
+
+    Args:
+        model: Is changed in place.
+        config: Settings.
+        lora: Whether it gets LoRA.
+        last: On so many of its layers, the last ones; default: on all.
+    """
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora:
             model.enable_input_require_grads()  # without it no gradient reaches LoRA through checkpointed layers
     if not lora:
         return model
-    return add_lora(model, rank=config.lora_rank or LORA_RANK, alpha=config.lora_alpha, dropout=config.lora_dropout)
+    rank = config.lora_rank or LORA_RANK
+    return add_lora(model, rank=rank, alpha=config.lora_alpha, dropout=config.lora_dropout, last=last)
 
 
 def _target_learner(config: TrainConfig, method: Method, options: Mapping[str, Any], dtype: str) -> Learner:
