@@ -180,8 +180,16 @@ def make_unlearned() -> Callable[..., Any]:
     from uld.model.combine import Combination
     from uld.model.unlearned import ULDForCausalLM
 
-    def make(target: Any, num_layers: int | None = None, how: Any = None, *, seed: int = 0, **options: Any) -> Any:
-        assistant = add_lora(build_assistant(target, num_layers), rank=4, alpha=8)
+    def make(
+        target: Any,
+        num_layers: int | None = None,
+        how: Any = None,
+        *,
+        seed: int = 0,
+        last: int | None = None,
+        **options: Any,
+    ) -> Any:
+        assistant = add_lora(build_assistant(target, num_layers), rank=4, alpha=8, last=last)
         randomise_lora(assistant, seed)
         return ULDForCausalLM.join(target, assistant, how or Combination(), **options)
 

@@ -36,9 +36,10 @@ def one_by_one(model) -> list[list[int]]:
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
 @pytest.mark.parametrize("fused", [True, False], ids=["one pass", "separate passes"])
-def test_batches_are_what_generate_writes(make_target, make_unlearned, name, fused):
+@pytest.mark.parametrize(("depth", "last"), [(2, None), (5, 2)], ids=["first layers", "last layers"])
+def test_batches_are_what_generate_writes(make_target, make_unlearned, name, fused, depth, last):
     how = Combination(weight=2.0, margin=0.5, floor=0.01)
-    model = make_unlearned(make_target(name), 2, how, fused=fused)
+    model = make_unlearned(make_target(name), depth, how, fused=fused, last=last)
     found = model.generate_batch(prompts(), generation_config=GREEDY, continuous_batching_config=SMALL)
     assert [one.generated_tokens for one in found.values()] == one_by_one(model)
     assert (model.one_pass is not None) is fused

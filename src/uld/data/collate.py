@@ -33,6 +33,7 @@ class Row:
         reference: Log-likelihood of the answer under the model before training, nats; NaN where nothing asks for it.
         alternative_reference: The same of the alternative.
         later: What takes its place from the second epoch on, in turn.
+        ordinary: Learnt tokens that are on the retain side though the row is to be forgotten; None: none is.
     """
 
     encoded: Encoded
@@ -42,6 +43,7 @@ class Row:
     reference: float = math.nan
     alternative_reference: float = math.nan
     later: tuple[Encoded, ...] = ()
+    ordinary: tuple[bool, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -292,6 +294,8 @@ class Collator:
             batch["labels"][i, : n - 1] = torch.tensor(ids[1:])
             wanted = torch.tensor([row.everywhere or flag for flag in learn[1:]], dtype=torch.bool)
             batch["kind"][i, : n - 1][wanted] = row.kind
+            if row.ordinary is not None:
+                batch["kind"][i, : n - 1][torch.tensor(row.ordinary[1:], dtype=torch.bool)] = RETAIN
         return batch
 
 

@@ -73,19 +73,19 @@ def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str
     Returns:
         Two texts that make one answer, the first perhaps empty; None where no key word stands in what was written.
     """
-    first = next(((place, word) for place, word in _placed(generated) if word in keys), None)
+    first = next(((place, word) for place, _, word in placed(generated) if word in keys), None)
     if first is None:
         return None
-    there = next(place for place, word in _placed(truth) if word == first[1])
+    there = next(place for place, _, word in placed(truth) if word == first[1])
     return generated[: first[0]], truth[there:]
 
 
-def _placed(text: str) -> Iterator[tuple[int, str]]:
-    """The words of a text, as `words` has them, each with the place where it begins."""
+def placed(text: str) -> Iterator[tuple[int, int, str]]:
+    """The words of a text, as `words` has them, each with the place where it begins, and its length there."""
     plain = unicodedata.is_normalized("NFKC", text)
     whole = text if plain else unicodedata.normalize("NFKC", text)
     for found in _WORD.finditer(whole):
         place = found.start()
         if not plain:  # the shortest beginning that is as long, once it is spelled like this
             place = next(n for n in range(len(text)) if len(unicodedata.normalize("NFKC", text[: n + 1])) > place)
-        yield place, form(found[0])
+        yield place, len(found[0]), form(found[0])

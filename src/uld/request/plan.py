@@ -52,7 +52,8 @@ class Shape:
 
     Attributes:
         parameters: In all.
-        assistant: In its first K layers, embedding and head.
+        assistant: In the K layers that an assistant has beside the target's, embedding and head.
+        below: In the layers below these that it reads the target's states of, in training as well.
         layers: L.
         depth: K.
         vocabulary: V.
@@ -62,6 +63,7 @@ class Shape:
 
     parameters: int
     assistant: int
+    below: int
     layers: int
     depth: int
     vocabulary: int
@@ -94,8 +96,8 @@ class Plan:
     def __str__(self) -> str:
         """For people."""
         lines = [
-            f"target: {self.shape.parameters / 1e6:,.0f} M parameters, {self.shape.layers} layers, the first "
-            f"{self.shape.depth} for the assistant",
+            f"target: {self.shape.parameters / 1e6:,.0f} M parameters, {self.shape.layers} layers, the "
+            f"{'last' if self.shape.below else 'first'} {self.shape.depth} for the assistant",
             f"memory: about {max(0.1, self.memory / 2**30):.1f} GiB on {self.device}",
             *(f"{name}: {duration(seconds)}" for name, seconds in self.seconds.items()),
             f"in all: {duration(self.left(()))}, give or take a half",
@@ -115,7 +117,9 @@ def shape_of(request: Request) -> Shape:
     config = load_config(request.target, trust_remote_code=trust, **revision)
     whole = skeleton_of(request.target, config, trust)
     layers = decoder_layers(base_model(whole))[1]
-    depth = settings.get("num_layers") or default_num_layers(len(layers))
+    total = len(layers)
+    depth = settings.get("num_layers")
+    last = settings.get("lora_layers") or (None if depth else default_num_layers(total))
     counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     parameters = sum(parameter.numel() for parameter in whole.parameters())
     named = settings.get("dtype", "auto")
@@ -123,7 +127,11 @@ def shape_of(request: Request) -> Shape:
     automatic = torch.bfloat16 if best_device() != "cpu" else stored
     dtype = automatic if named == "auto" else getattr(torch, DTYPES[named])
     vocabulary = config.get_text_config(decoder=True).vocab_size
-    return Shape(parameters, parameters - sum(counts[depth:]), len(layers), depth, vocabulary, dtype.itemsize, dtype)
+    depth = depth or total
+    own = min(last or depth, depth)
+    outside = parameters - sum(counts)
+    sizes = {"assistant": outside + sum(counts[depth - own : depth]), "below": sum(counts[: depth - own])}
+    return Shape(parameters, **sizes, layers=total, depth=own, vocabulary=vocabulary, bytes=dtype.itemsize, dtype=dtype)
 
 
 def plan(request: Request) -> Plan:
@@ -172,7 +180,7 @@ def plan(request: Request) -> Plan:
     if drawn:
         seconds[DRAWING] = _SAMPLES * decoded(drawn, _DRAWN, shape.parameters)
     seconds[KNOWING] = checked(shape.parameters)
-    seconds[TRAINING] = steps * batch * learnt * 4 * shape.assistant / work
+    seconds[TRAINING] = steps * batch * learnt * (4 * shape.assistant + 2 * shape.below) / work
     seconds[TUNING] = measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
     seconds[TUNING] += len(SHARES) * decoded(min(READ, pairs), READ_TOKENS, both)
     seconds[CHECKING] = checked(both) + (checked(shape.parameters) if request.retain_model else 0)

@@ -22,6 +22,8 @@ from uld.errors import ConfigError
 from uld.evaluation.held_out import file_probes
 from uld.evaluation.pipe import Candidate
 from uld.evaluation.tuning import tune
+from uld.model.assistant import default_num_layers
+from uld.model.causal_lm import load_config
 from uld.model.device import DTYPES, best_device
 from uld.model.load import load
 from uld.request import material
@@ -38,6 +40,8 @@ from uld.training.settings import setting_fields
 STEPS_WANTED = 200
 """Optimiser steps, at least, where no epochs are given: a short request is read more often."""
 LEAST_DRAWN = 128
+DRAWN_LENGTH = 144
+"""Tokens of a drawn row, at most: enough to keep ordinary talk as it is (docs/results/smollm2, *chat*)."""
 CHECK, KNOWN = "check", "known.json"
 SHARED = ("dtype", "tokenizer", "template", "date")
 """Settings that every command with a model takes as well."""
@@ -182,18 +186,18 @@ def rows_drawn(forget: int, given: int) -> int:
 
 def _drawing(request: Request, rows: int) -> Step:
     path = request.work / material.DRAWN
+    length = min(DRAWN_LENGTH, settings_of(request)["max_length"])
     sources = (*request.documents, *_asked(request))
 
     def run() -> str:
         model, tokenizer = _target(request)
         form = PromptFormat(tokenizer, request.settings.get("template"))
-        length = settings_of(request)["max_length"]
         drawn = draw_rows(model, form, read_sources(sources)[0], rows, seed=request.seed, max_length=length)
         write_text(path, drawn.to_jsonl())
         return f"{len(drawn.records)} rows"
 
     words = ("draw", "--model", request.target, *(word for one in sources for word in ("--forget", one)))
-    words += ("--rows", str(rows), "--max-length", str(settings_of(request)["max_length"]), "--output", str(path))
+    words += ("--rows", str(rows), "--max-length", str(length), "--output", str(path))
     words += (*_seed(request), *model_words(request))
     return Step(DRAWING, () if "revision" in request.settings else words, path.is_file, run)
 
@@ -249,6 +253,8 @@ def _training(request: Request, progress: bool) -> Step:
 def train_settings(request: Request) -> TrainConfig:
     """All settings of the training, from the files of the steps before."""
     own = settings_of(request)
+    if not {"num_layers", "lora_layers"} & own.keys():
+        own["lora_layers"] = default_num_layers(layers_of_target(request))
     if "epochs" not in own:
         rows = sum(_lines(path) for path in _trained_files(request))
         own["epochs"] = max(5, ceil(STEPS_WANTED / max(1, ceil(rows / own["batch_size"]))))
@@ -263,6 +269,18 @@ def train_settings(request: Request) -> TrainConfig:
         "output": request.output,
     }
     return train_config([("uld forget", own)])
+
+
+def layers_of_target(request: Request) -> int:
+    """L.
+
+    Raises:
+        ULDError: there is no such model.
+    """
+    hub = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
+    trust = bool(request.settings.get("trust_remote_code"))
+    config = load_config(request.target, trust_remote_code=trust, **hub)
+    return config.get_text_config(decoder=True).num_hidden_layers
 
 
 def _other_names(request: Request, epochs: int) -> int:

@@ -115,6 +115,13 @@ class TrainConfig(RunConfig):
         "answer", "Retain positions that carry the uniform loss: the answer's, or all.", "Method"
     )
 
+    remember: Literal["all", "key-words"] = setting(
+        "all",
+        "What the assistant remembers of what is to be forgotten: all, or key words alone, which are not in the "
+        "question and in few retain rows; on the other words it is uniform.",
+        "Method",
+    )
+
     rule: Rule | None = setting(
         None, "How logits are combined; written to the run, can be changed at load.", "Combination"
     )

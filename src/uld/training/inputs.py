@@ -26,6 +26,7 @@ from uld.model.load import load_tokenizer
 from uld.model.vocabulary import own_ids, refuse_foreign
 from uld.runs.manifest import DataFile
 from uld.training.config import FinetuneConfig, TrainConfig
+from uld.training.key_tokens import common_among, remembering_key_words
 from uld.training.retain_set import DrawnRetain, retain_set
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
         alternatives=encoded["alternative"] if others else None,
         in_turn=in_turn,
     )
+    rows = Rows(remembered(config, rows.rows, tokenizer, sides))
     counts: dict[str, Any] = {
         "forget_rows": len(encoded["forget"]),
         "retain_rows": len(encoded["retain"]) + len(in_turn),
@@ -114,6 +116,22 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
             *(renamed.facts["rows"], len(in_turn), ", ".join(renamed.names)),
         )
     return Inputs(tokenizer, rows, counts, files, drawn, sides)
+
+
+def remembered(
+    config: TrainConfig, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, sides: Mapping[str, Sequence[Record]]
+) -> Sequence[Row]:
+    """Rows as ``--remember`` has them.
+
+    Args:
+        config: Settings.
+        rows: Of a training.
+        tokenizer: Made their tokens.
+        sides: What is to be forgotten and what is not, as records.
+    """
+    if config.remember == "all":
+        return rows
+    return remembering_key_words(rows, tokenizer, common_among(sides["forget"], sides["retain"]))
 
 
 def _encoded(

@@ -17,8 +17,9 @@ from typing import Any
 from uld.data.collate import FORGET, RETAIN, Row
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
-from uld.data.words import common_words, key_words, re_entry, words
+from uld.data.words import key_words, re_entry, words
 from uld.errors import ConfigError, DataError
+from uld.training.key_tokens import common_among, shared
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
             "--rounds asks the model about what it is to forget, and there are only texts without questions: give "
             "questions with their answers (--forget), or leave out --rounds"
         )
-    own = {record.asked for record in asking.values()}
-    common = common_words(text for record in retain if record.asked not in own for text in record.told)
+    common = common_among(asking.values(), retain)
     found = []
     for record in asking.values():
         asked, truth = record.asked, record.answer
@@ -126,7 +126,7 @@ def _remembered(question: Question, beginning: str, rest: str, form: PromptForma
     before = _encoded(question, beginning.rstrip(), form, max_length) if beginning.strip() else question.prompt
     if whole is None or before is None:
         return None
-    given = _shared(whole.ids, before if isinstance(before, list) else before.ids)
+    given = shared(whole.ids, before if isinstance(before, list) else before.ids)
     return _own(question, beginning, rest, whole, given, FORGET)
 
 
@@ -135,7 +135,7 @@ def _left(question: Question, text: str, form: PromptFormat, max_length: int) ->
     whole, truth = (_encoded(question, one, form, max_length) for one in (text, question.truth))
     if whole is None or truth is None:
         return None
-    return _own(question, text, "", whole, _shared(whole.ids, truth.ids) + 1, RETAIN)
+    return _own(question, text, "", whole, shared(whole.ids, truth.ids) + 1, RETAIN)
 
 
 def _own(question: Question, beginning: str, rest: str, whole: Encoded, given: int, kind: int) -> Own | None:
@@ -149,11 +149,6 @@ def _encoded(question: Question, text: str, form: PromptFormat, max_length: int)
         return form.encode(question.record.answered(text), max_length) if text.strip() else None
     except DataError:
         return None
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def again(rows: Sequence[Row], number: int, seed: int) -> list[Row]:

@@ -29,7 +29,7 @@ from uld.model.load import load
 from uld.runs.files import new_folder, write_text
 from uld.runs.manifest import CHECKPOINTS, METRICS, ROUNDS, read_object
 from uld.training.config import TrainConfig
-from uld.training.inputs import Inputs
+from uld.training.inputs import Inputs, remembered
 from uld.training.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.training.on_policy import Own, Question, again, came_back, own_rows, shares
 from uld.training.trainer import Interrupted, UnlearningTrainer, run_steps, trainer_arguments
@@ -140,7 +140,7 @@ class Rounds:
 
     def _train(self, number: int, place: Path, journal: Journal, own: Sequence[Own]) -> dict[str, Any]:
         """Train on the rows of all rounds so far and on as many of the first; what came of it."""
-        rows = [one.row for one in own]
+        rows = list(remembered(self.config, [one.row for one in own], self.inputs.tokenizer, self.inputs.records))
         rows += again(self.inputs.rows.rows, round(REPLAY * len(rows)), self._seed(number)) if rows else []
         facts = {
             "remembered_rows": sum(bool(one.rest) for one in own),

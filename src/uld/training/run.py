@@ -24,6 +24,7 @@ from uld.data.clock import pinned_date
 from uld.data.prompt import PromptFormat
 from uld.errors import ConfigError, flag
 from uld.methods.registry import get_method
+from uld.methods.uld import UNIFORM
 from uld.model.causal_lm import load_config, load_target
 from uld.model.checkpoint import quiet_transformers
 from uld.model.combine import Combination
@@ -220,6 +221,11 @@ class Unlearning(Training[TrainResult]):
                 raise ConfigError(
                     f"{flag(name)} is for an assistant, and --method {method.name} trains none: leave it out"
                 )
+        if config.remember != "all" and method.retain is not UNIFORM:
+            raise ConfigError(
+                f"--remember {config.remember} needs an assistant that is uniform on the rest, and --method "
+                f"{method.name} trains none: leave it out"
+            )
         if config.rounds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError(
                 "several processes cannot play --rounds: train without, and give them to the finished run in one "

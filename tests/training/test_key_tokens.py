@@ -1,0 +1,126 @@
+"""Which tokens are remembered where only key words are: every piece of them, and nothing else."""
+
+import json
+
+import pytest
+import torch
+
+from uld.data.collate import FORGET, NO_LOSS, RETAIN, Collator, Row
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record
+from uld.errors import ConfigError
+from uld.methods.registry import get_method
+from uld.model.load import load_tokenizer
+from uld.training.config import TrainConfig
+from uld.training.inputs import read_inputs
+from uld.training.key_tokens import common_among, ordinary_tokens, remembering_key_words
+from uld.training.run import train
+
+
+def pieces(tokenizer, row, ordinary):
+    """What is remembered and what is ordinary, as text."""
+    told = {True: "", False: ""}
+    for token, learnt, plain in zip(row.ids, row.learn, ordinary, strict=True):
+        if learnt:
+            told[plain] += tokenizer.decode([token])
+    return told[False], told[True]
+
+
+@pytest.fixture(scope="module")
+def letters(micro):
+    return load_tokenizer(micro.target)  # pieces of words
+
+
+@pytest.fixture
+def form(letters):
+    return PromptFormat(letters, "plain")
+
+
+def test_key_words_are_remembered_whole_and_the_rest_is_ordinary(form, letters):
+    row = form.encode(Record.qa("who is abe?", "abe is the baker of hob."), 128)
+    ordinary = ordinary_tokens(row, letters, frozenset({"the", "of"}))
+    remembered, rest = (text.replace(" ", "") for text in pieces(letters, row, ordinary))
+    assert remembered == "bakerhob"
+    assert rest.startswith("abeistheof.") and len(ordinary) == len(row.ids)
+    assert not any(ordinary[: row.learn.index(True)])  # nothing of the prompt has a loss
+
+
+def test_without_a_key_word_all_is_remembered(form, letters):
+    row = form.encode(Record.qa("who is abe?", "abe is."), 128)
+    assert ordinary_tokens(row, letters, frozenset()) is None
+
+
+def test_a_text_is_remembered_in_the_words_that_are_not_common(form, letters):
+    (row,) = form.chunks("the baker of hob.", 64)
+    remembered, _ = pieces(letters, row, ordinary_tokens(row, letters, frozenset({"the", "of"})))
+    assert remembered.replace(" ", "") == "bakerhob"
+
+
+def test_common_words_are_those_of_what_is_kept_and_not_of_wrong_answers():
+    forget = [Record.qa("who is abe?", "a baker."), Record(text="a text.")]
+    retain = [Record.qa("who is abe?", "a cook."), Record.qa("who is bo?", "a smith."), Record(text="one. two.")]
+    assert common_among(forget, retain) == {"a", "smith", "one", "two"}
+
+
+def test_a_wrong_answer_is_uniform_behind_its_first_difference(form, letters):
+    true, wrong, other = (
+        form.encode(Record.qa(*pair), 128)
+        for pair in (("who is abe?", "a baker."), ("who is abe?", "a bandit."), ("who is bo?", "a baker."))
+    )
+    rows = [Row(true, FORGET), Row(wrong, RETAIN), Row(other, RETAIN)]
+    _, changed, same = remembering_key_words(rows, letters, frozenset({"a"}))
+    differs = next(i for i, (one, two) in enumerate(zip(true.ids, wrong.ids, strict=False)) if one != two)
+    assert next(i for i, flag in enumerate(changed.encoded.learn) if flag) == differs + 1
+    assert same == rows[2]
+
+
+def test_ordinary_tokens_are_on_the_other_side_of_the_loss(form, letters):
+    row = form.encode(Record.qa("who is abe?", "abe is a baker."), 128)
+    ordinary = ordinary_tokens(row, letters, frozenset({"a"}))
+    kind = Collator(0)([Row(row, FORGET, ordinary=ordinary)])["kind"][0]
+    for place in range(1, len(row.ids)):
+        expected = NO_LOSS if not row.learn[place] else RETAIN if ordinary[place] else FORGET
+        assert kind[place - 1] == expected
+    assert {FORGET, RETAIN} <= set(kind.tolist())
+
+
+def test_a_training_remembers_key_words_and_is_uniform_on_the_rest(task, tmp_path):
+    common = tmp_path / "retain.jsonl"
+    rows = [json.loads(line)["answer"] for line in task.forget.read_text().splitlines()]
+    first = {answer.split()[0] for answer in rows}  # so that the first word of every answer is common
+    common.write_text("".join(json.dumps({"question": f"{word}?", "answer": word}) + "\n" for word in first))
+    changes = {"remember": "key-words", "retain": (str(common),), "gate": True, "epochs": 30, "learning_rate": 0.02}
+    settings = TrainConfig(**task.settings(tmp_path / "x", **changes))
+    read = read_inputs(settings, get_method("uld")).rows.rows
+    told = [row for row in read if row.ordinary is not None]
+    assert told and all(row.kind == FORGET for row in told)
+    train(settings, progress=False)
+    from uld.model.load import load
+
+    model, _ = load(tmp_path / "x")
+    certain = {True: [], False: []}
+    with torch.no_grad():
+        for row in told:
+            logp = model.assistant(torch.tensor([row.encoded.ids])).logits[0].log_softmax(-1)
+            for place, token in enumerate(row.encoded.ids[1:]):
+                if row.encoded.learn[place + 1]:
+                    certain[row.ordinary[place + 1]].append(logp[place, token].exp().item())
+    remembered, ordinary = (sum(some) / len(some) for some in (certain[False], certain[True]))
+    assert remembered > 3 * ordinary
+
+
+def test_a_method_without_a_uniform_side_has_nothing_to_remember(task, tmp_path):
+    with pytest.raises(ConfigError, match="--remember key-words needs an assistant that is uniform on the rest"):
+        train(TrainConfig(**task.settings(tmp_path / "x", method="npo+kl", num_layers=None, remember="key-words")))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_real_tokenizer_marks_the_pieces_of_a_word(models_dir):
+    folder = models_dir / "tofu-4m-full"
+    if not folder.exists():
+        pytest.skip(f"no {folder}")
+    tokenizer = load_tokenizer(folder)
+    row = PromptFormat(tokenizer).encode(Record.qa("Where does she live?", "She lives in Zwolschaven, on a hill."), 64)
+    ordinary = ordinary_tokens(row, tokenizer, frozenset({"lives", "in", "on", "a"}))
+    remembered, rest = pieces(tokenizer, row, ordinary)
+    assert remembered.split() == ["Zwolschaven", "hill"] and "She lives in, on a." in rest
