@@ -27,7 +27,7 @@ SOURCES = {
     "min_tokens": "ours, measured",
     "rank_tokens": "DD's paper",
     **dict.fromkeys(("margin", "floor"), "ours, measured"),
-    **dict.fromkeys(("outside", "gate", "lora_layers"), OWN),
+    **dict.fromkeys(("outside", "gate", "lora_layers", "remember"), OWN),
 }
 """Where a default comes from: the paper, its released code, transformers' Trainer, or this project."""
 _WORDS = {
