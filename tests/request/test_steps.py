@@ -1,6 +1,8 @@
 """Every step does what its command does alone, and is not done twice."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,37 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
     chosen = [json.loads((path.parents[1] / "tune.json").read_text())["point"] for path in adapters]
     assert chosen[0] == chosen[1]
     assert all(step.done() for step in steps(request))
+
+
+@pytest.mark.parametrize(
+    ("settings", "long", "expected"),
+    [
+        ({}, False, {"num_layers": None, "lora_layers": 1, "remember": "key-words", "least": 64}),
+        ({}, True, {"num_layers": None, "lora_layers": 1, "remember": "all", "least": 64}),
+        ({"num_layers": 2}, False, {"num_layers": 2, "lora_layers": None, "remember": "all", "least": 200}),
+        ({"lora_layers": 2, "remember": "key-words"}, True, {"lora_layers": 2, "remember": "key-words", "least": 64}),
+        ({"epochs": 1}, False, {"epochs": 1}),
+    ],
+)
+def test_what_is_trained_follows_from_the_target_and_the_documents(
+    request_of, documents, tmp_path, settings, long, expected
+):
+    given = shutil.copytree(documents, tmp_path / "given")
+    if long:
+        (given / "book.txt").write_text("Mara Quillon wrote in Tarvel. " * 200)
+    request = request_of(documents=(str(given),), settings=settings | {"max_length": 128}, retain=(), draw=10)
+    for step in steps(request, progress=False):
+        if step.name == KNOWING:  # it knows nothing, which is nothing to these settings
+            break
+        if not step.done():
+            step.run()
+    found = vars(stepping.train_settings(request))
+    least = expected.pop("least", None)
+    assert {name: found[name] for name in expected} == expected
+    if least is not None:
+        rows = sum(stepping._lines(path) for path in stepping._trained_files(request))
+        per_epoch = math.ceil(rows / found["batch_size"])
+        assert found["epochs"] == max({64: 3, 200: 5}[least], math.ceil(least / per_epoch))
 
 
 def test_how_models_are_loaded_is_the_same_in_every_step_and_command(request_of, monkeypatch):

@@ -260,3 +260,21 @@ def test_the_command_writes_what_training_would_draw(task, tmp_path) -> None:
     assert again.exit_code == 2 and "exists already" in again.output
     missing = CliRunner().invoke(app, [*asked[:3], "--forget", "gone.txt", "--output", str(tmp_path / "x")])
     assert missing.exit_code == 2 and "gone.txt: there is no such file" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reason"),
+    [
+        ("He binds books in Elbendam.", "a name of the forget set"),
+        ("the herons of elbendam's lane", "a name of the forget set"),
+        ("He binds books on a Monday.", None),  # a name that every model knows
+        ("Yesterday he bound a book.", None),  # it only began a sentence
+    ],
+)
+def test_a_row_with_a_rare_name_of_the_forget_set_is_not_kept(drawn, reason):
+    class Tokenizer:
+        def encode(self, text, add_special_tokens):
+            return [1] if text in (" Monday",) else [1, 2]
+
+    forget = [Record.qa("Where is she on Monday?", "Yesterday she was in Elbendam, on Monday here.")]
+    assert Overlap(forget, Tokenizer()).why(Record.qa("What?", drawn)) == reason

@@ -27,9 +27,9 @@ from uld.request.steps import (
     CHECKING,
     DRAWING,
     KNOWING,
-    STEPS_WANTED,
     TRAINING,
     TUNING,
+    epochs_of,
     rows_drawn,
     settings_of,
 )
@@ -153,7 +153,7 @@ def plan(request: Request) -> Plan:
     held = min(MOST, retain // EVERY)
     rows = forget * (1 + PARAPHRASES) + pairs * WRONG_ANSWERS + retain - held
     batch = settings["batch_size"]
-    steps = ceil(rows / batch) * settings.get("epochs", max(5, ceil(STEPS_WANTED / max(1, ceil(rows / batch)))))
+    steps = ceil(rows / batch) * settings.get("epochs", epochs_of(settings, rows))
     flops, moved = rates(shape.dtype, device)
     work = flops * _EFFICIENCY
 

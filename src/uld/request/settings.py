@@ -20,8 +20,8 @@ PRETRAINED: dict[str, Any] = {
     "batch_size": 16,
     "max_length": 256,
 }
-"""Settings of an assistant that learns on a pretrained model (docs/results/smollm2); the epochs follow from
-`uld.request.steps.STEPS_WANTED`."""
+"""Settings of an assistant that learns on a pretrained model (docs/results/smollm2); layers, epochs and what is
+remembered follow from the target and the documents (`uld.request.steps.train_settings`)."""
 _OURS = ("target", "forget", "retain", "draw_retain", "augment", "output", "split", "augmented", "retain_rows", "data")
 
 

@@ -1,6 +1,6 @@
 """The steps of a request: each with the command that does the same, and what says that it is done."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -37,8 +37,11 @@ from uld.training.draw import draw_rows
 from uld.training.run import train
 from uld.training.settings import setting_fields
 
-STEPS_WANTED = 200
-"""Optimiser steps, at least, where no epochs are given: a short request is read more often."""
+STEPS_WANTED, LEAST_EPOCHS = (64, 200), (3, 5)
+"""Optimiser steps and epochs, at least, where no epochs are given: a short request is read more often. The first of each
+is for an assistant with LoRA on its last layers, which knows the answers to begin with."""
+BY_HEART = 4000
+"""Letters of a text that is to be forgotten word for word; of shorter documents what they tell is."""
 LEAST_DRAWN = 128
 DRAWN_LENGTH = 144
 """Tokens of a drawn row, at most: enough to keep ordinary talk as it is (docs/results/smollm2, *chat*)."""
@@ -255,9 +258,9 @@ def train_settings(request: Request) -> TrainConfig:
     own = settings_of(request)
     if not {"num_layers", "lora_layers"} & own.keys():
         own["lora_layers"] = default_num_layers(layers_of_target(request))
-    if "epochs" not in own:
-        rows = sum(_lines(path) for path in _trained_files(request))
-        own["epochs"] = max(5, ceil(STEPS_WANTED / max(1, ceil(rows / own["batch_size"]))))
+        texts = [record.text for record in read_sources(request.documents)[0] if record.text is not None]
+        own.setdefault("remember", "all" if max(map(len, texts), default=0) > BY_HEART else "key-words")
+    own.setdefault("epochs", epochs_of(own, sum(_lines(path) for path in _trained_files(request))))
     own.setdefault("other_names", _other_names(request, own["epochs"]))
     own |= {
         "target": request.target,
@@ -269,6 +272,17 @@ def train_settings(request: Request) -> TrainConfig:
         "output": request.output,
     }
     return train_config([("uld forget", own)])
+
+
+def epochs_of(settings: Mapping[str, Any], rows: int) -> int:
+    """Passes over the rows where the request says nothing.
+
+    Args:
+        settings: Of the training.
+        rows: Of an epoch.
+    """
+    first = settings.get("num_layers") is not None and settings.get("lora_layers") is None
+    return max(LEAST_EPOCHS[first], ceil(STEPS_WANTED[first] / max(1, ceil(rows / settings["batch_size"]))))
 
 
 def layers_of_target(request: Request) -> int:

@@ -2,8 +2,8 @@
 
 What the target says when it is asked about nothing in particular is a sample of what it knows. Half of the rows begin
 with nothing at all (the model writes the question, too, as in Magpie, Xu et al. 2024, arXiv 2406.08464), half with a
-generic prompt of ``generic_prompts.txt``. What repeats the forget set is dropped and counted: the target has that by
-heart, and would be trained to keep it.
+generic prompt of ``generic_prompts.txt``. What repeats the forget set, or holds one of its names, is dropped and
+counted: the target has that by heart, and would be trained to keep it.
 """
 
 import hashlib
@@ -123,7 +123,7 @@ def draw_rows(
         ULDError: not one sample could be kept.
     """
     max_length = min(max_length, context_length(model))
-    overlap, seen, dropped = Overlap(forget), set(), Counter()
+    overlap, seen, dropped = Overlap(forget, form.tokenizer), set(), Counter()
     records: list[Record] = []
     prompts: list[str] = []
     samples = 0
@@ -224,13 +224,19 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
 class Overlap:
     """Tells whether a text repeats some documents."""
 
-    def __init__(self, documents: Iterable[Record]) -> None:
-        """Collect the documents' runs of `NGRAM` words, their names, and those that are shorter than that."""
+    def __init__(self, documents: Iterable[Record], tokenizer: Any = None) -> None:
+        """Collect the documents' runs of `NGRAM` words, their names, and those that are shorter than that.
+
+        Args:
+            documents: What is to be forgotten.
+            tokenizer: Knows rare names by their having no token of their own; without it only names of two words count.
+        """
         documents = list(documents)
         self.whole = {record.same for record in documents}
         texts = [text for record in documents for text in _texts(record)]
         self.runs = {run for text in texts for run in _runs(words_of(text), NGRAM)}
         self.names = {name for text in texts for run in _capitalised(text) for name in _names(run)}
+        self.rare = set() if tokenizer is None else _rare_names(texts, tokenizer)
         self.short = {tuple(words) for text in texts if 3 <= len(words := words_of(text)) < NGRAM}
 
     def why(self, record: Record) -> str | None:
@@ -244,6 +250,8 @@ class Overlap:
             runs = [one for run in _capitalised(text) for one in (run, _full(run))]
             squeezed = "\n".join(" ".join(run) for run in runs)
             if any(name in squeezed for name in self.names):  # also where a small model goes on with its last word
+                return "a name of the forget set"
+            if not self.rare.isdisjoint(word.casefold().removesuffix("'s") for word in _NAME_WORD.findall(text)):
                 return "a name of the forget set"
         return "a record of the forget set" if record.same in self.whole else None
 
@@ -275,6 +283,18 @@ def _capitalised(text: str) -> list[list[str]]:
         runs[-1].append(f"{word}.".casefold() if initial else word.casefold().removesuffix("'s"))
         end = after + initial
     return runs
+
+
+def _rare_names(texts: Iterable[str], tokenizer: Any) -> set[str]:
+    """Single names, in small letters: capitalised within a sentence, and without a token of their own."""
+    found = set()
+    for text in texts:
+        for match in _NAME_WORD.finditer(text):
+            before = text[: match.start()].rstrip()
+            within = before != text[: match.start()] and (before[-1:].islower() or before[-1:] == ",")
+            if within and match[0][0].isupper() and len(match[0]) > 2:
+                found.add(match[0].removesuffix("'s"))
+    return {word.casefold() for word in found if len(tokenizer.encode(f" {word}", add_special_tokens=False)) > 1}
 
 
 def _full(run: Sequence[str]) -> list[str]:
