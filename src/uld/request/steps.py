@@ -38,8 +38,8 @@ from uld.training.run import train
 from uld.training.settings import setting_fields
 
 STEPS_WANTED, LEAST_EPOCHS = (64, 200), (3, 5)
-"""Optimiser steps and epochs, at least, where no epochs are given: a short request is read more often. The first of each
-is for an assistant with LoRA on its last layers, which knows the answers to begin with."""
+"""Optimiser steps and epochs, at least, where no epochs are given: a short request is read more often. The first of
+each is for an assistant with LoRA on its last layers, which knows the answers to begin with."""
 BY_HEART = 4000
 """Letters of a text that is to be forgotten word for word; of shorter documents what they tell is."""
 LEAST_DRAWN = 128
