@@ -67,11 +67,11 @@ def test_a_wrong_answer_is_uniform_behind_its_first_difference(form, letters):
         form.encode(Record.qa(*pair), 128)
         for pair in (("who is abe?", "a baker."), ("who is abe?", "a bandit."), ("who is bo?", "a baker."))
     )
-    rows = [Row(true, FORGET), Row(wrong, RETAIN), Row(other, RETAIN)]
+    rows = [Row(true, FORGET), Row(wrong, RETAIN, everywhere=True), Row(other, RETAIN, everywhere=True)]
     _, changed, same = remembering_key_words(rows, letters, frozenset({"a"}))
     differs = next(i for i, (one, two) in enumerate(zip(true.ids, wrong.ids, strict=False)) if one != two)
     assert next(i for i, flag in enumerate(changed.encoded.learn) if flag) == differs + 1
-    assert same == rows[2]
+    assert same == rows[2] and not changed.everywhere  # its prompt is that of what is remembered
 
 
 def test_ordinary_tokens_are_on_the_other_side_of_the_loss(form, letters):

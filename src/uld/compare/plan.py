@@ -99,7 +99,8 @@ def plan(workspace: Workspace, left: Sequence[Spec], waiting: Container[str | No
             spent += evaluation[spec.split]
         if spec.method is not None and not is_run(workspace.run_folder(spec)):
             config = workspace.settings(spec)
-            shape = config.method, config.num_layers, config.batch_size, config.batch_tokens, config.max_length
+            depth = config.num_layers, config.lora_layers
+            shape = config.method, depth, config.batch_size, config.batch_tokens, config.max_length
             if shape not in step:
                 step[shape] = _step(workspace, spec)
                 if spec.role != "rate" and spec.method in waiting:

@@ -49,7 +49,7 @@ def remembering_key_words(rows: Sequence[Row], tokenizer: Any, common: frozenset
             behind = 1 + max(shared(row.encoded.ids, one.ids) for one in true)
             learn = [flag and place >= behind for place, flag in enumerate(row.encoded.learn)]
             if any(learn):
-                row = replace(row, encoded=replace(row.encoded, learn=learn))
+                row = replace(row, encoded=replace(row.encoded, learn=learn), everywhere=False)
         found.append(row)
     return found
 

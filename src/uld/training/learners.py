@@ -244,8 +244,6 @@ def make_learner(config: TrainConfig, method: Method, options: Mapping[str, Any]
     Raises:
         ULDError: a model cannot be loaded, or does not fit the other.
     """
-    if config.lora_layers is not None and method.trains != "assistant":
-        raise ULDError(f"--lora-layers is for an assistant, and {method.name} has none of its own: leave it out")
     if method.trains == "target":
         learner = _target_learner(config, method, options, dtype)
     elif method.trains == "offset":

@@ -216,7 +216,7 @@ class Unlearning(Training[TrainResult]):
         learning = method if self.teaching is None else get_method(self.teaching.method)
         if config.small is not None and learning.trains not in ("offset", "pair"):
             raise ConfigError(f"--small is for offset-… and dd…, and --method is {method.name}: leave it out")
-        for name in ("gate", "rounds", "other_names"):
+        for name in ("gate", "rounds", "other_names", "lora_layers"):
             if getattr(config, name) and method.trains != "assistant":
                 raise ConfigError(
                     f"{flag(name)} is for an assistant, and --method {method.name} trains none: leave it out"
