@@ -1,5 +1,6 @@
 """A served micro model: transformers' server object around it, asked in process."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -9,12 +10,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def unlearned(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) -> Any:
-    """The model, to be asked directly: an engine has its own, as its thread must not meet another in it."""
-    return served(make_target, make_unlearned)
+    """A tiny Llama with an assistant that lowers what it is sure of; no answer ends by itself.
 
-
-def served(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) -> Any:
-    """A tiny Llama with an assistant that lowers what it is sure of; no answer ends by itself."""
+    It is asked directly: an engine has a copy, as its thread must not meet another in it.
+    """
     from uld.model.combine import Combination
 
     model = make_unlearned(make_target("llama"), 2, Combination(weight=3.0, margin=0.5, floor=0.01))
@@ -23,9 +22,7 @@ def served(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]) 
 
 
 @pytest.fixture(scope="module")
-def make_client(
-    unlearned: Any, letters: Any, make_target: Callable[..., Any], make_unlearned: Callable[..., Any]
-) -> Iterator[Callable[..., Any]]:
+def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
     """Serve the model under settings and ask it, in process: ``make_client(logprobs=False)``."""
     for needed in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(needed, reason="the extra serve is not installed")
@@ -42,7 +39,8 @@ def make_client(
     def make(tokenizer: Any = None, **changes: Any) -> Any:
         settings = ServeSettings(name="forgetful", max_requests=4, max_tokens=96, **changes)
         if settings.batching not in engines:
-            engines[settings.batching] = make_engine(served(make_target, make_unlearned), letters, settings, Metrics())
+            own = copy.deepcopy(unlearned)  # made anew, its numbers would depend on what other threads draw meanwhile
+            engines[settings.batching] = make_engine(own, letters, settings, Metrics())
         engine = engines[settings.batching]
         app = build(unlearned, Prompter(tokenizer or letters, None), engine, settings, engine.metrics)
         return stack.enter_context(TestClient(app))  # with one event loop for all its requests, as a server has it
