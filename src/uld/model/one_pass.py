@@ -75,7 +75,7 @@ class FusedModel:
         total = target.config.get_text_config(decoder=True).num_hidden_layers
         self.skeleton = build_assistant(target, total)
         name, layers = decoder_layers(self.skeleton)
-        self.joins = min(_first_own(bases, name), min(depths) - 1)
+        self.joins = min(_first_own(bases, name), min(depths, default=1) - 1)
         alive = [1 + sum(depth > index for depth in depths) for index in range(total)]
         self.groups = [1] * self.joins + alive[self.joins :]
         self._buffers = self._held_buffers(target)

@@ -326,15 +326,8 @@ def _tuning(request: Request) -> Step:
         return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
-    words += (
-        "--aim",
-        "read",
-        "--ordinary",
-        ordinary,
-        "--budget",
-        ",".join(f"{one:g}" for one in BUDGETS),
-        *model_words(request),
-    )
+    words += ("--aim", "read", "--ordinary", ordinary, "--budget", ",".join(f"{one:g}" for one in BUDGETS))
+    words += tuple(model_words(request))
     return Step(TUNING, words, (output / "tune.json").is_file, run)
 
 
