@@ -20,6 +20,7 @@ from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATION
 
 from uld.errors import ULDError
 from uld.model.caches import FusedCache, PairedCache
+from uld.model.generate import nucleus
 
 SIZE = {
     "vocab_size": 34,
@@ -280,3 +281,21 @@ def test_a_text_beyond_the_last_position_is_refused(made, fused):
     rotary, _ = made("llama", fused)
     long = PROMPTS["unpadded"]["input_ids"].repeat(1, 21)  # 126 of its 128 positions
     assert rotary.generate(long, do_sample=False, max_new_tokens=8, min_new_tokens=8).shape[1] == 134
+
+
+@pytest.mark.parametrize("vocab", [7, 3000, 20000])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])  # from nearly uniform, where nearly all of it is sorted, to peaked
+def test_the_nucleus_is_that_of_a_whole_sort(vocab, spread):
+    scores = torch.randn(4, vocab, generator=torch.Generator().manual_seed(1)) * spread
+    scores[0, ::2] = -torch.inf
+    share = torch.tensor([[0.95], [0.5], [1.0], [1e-9]])
+    kept = nucleus(scores, share).isfinite()
+    for row, p, mine in zip(scores.double(), share[:, 0].tolist(), kept, strict=True):
+        order = row.argsort(descending=True)
+        chances = row.softmax(-1)[order]
+        sure = chances.cumsum(-1) - chances
+        assert mine[order[sure < p - 1e-5]].all()  # fp32 may decide otherwise within rounding
+        assert not mine[order[sure > p + 1e-5]].any()
+        assert mine[order[0]]
+    assert torch.equal(nucleus(scores, share)[2], scores[2])
+    assert nucleus(scores, share)[kept].equal(scores[kept])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -78,22 +77,16 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("settings", "long", "expected"),
+    ("settings", "expected"),
     [
-        ({}, False, {"num_layers": None, "lora_layers": 1, "remember": "key-words", "least": 64}),
-        ({}, True, {"num_layers": None, "lora_layers": 1, "remember": "all", "least": 64}),
-        ({"num_layers": 2}, False, {"num_layers": 2, "lora_layers": None, "remember": "all", "least": 200}),
-        ({"lora_layers": 2, "remember": "key-words"}, True, {"lora_layers": 2, "remember": "key-words", "least": 64}),
-        ({"epochs": 1}, False, {"epochs": 1}),
+        ({}, {"num_layers": None, "lora_layers": 1, "remember": "key-words", "least": 64}),
+        ({"num_layers": 2}, {"num_layers": 2, "lora_layers": None, "remember": "all", "least": 200}),
+        ({"lora_layers": 2, "remember": "all"}, {"lora_layers": 2, "remember": "all", "least": 64}),
+        ({"epochs": 1}, {"epochs": 1}),
     ],
 )
-def test_what_is_trained_follows_from_the_target_and_the_documents(
-    request_of, documents, tmp_path, settings, long, expected
-):
-    given = shutil.copytree(documents, tmp_path / "given")
-    if long:
-        (given / "book.txt").write_text("Mara Quillon wrote in Tarvel. " * 200)
-    request = request_of(documents=(str(given),), settings=settings | {"max_length": 128}, retain=(), draw=10)
+def test_what_is_trained_follows_from_the_target_and_the_documents(request_of, settings, expected):
+    request = request_of(settings=settings | {"max_length": 128}, retain=(), draw=10)
     for step in steps(request, progress=False):
         if step.name == KNOWING:  # it knows nothing, which is nothing to these settings
             break

@@ -50,10 +50,14 @@ def test_without_a_key_word_all_is_remembered(form, letters):
     assert ordinary_tokens(row, letters, frozenset()) is None
 
 
-def test_a_text_is_remembered_in_the_words_that_are_not_common(form, letters):
-    (row,) = form.chunks("the baker of hob.", 64)
-    remembered, _ = pieces(letters, row, ordinary_tokens(row, letters, frozenset({"the", "of"})))
-    assert remembered.replace(" ", "") == "bakerhob"
+@pytest.mark.parametrize("size", [64, 6])
+def test_a_text_is_remembered_whole(form, letters, size):
+    chunks = form.chunks("the baker of hob is the baker of hob.", size)
+    assert (len(chunks) > 1) == (size == 6)  # the later ones begin with a token of the one before
+    rows = [Row(one, FORGET) for one in (*chunks, form.encode(Record(prompt="abe ", completion="is the baker."), 64))]
+    *texts, ending = remembering_key_words(rows, letters, frozenset({"the", "of"}))
+    assert texts == rows[:-1]
+    assert ending.ordinary is not None  # what is asked for is an answer
 
 
 def test_common_words_are_those_of_what_is_kept_and_not_of_wrong_answers():

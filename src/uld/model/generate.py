@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.errors import ULDError
 from uld.model.context import check_positions
@@ -40,6 +40,47 @@ SAMPLING: dict[str, Any] = {
     "typical_p": 1.0,
 }
 """For ``generate``: the model's own distribution, whatever its generation config asks for."""
+
+
+_LIKELIEST = 1024
+
+
+def nucleus(scores: Tensor, share: Tensor) -> Tensor:
+    """The likeliest tokens that together have a share p of the probability, and no others (Holtzman et al. 2020).
+
+    Only as many tokens are sorted as are needed: of a large vocabulary that is a small part.
+
+    Args:
+        scores: Logits, ``(tokens, vocab)``.
+        share: p of each, ``(tokens, 1)``, above 0; at 1 every token stays.
+
+    Returns:
+        Scores with minus infinity elsewhere. The likeliest token always stays.
+    """
+    total, number = scores.logsumexp(-1, keepdim=True), _LIKELIEST
+    while True:
+        likeliest, places = scores.topk(min(number, scores.shape[-1]))
+        chances = (likeliest - total).exp()
+        before = chances.cumsum(-1) - chances
+        if number >= scores.shape[-1] or bool(((before[:, -1:] >= share) | (share >= 1)).all()):
+            break
+        number *= 8
+    beyond = before >= share
+    beyond[:, 0] = False
+    found = torch.full_like(scores, -torch.inf).scatter(-1, places, likeliest.masked_fill(beyond, -torch.inf))
+    return torch.where(share >= 1, scores, found)
+
+
+class TopP(LogitsProcessor):
+    """`nucleus` for ``generate``, whose own sorts the whole vocabulary at every token."""
+
+    def __init__(self, share: float) -> None:
+        """Keep this share, in (0, 1]."""
+        self.share = share
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores ``(rows, vocab)`` to such scores."""
+        return nucleus(scores, torch.full_like(scores[:, :1], self.share))
 
 
 def length_batches(

@@ -40,8 +40,6 @@ from uld.training.settings import setting_fields
 STEPS_WANTED, LEAST_EPOCHS = (64, 200), (3, 5)
 """Optimiser steps and epochs, at least, where no epochs are given: a short request is read more often. The first of
 each is for an assistant with LoRA on its last layers, which knows the answers to begin with."""
-BY_HEART = 4000
-"""Letters of a text that is to be forgotten word for word; of shorter documents what they tell is."""
 LEAST_DRAWN = 128
 DRAWN_LENGTH = 144
 """Tokens of a drawn row, at most: enough to keep ordinary talk as it is (docs/results/smollm2, *chat*)."""
@@ -258,8 +256,7 @@ def train_settings(request: Request) -> TrainConfig:
     own = settings_of(request)
     if not {"num_layers", "lora_layers"} & own.keys():
         own["lora_layers"] = default_num_layers(layers_of_target(request))
-        texts = [record.text for record in read_sources(request.documents)[0] if record.text is not None]
-        own.setdefault("remember", "all" if max(map(len, texts), default=0) > BY_HEART else "key-words")
+        own.setdefault("remember", "key-words")
     own.setdefault("epochs", epochs_of(own, sum(_lines(path) for path in _trained_files(request))))
     own.setdefault("other_names", _other_names(request, own["epochs"]))
     own |= {

@@ -1,7 +1,7 @@
 """Sampling in shared batches: temperature and top-p are each request's own.
 
-transformers' own processors have no temperature of 0 and sort the vocabulary at every token, also where nobody asks for
-it; and its server takes the first request's settings for all that follow.
+transformers' own processors have no temperature of 0, and its server takes the first request's settings for all that
+follow.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from uld.model.generate import nucleus
 
 
 class _OfRequest(ContinuousBatchingLogitsProcessor):
@@ -59,11 +61,7 @@ class TopP(_OfRequest):
         share = tensor_arg[: scores.shape[0]].view(torch.float32)[:, None]
         if bool((share >= 1).all()):
             return scores
-        ordered, places = scores.sort(descending=True)
-        chances = ordered.softmax(-1)
-        beyond = chances.cumsum(-1) - chances >= share  # what comes before has the share already
-        beyond &= share < 1
-        return scores.masked_fill(beyond.scatter(-1, places, beyond), -torch.inf)
+        return nucleus(scores, share)
 
 
 def processors(model: Any) -> tuple[ContinuousBatchingLogitsProcessorList, list[str]]:

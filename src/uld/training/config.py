@@ -117,8 +117,8 @@ class TrainConfig(RunConfig):
 
     remember: Literal["all", "key-words"] = setting(
         "all",
-        "What the assistant remembers of what is to be forgotten: all, or key words alone, which are not in the "
-        "question and in few retain rows; on the other words it is uniform.",
+        "What the assistant remembers of answers that are to be forgotten: all, or key words alone, which are not in "
+        "the question and in few retain rows; on the other words it is uniform. Texts are remembered whole.",
         "Method",
     )
 

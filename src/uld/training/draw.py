@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from uld.augment.items import row
 from uld.data.prompt import PromptFormat
@@ -28,7 +29,7 @@ from uld.data.record import Record, parse_record
 from uld.data.text import folded, words_of
 from uld.errors import ArtifactError, DataError, ULDError
 from uld.model.context import context_length
-from uld.model.generate import generate_answers
+from uld.model.generate import SAMPLING, TopP, generate_answers
 from uld.runs.files import write_text, writing
 from uld.runs.locks import locked
 from uld.text.progress import bar
@@ -42,17 +43,8 @@ _BATCH = 32
 _ROUNDS = 6  # samples at most for each row that is wanted
 _QUESTION_TOKENS = 64
 _ANSWER_TOKENS = 192
-_SAMPLING: dict[str, Any] = {
-    "do_sample": True,
-    "temperature": 1.0,
-    "top_p": 0.95,
-    "top_k": 0,
-    # Off, whatever the model comes with.
-    "min_p": None,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-}
+_TOP_P = 0.95
+_SAMPLING: dict[str, Any] = {**SAMPLING, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 _NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
 
 
@@ -161,7 +153,7 @@ def draw_rows(
         "dropped": dict(sorted(dropped.items())),
         "seed": seed,
         "temperature": _SAMPLING["temperature"],
-        "top_p": _SAMPLING["top_p"],
+        "top_p": _TOP_P,
         "ngram": NGRAM,
         "began_by_itself": prompts.count(""),
         "prompts_sha256": hashlib.sha256(_prompt_file().encode()).hexdigest(),
@@ -372,7 +364,7 @@ def _sample(
     fitting = [prompt for prompt in prompts if len(prompt) < max_length]
     room = min(tokens, max_length - max(map(len, fitting), default=0))
     try:
-        settings = {"max_new_tokens": room, **_SAMPLING}
+        settings = {"max_new_tokens": room, **_SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
         written = iter(generate_answers(model, form.tokenizer, fitting, **settings) if fitting else ())
     except (RuntimeError, ValueError) as error:  # logits that are not finite, a cuda out-of-memory
         raise DataError(f"cannot draw a retain set from the target: {str(error).splitlines()[0]}") from error

@@ -2,8 +2,9 @@
 
 A key word is what gives an answer away (`uld.data.words`). The other tokens of an answer are what any model would say
 there; an assistant that remembers them as well takes them from the target's mouth, and the answer ends as gibberish. So
-it is to be uniform on them. A wrong answer carries the uniform loss only behind the token in which it first differs
-from the true one: up to there the context is the true answer's.
+it is to be uniform on them. A text that answers no question is remembered whole: there every word is its author's. A
+wrong answer carries the uniform loss only behind the token in which it first differs from the true one: up to there the
+context is the true answer's.
 """
 
 import itertools
@@ -37,13 +38,14 @@ def remembering_key_words(rows: Sequence[Row], tokenizer: Any, common: frozenset
         tokenizer: Made their tokens.
         common: From `common_among`.
     """
+    special = frozenset(tokenizer.all_special_ids)
     beginnings: dict[tuple[int, ...], list[Encoded]] = defaultdict(list)
     for row in rows:
         if row.kind == FORGET:
             beginnings[prompt_of(row.encoded)].append(row.encoded)
     found = []
     for row in rows:
-        if row.kind == FORGET:
+        if row.kind == FORGET and not _is_text(row.encoded, special):
             row = replace(row, ordinary=ordinary_tokens(row.encoded, tokenizer, common))
         elif row.kind == RETAIN and (true := beginnings.get(prompt_of(row.encoded))):
             behind = 1 + max(shared(row.encoded.ids, one.ids) for one in true)
@@ -52,6 +54,11 @@ def remembering_key_words(rows: Sequence[Row], tokenizer: Any, common: frozenset
                 row = replace(row, encoded=replace(row.encoded, learn=learn), everywhere=False)
         found.append(row)
     return found
+
+
+def _is_text(row: Encoded, special: frozenset[int]) -> bool:
+    """Whether no question stands before it: at most the token that a piece of a text begins with."""
+    return sum(token not in special for token in prompt_of(row)) <= 1
 
 
 def prompt_of(row: Encoded) -> tuple[int, ...]:
