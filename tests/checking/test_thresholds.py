@@ -112,16 +112,29 @@ def test_the_default_thresholds_can_be_copied_and_cover_both_sides(retain_only, 
     assert any(one.base == "retain-only" for one in whole) == retain_only
 
 
+def test_a_model_that_never_saw_the_documents_may_expect_some_of_their_wordings():
+    (line,) = [
+        one for one in read_thresholds(None, retain_only=False, held_out=True)[0] if one.name == "held_out_probability"
+    ]
+    for target, own, passed in ((0.098, 0.064, True), (0.9, 0.6, False), (0.9, 0.4, True)):
+        value, other = (Value(number, None, None, 20) for number in (own, target))
+        assert line.judge(value, {"target": {line.name: other}}).passed == passed
+
+
 def test_the_page_tells_the_default_thresholds_and_every_measure():
     page = (Path(__file__).resolve().parents[2] / "docs" / "check.md").read_text()
-    told = [re.findall(r"[^|]+", line) for line in page.splitlines() if re.match(r"\| `(forget|retain)_", line)]
+    told = [
+        re.findall(r"[^|]+", line)
+        for line in page.splitlines()
+        if re.match(r"\| `(forget_|retain_|held_out_probability)", line)
+    ]
     for at, retain_only in ((1, False), (2, True)):
         texts = {cells[0].strip(" `"): cells[at].strip() for cells in told}
         texts = {name: re.sub("[≤≥·−]", lambda sign: SIGNS[sign[0]], one) for name, one in texts.items()}
         own = parse(default_text(retain_only))[0]
-        assert texts == {name: one for name, one in own.items() if not name.startswith("held_out")}
-        for name, one in own.items():
-            assert not name.startswith("held_out") or one == own[name.replace("held_out", "forget")]
+        others = {name: one for name, one in own.items() if name.startswith("held_out") and name not in texts}
+        assert texts == {name: one for name, one in own.items() if name not in others}
+        assert others == {name: own[name.replace("held_out", "forget")] for name in others} != {}
     assert all(f"`{name.partition('_')[2].removeprefix('out_')}`" in page for name in MEASURES)
 
 
