@@ -113,17 +113,40 @@ def strangers(options: argparse.Namespace) -> Path:
 
 
 def log_of(options: argparse.Namespace, model: Path, name: str) -> Any:
-    """What an ordinary model makes of the forget rows, with generated answers and membership attacks."""
-    from uld.evaluation.tofu_log import TofuLog
+    """What an ordinary model makes of the forget rows; with ``--read`` also its answers and membership attacks."""
+    from uld.evaluation.tofu_log import TofuLog, read_log, write_log
     from uld.evaluation.tofu_rows import task_log, task_rows
     from uld.runs.rows import RowFile
 
     folder, rows = options.work / "eval" / name, task_rows("forget", SPLIT, options.data / "tofu60")
+    if not options.read:
+        folder = folder.with_name(f"{name}-scored")
+        if not folder.exists():
+            log = scored(options, model, rows)
+            folder.mkdir(parents=True)
+            write_log(TofuLog({"forget": log}, source=name), folder)
+        return read_log(folder)
     if len(done := RowFile.read(folder, "forget")) < len(rows):
         words = ["eval", "tofu", "--model", str(model), "--output", str(folder), "--dtype", "fp32"]
         uld(*words, "--non-members", str(strangers(options)), *where(options), threads=options.threads)
         done = RowFile.read(folder, "forget")
     return TofuLog({"forget": task_log(rows, [done[i] for i in range(len(rows))], generate=True)}, source=name)
+
+
+def scored(options: argparse.Namespace, model: Path, rows: list[dict[str, Any]]) -> Any:
+    """The losses of rows under an ordinary model."""
+    import torch
+
+    import uld
+    from uld.data.prompt import PromptFormat
+    from uld.evaluation.scoring import Scorer
+    from uld.evaluation.tofu_rows import answers_of, encoded, task_log
+
+    torch.set_num_threads(options.threads)
+    own, tokenizer = uld.load(model, dtype=torch.float32)
+    losses = iter(Scorer(own, tokenizer.pad_token_id or 0).score(encoded(PromptFormat(tokenizer), rows), "forget")[0])
+    found = [{"scores": [[(one := next(losses)).loss, one.tokens] for _ in answers_of(row)]} for row in rows]
+    return task_log(rows, found, generate=False)
 
 
 def cell(options: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
