@@ -212,9 +212,19 @@ def make_run(make_target: Callable[..., Any], make_unlearned: Callable[..., Any]
     from uld.model.combine import Combination
     from uld.runs.manifest import CombinationSettings, Manifest, fingerprint
 
-    def make(folder: Path, family: str = "llama", *, how: Any = None, num_layers: int = 2, **changes: Any) -> Path:
+    def make(
+        folder: Path,
+        family: str = "llama",
+        *,
+        how: Any = None,
+        num_layers: int = 2,
+        last: int | None = None,
+        **changes: Any,
+    ) -> Path:
         target, how = make_target(family, **changes), how or Combination()
-        model = make_unlearned(target, num_layers, how)
+        if last is not None:  # LoRA on the last layers of all
+            num_layers = target.config.get_text_config(decoder=True).num_hidden_layers
+        model = make_unlearned(target, num_layers, how, last=last)
         shared = [
             (name.removeprefix("base_model.model.").replace(".base_layer", ""), value)
             for name, value in model.assistant.named_parameters()

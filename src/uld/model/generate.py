@@ -83,6 +83,14 @@ class TopP(LogitsProcessor):
         return nucleus(scores, torch.full_like(scores[:, :1], self.share))
 
 
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens behind which an answer of `generate_ids` holds nothing more: what ends one, and padding."""
+    ends: Any = model.generation_config.eos_token_id
+    pad: Any = tokenizer.pad_token_id
+    own = ends if isinstance(ends, list) else [ends]
+    return frozenset(one for one in (*own, tokenizer.eos_token_id, pad if pad is not None else 0) if one is not None)
+
+
 def length_batches(
     lengths: Sequence[int], budget: int = BATCH_TOKENS, multiple: int = LENGTH_MULTIPLE
 ) -> Iterator[list[int]]:

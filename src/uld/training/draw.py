@@ -29,7 +29,7 @@ from uld.data.record import Record, parse_record
 from uld.data.text import folded, words_of
 from uld.errors import ArtifactError, DataError, ULDError
 from uld.model.context import context_length
-from uld.model.generate import SAMPLING, TopP, generate_answers
+from uld.model.generate import SAMPLING, TopP, end_ids, generate_ids
 from uld.runs.files import write_text, writing
 from uld.runs.locks import locked
 from uld.text.progress import bar
@@ -43,6 +43,7 @@ _BATCH = 32
 _ROUNDS = 6  # samples at most for each row that is wanted
 _QUESTION_TOKENS = 64
 _ANSWER_TOKENS = 192
+_FIRST_TOKENS = 24  # behind which what repeats the forget set is written no further
 _TOP_P = 0.95
 _SAMPLING: dict[str, Any] = {**SAMPLING, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 _NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
@@ -125,7 +126,7 @@ def draw_rows(
         for starts in _batches(_plan(forget)):
             if len(records) >= rows or samples >= max(_ROUNDS * rows, _BATCH):
                 break
-            for (_, prompt), record in zip(starts, _write(model, form, starts, max_length), strict=True):
+            for (_, prompt), record in zip(starts, _write(model, form, starts, max_length, overlap), strict=True):
                 samples += 1
                 if record is None:
                     reason = "empty"
@@ -327,24 +328,37 @@ def _batches(plan: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
         yield list(itertools.islice(plan, _BATCH))
 
 
-def _write(model: Any, form: PromptFormat, starts: Sequence[tuple[str, str]], max_length: int) -> list[Record | None]:
-    """What the model makes of a batch of beginnings; None where nothing came of one."""
+def _write(
+    model: Any, form: PromptFormat, starts: Sequence[tuple[str, str]], max_length: int, overlap: "Overlap"
+) -> list[Record | None]:
+    """What the model makes of a batch of beginnings; None where nothing came of one.
+
+    What repeats the forget set is left unfinished, and a question that does so without an answer.
+    """
     found: list[Record | None] = [None] * len(starts)
     asked = {i: prompt for i, (kind, prompt) in enumerate(starts) if kind == "generic question"}
     own = [i for i, (kind, _) in enumerate(starts) if kind == "own question"]
+
+    def sample(prompts: Sequence[Sequence[int]], tokens: int) -> list[str]:
+        return _sample(
+            model, form, prompts, tokens, max_length, lambda text: overlap.why(Record(text=text)) is not None
+        )
+
     if own:
         opening, closing = form.question_frame()
-        written = _sample(model, form, [opening] * len(own), _QUESTION_TOKENS, max_length)
-        for i, text in zip(own, written, strict=True):
-            if question := _question(text, closing):
+        for i, text in zip(own, sample([opening] * len(own), _QUESTION_TOKENS), strict=True):
+            question = _question(text, closing)
+            if question and overlap.why(Record(text=question)):
+                found[i] = Record(text=question, source=f"drawn row {i + 1}")
+            elif question:
                 asked[i] = question
     prompts = {i: form.prompt_ids(question) for i, question in sorted(asked.items())}
-    answers = _sample(model, form, list(prompts.values()), _ANSWER_TOKENS, max_length)
+    answers = sample(list(prompts.values()), _ANSWER_TOKENS)
     for i, answer in zip(prompts, answers, strict=True):
         if answer:
             found[i] = Record.qa(asked[i], answer, f"drawn row {i + 1}")
     texts = [i for i, (kind, _) in enumerate(starts) if kind.endswith("text")]
-    written = _sample(model, form, [form.text_ids(starts[i][1]) for i in texts], _ANSWER_TOKENS, max_length)
+    written = sample([form.text_ids(starts[i][1]) for i in texts], _ANSWER_TOKENS)
     for i, text in zip(texts, written, strict=True):
         if text:
             found[i] = Record(text=f"{starts[i][1]} {text}".strip(), source=f"drawn row {i + 1}")
@@ -358,17 +372,37 @@ def _question(text: str, closing: str) -> str:
 
 
 def _sample(
-    model: Any, form: PromptFormat, prompts: Sequence[Sequence[int]], tokens: int, max_length: int
+    model: Any,
+    form: PromptFormat,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    max_length: int,
+    unwanted: Callable[[str], bool],
 ) -> list[str]:
-    """What the model writes behind each prompt; nothing where the prompt leaves no room."""
-    fitting = [prompt for prompt in prompts if len(prompt) < max_length]
-    room = min(tokens, max_length - max(map(len, fitting), default=0))
-    try:
-        settings = {"max_new_tokens": room, **_SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
-        written = iter(generate_answers(model, form.tokenizer, fitting, **settings) if fitting else ())
-    except (RuntimeError, ValueError) as error:  # logits that are not finite, a cuda out-of-memory
-        raise DataError(f"cannot draw a retain set from the target: {str(error).splitlines()[0]}") from error
-    return [next(written) if len(prompt) < max_length else "" for prompt in prompts]
+    """What the model writes behind each prompt; nothing where the prompt leaves no room, less where it is unwanted."""
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
+    room = min(tokens, max_length - max((len(prompts[i]) for i in fitting), default=0))
+    settings = {**_SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
+    ends, written = end_ids(model, form.tokenizer), {i: list[int]() for i in fitting}
+    text: dict[int, str] = {}
+    first = min(_FIRST_TOKENS, room)
+    for number in (first, room - first):
+        if not fitting or not number:
+            break
+        try:
+            given = [[*prompts[i], *written[i]] for i in fitting]
+            found = generate_ids(model, form.tokenizer, given, max_new_tokens=number, **settings).tolist()
+        except (RuntimeError, ValueError) as error:  # logits that are not finite, a cuda out-of-memory
+            raise DataError(f"cannot draw a retain set from the target: {str(error).splitlines()[0]}") from error
+        more = []
+        for i, ids in zip(fitting, found, strict=True):
+            kept = list(itertools.takewhile(lambda token: token not in ends, ids))
+            written[i] += kept
+            text[i] = str(form.tokenizer.decode(written[i], skip_special_tokens=True)).strip()
+            if len(kept) == number and not unwanted(text[i]):
+                more.append(i)
+        fitting = more
+    return [text.get(i, "") for i in range(len(prompts))]
 
 
 def _cuda_devices(model: Any) -> list[int]:

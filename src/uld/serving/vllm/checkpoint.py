@@ -102,6 +102,19 @@ class Export(BaseModel):
         found = re.match(rf"{re.escape(self.layers)}\.(\d+)\.", name)
         return int(found[1]) if found else -1
 
+    def first_own(self, stored: Iterable[str]) -> list[int]:
+        """The first layer of each part that something is added to; K where nothing is.
+
+        Args:
+            stored: Names in `ASSISTANTS`.
+        """
+        found = [part.num_layers for part in self.parts]
+        for name in stored:
+            number, side, weight = name.split(".", 2)
+            if side in ("a", "b"):
+                found[int(number)] = min(found[int(number)], self.depth(weight))
+        return found
+
 
 class Kept:
     """Keeps what assistants need of a target's weights while these go by, and tells whether they are the right ones."""
@@ -138,16 +151,17 @@ class Kept:
                     "target was changed or moved, put it back and export the run again"
                 )
 
-    def of_part(self, number: int, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def of_part(self, number: int, stored: Mapping[str, Tensor], first: int = 0) -> Iterator[tuple[str, Tensor]]:
         """Weights of an assistant's layers, under the target's names: LoRA added to them.
 
         Args:
             number: Of the part.
             stored: What `ASSISTANTS` holds.
+            first: The first layer that is wanted.
         """
         part = self.export.parts[number]
         for name, tensor in self.layers.items():
-            if self.export.depth(name) >= part.num_layers:
+            if not first <= self.export.depth(name) < part.num_layers:
                 continue
             down = stored.get(lora_name(number, "a", name))
             if down is not None:

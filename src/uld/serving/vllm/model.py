@@ -1,7 +1,8 @@
 """The architecture that vLLM runs: the target, its assistants' layers beside it, and the combination behind the head.
 
 The target is vLLM's own class, whichever it is. An assistant is the same class with K layers; everything outside its
-layers is the target's own modules. Its attention layers have names of their own, so each owns its pages of the cache,
+layers is the target's own modules. One with LoRA on its last layers alone has no others of its own
+(`uld.serving.vllm.together`). Its attention layers have names of their own, so each owns its pages of the cache,
 and paging, prefix caching, chunked prefill and preemption hold for target and assistants alike. The states of all go
 through vLLM as one row a token; `ULDForVLLM.compute_logits` takes them apart, gives them to the head in one product,
 and combines in fp32. vLLM makes all logits there (of answers, of prompts, and for what a grammar or a bias then
@@ -11,7 +12,7 @@ What would be another way is not offered: this class has no LoRA, no pipeline st
 drafts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from uld.model.checkpoint import layers_of
 from uld.model.combine import combine_all
 from uld.model.gate import Gate
 from uld.serving.vllm.checkpoint import ENTRY, Export, Kept, gate_name, load_assistants
+from uld.serving.vllm.together import can_join, join
 
 
 class ULDForVLLM(nn.Module):
@@ -33,6 +35,7 @@ class ULDForVLLM(nn.Module):
     Attributes:
         target: vLLM's model of the target.
         assistants: Models of its first layers, with LoRA in their weights.
+        joined: Numbers of the assistants whose states come out of the target's class.
         gates: The gate of each assistant; an identity where it has none.
     """
 
@@ -52,6 +55,7 @@ class ULDForVLLM(nn.Module):
         own = {"vllm_config": vllm_config, "architectures": [self.export.architecture]}
         self.target = init_vllm_registered_model(hf_config=config, prefix=prefix, **own)
         self.assistants, self.gates = nn.ModuleList(), nn.ModuleList()
+        firsts = self.export.first_own(load_assistants(self.place, self.export))
         for number, part in enumerate(self.export.parts):
             sliced = slice_config(config, part.num_layers)
             with set_model_tag(f"uld_assistant_{number}"):  # compiled code of its own
@@ -59,6 +63,28 @@ class ULDForVLLM(nn.Module):
             share(self.target, assistant)
             self.assistants.append(assistant)
             self.gates.append(Gate(config.hidden_size).float() if part.gate else nn.Identity())
+        self.joined = self._join(firsts, vllm_config.compilation_config)
+
+    def _join(self, firsts: Sequence[int], compilation: Any) -> list[int]:
+        """Have assistants that are the target up to a layer go through its class; returns their numbers.
+
+        Args:
+            firsts: The first layer that is its own, of each assistant.
+            compilation: vLLM's list of what has pages of the cache, from which the layers go that are not needed.
+        """
+        found: Any = layers_of(self.target)
+        layers = found[1]
+        if not can_join(layers):
+            return []
+        whole = [number for number, part in enumerate(self.export.parts) if part.num_layers == len(layers)]
+        joined = sorted((n for n in whole if 0 < firsts[n] < len(layers)), key=lambda number: firsts[number])
+        theirs = [layers_of(self.assistants[number])[1] for number in joined]  # type: ignore[index]
+        for number, own in zip(joined, theirs, strict=True):
+            for depth in range(firsts[number]):
+                forget_pages(own[depth], compilation)
+                own[depth] = nn.Identity()
+        join(layers, list(zip((firsts[number] for number in joined), theirs, strict=True)))
+        return joined
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """The target's embedding."""
@@ -73,10 +99,13 @@ class ULDForVLLM(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         """Final states of all models side by side: ``(tokens, (1 + n) · hidden)``."""
-        models = (self.target, *self.assistants)
-        return torch.cat(
-            [one(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs) for one in models], dim=-1
-        )
+        given = (input_ids, positions, intermediate_tensors, inputs_embeds)
+        own, *theirs = self.target(*given, **kwargs).chunk(1 + len(self.joined))
+        states = dict(zip(self.joined, theirs, strict=True))
+        for number, assistant in enumerate(self.assistants):
+            if number not in states:
+                states[number] = assistant(*given, **kwargs)
+        return torch.cat([own, *(states[number] for number in range(len(self.assistants)))], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Unlearned logits.
@@ -116,7 +145,8 @@ class ULDForVLLM(nn.Module):
         kept.verify(self.place)
         models: Any = zip(self.assistants, self.gates, strict=True)
         for number, (assistant, gate) in enumerate(models):
-            names = assistant.load_weights(kept.of_part(number, stored))
+            first = kept.export.first_own(stored)[number] if number in self.joined else 0
+            names = assistant.load_weights(kept.of_part(number, stored, first))
             loaded |= {f"assistants.{number}.{name}" for name in names}
             if isinstance(gate, Gate):
                 for name, parameter in gate.named_parameters():
@@ -141,6 +171,17 @@ def share(target: nn.Module, assistant: nn.Module) -> None:
             raise ULDError(f"vLLM's {type(target).__name__} has no module {name!r}: uld cannot serve it there")
         parent, _, leaf = name.rpartition(".")
         setattr(assistant.get_submodule(parent), leaf, theirs[name])
+
+
+def forget_pages(layer: nn.Module, compilation: Any) -> None:
+    """Take a layer that will not run out of vLLM's lists, so that it has no pages of the cache."""
+    held, own = compilation.static_forward_context, set(layer.modules())
+    gone = [name for name, module in held.items() if module in own]
+    for name in gone:
+        del held[name]
+    for name in gone:
+        if name in (experts := getattr(compilation, "static_all_moe_layers", [])):
+            experts.remove(name)
 
 
 def refuse_unfit(vllm_config: Any) -> None:
