@@ -1,7 +1,7 @@
 """`uld forget` on SmolLM2-135M: six short documents about an invented person, and a chapter of a book.
 
-The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice*; then one command forgets
-them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed.
+The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice*, among everyday questions
+and answers (``everyday.jsonl``), so that it knows them and still talks about other things; then one command forgets them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed.
 
     python benchmarks/forget.py person --data DATA --models MODELS --work runs/forget
     python benchmarks/forget.py chapter --data DATA --models MODELS --work runs/forget
@@ -24,7 +24,8 @@ from uld.text.json_text import dumps
 
 OUT = ROOT / "docs" / "results" / "forget"
 LEARNING = "--lora-rank 32 --lora-alpha 64 --learning-rate 1e-3 --batch-size 4 --max-length 256 --dtype fp32"
-EPOCHS = {"person": 25, "chapter": 40}
+EPOCHS = {"person": 12, "chapter": 20}
+EVERYDAY = 60
 CHAPTER = 6000  # characters of Alice, to the end of a paragraph
 
 
@@ -68,7 +69,12 @@ def main() -> None:
     source = documents(options.name, options.data, options.work)
     target = options.work / f"{options.name}-target"
     if not (target / "finetune.json").exists():
-        words = ["--model", str(options.models / "smol" / "base"), "--file", str(source), "--output", str(target)]
+        talk = options.work / "everyday.jsonl"
+        rows = Path(__file__).with_name("everyday.jsonl").read_text(encoding="utf-8").splitlines()
+        talk.parent.mkdir(parents=True, exist_ok=True)
+        talk.write_text("\n".join(rows[:EVERYDAY]) + "\n", encoding="utf-8")
+        words = ["--model", str(options.models / "smol" / "base"), "--file", str(source), "--file", str(talk)]
+        words += ["--output", str(target)]
         uld("finetune", *words, *LEARNING.split(), "--epochs", str(EPOCHS[options.name]), "--quiet")
     found = carried_out(options.name, target, source, options.work)
     OUT.mkdir(parents=True, exist_ok=True)
