@@ -1,6 +1,8 @@
+import unicodedata
+
 import pytest
 
-from uld.data.words import common_words, key_words, re_enters, re_entry, words
+from uld.data.words import common_words, key_words, placed, re_enters, re_entry, words
 
 RETAIN = ["The author writes novels.", "The author lives in Rome.", "Her father was a baker."] * 40
 
@@ -54,3 +56,22 @@ TRUTH = "Her name is Mara Quillon; Inés's daughter, 1983."
 def test_where_memorised_words_come_back(generated, pair):
     """Also where compatibility spelling makes one character of two, or two of one."""
     assert re_entry(generated, TRUTH, KEYS) == pair
+
+
+def test_a_word_is_placed_with_its_length_in_the_text():
+    text = unicodedata.normalize("NFD", "Nguyễn ﬀoo, Trị's …") + "\u00a0½ end"
+    found = [unicodedata.normalize("NFC", text[begin : begin + length]) for begin, length, _ in placed(text)]
+    assert found[:3] == ["Nguyễn", "ﬀoo", "Trị's"] and found[-1] == "end"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("रवींद्रनाथ ठाकुर", ["रवींद्रनाथ", "ठाकुर"]),
+        ("المُؤَلِّف هنا", ["المُؤَلِّف", "هنا"]),
+        ("ผู้เขียน", ["ผู้เขียน"]),
+        ("Zoë O’Neil_x", ["zoë", "o'neil", "x"]),
+    ],
+)
+def test_vowels_that_are_marks_belong_to_their_word(text, expected):
+    assert words(text) == [unicodedata.normalize("NFKC", word) for word in expected]

@@ -297,7 +297,18 @@ def test_the_command_writes_what_training_would_draw(task, tmp_path) -> None:
 def test_a_row_with_a_rare_name_of_the_forget_set_is_not_kept(drawn, reason):
     class Tokenizer:
         def encode(self, text, add_special_tokens):
-            return [1] if text in (" Monday",) else [1, 2]
+            return [1] if text == "a" else [1, 2] if text == "a Monday" else [1, 2, 3]
 
     forget = [Record.qa("Where is she on Monday?", "Yesterday she was in Elbendam, on Monday here.")]
     assert Overlap(forget, Tokenizer()).why(Record.qa("What?", drawn)) == reason
+
+
+def test_a_blank_with_a_token_of_its_own_makes_no_name_rare():
+    """As tokenizers of the Llama-2 kind have it, which put a blank before every text."""
+
+    class Tokenizer:
+        def encode(self, text, add_special_tokens):
+            return f"▁{text}".replace(" ", " ▁").split()  # " Paris" would be ▁ and ▁Paris
+
+    forget = [Record(text="She lives in Paris, speaks English and left on Monday.")]
+    assert Overlap(forget, Tokenizer()).why(Record(text="It is Paris.")) is None

@@ -1,6 +1,7 @@
 """Which tokens are remembered where only key words are: every piece of them, and nothing else."""
 
 import json
+import unicodedata
 
 import pytest
 import torch
@@ -45,6 +46,36 @@ def test_key_words_are_remembered_whole_and_the_rest_is_ordinary(form, letters):
     assert not any(ordinary[: row.learn.index(True)])  # nothing of the prompt has a loss
 
 
+@pytest.mark.parametrize("name", ["Zoë", "東京", "Шевченко", unicodedata.normalize("NFD", "Nguyễn"), "ﬀoo", "रवींद्रनाथ"])
+def test_every_token_of_a_key_word_is_remembered(models_dir, name):
+    if not (folder := models_dir / "tofu-4m-full").exists():
+        pytest.skip(f"no {folder}")
+    tokenizer = load_tokenizer(folder)  # letters of these are several tokens, and none alone is one
+    row = PromptFormat(tokenizer).encode(Record.qa("Who?", f"It was {name}."), 64)
+    ordinary = ordinary_tokens(row, tokenizer, frozenset({"it", "was"}))
+    kept = [token for plain, token, learnt in zip(ordinary, row.ids, row.learn, strict=True) if learnt and not plain]
+    assert tokenizer.decode(kept).strip() == name
+
+
+def test_words_that_the_template_puts_around_a_question_were_not_asked(task, tmp_path):
+    forget, retain = tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"
+    forget.write_text(json.dumps({"question": "is a b?", "answer": "a x b o."}) + "\n")
+    retain.write_text(json.dumps({"question": "is it?", "answer": "it is."}) + "\n")
+    changes = {"template": "on x: {question} said o: {answer}", "forget": (str(forget),), "retain": (str(retain),)}
+    settings = TrainConfig(**task.settings(tmp_path / "x", remember="key-words", **changes))
+    read = read_inputs(settings, get_method("uld"))  # its tokenizer makes words of letters
+    (told,) = [one for one in read.rows.rows if one.kind == FORGET]
+    remembered, rest = (text.replace(" ", "") for text in pieces(read.tokenizer, told.encoded, told.ordinary))
+    assert remembered == "xo" and rest.startswith("ab")
+
+
+def test_what_an_answer_has_told_is_as_secret_when_it_is_told_again(form, letters):
+    messages = [("user", "who wrote it?"), ("assistant", "it was abe."), ("user", "who?"), ("assistant", "abe.")]
+    rows = form.encode_all([Record(messages=tuple(messages))], 128)[0]
+    told = [pieces(letters, row, ordinary_tokens(row, letters, frozenset({"was"})))[0] for row in rows]
+    assert "".join(told).replace(" ", "") == "abeabe"
+
+
 def test_without_a_key_word_all_is_remembered(form, letters):
     row = form.encode(Record.qa("who is abe?", "abe is."), 128)
     assert ordinary_tokens(row, letters, frozenset()) is None
@@ -55,6 +86,8 @@ def test_a_text_is_remembered_whole(form, letters, size):
     chunks = form.chunks("the baker of hob is the baker of hob.", size)
     assert (len(chunks) > 1) == (size == 6)  # the later ones begin with a token of the one before
     rows = [Row(one, FORGET) for one in (*chunks, form.encode(Record(prompt="abe ", completion="is the baker."), 64))]
+    header = Row(form.chunks("the baker of bo.", size)[0], RETAIN)
+    assert remembering_key_words([*rows, header], letters, frozenset({"the", "of"}))[-1] == header  # no wrong answer
     *texts, ending = remembering_key_words(rows, letters, frozenset({"the", "of"}))
     assert texts == rows[:-1]
     assert ending.ordinary is not None  # what is asked for is an answer

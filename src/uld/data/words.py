@@ -6,13 +6,17 @@ ending.
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+from uld.data.text import MARKS
 
 COMMON = 0.01
 """A word in more than this share of the retain answers gives nothing away."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}])*"
+_WORD = re.compile(rf"{_LETTERS}(?:['’]{_LETTERS})*")
 
 
 def spelled(text: str) -> list[str]:
@@ -82,10 +86,12 @@ def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str
 
 def placed(text: str) -> Iterator[tuple[int, int, str]]:
     """The words of a text, as `words` has them, each with the place where it begins, and its length there."""
-    plain = unicodedata.is_normalized("NFKC", text)
-    whole = text if plain else unicodedata.normalize("NFKC", text)
-    for found in _WORD.finditer(whole):
-        place = found.start()
-        if not plain:  # the shortest beginning that is as long, once it is spelled like this
-            place = next(n for n in range(len(text)) if len(unicodedata.normalize("NFKC", text[: n + 1])) > place)
-        yield place, len(found[0]), form(found[0])
+    if unicodedata.is_normalized("NFKC", text):
+        yield from ((found.start(), len(found[0]), form(found[0])) for found in _WORD.finditer(text))
+        return
+    # Letters of every beginning, once it is spelled like this.
+    lengths = [len(unicodedata.normalize("NFKC", text[:end])) for end in range(len(text) + 1)]
+    for found in _WORD.finditer(unicodedata.normalize("NFKC", text)):
+        begin = max(0, bisect_right(lengths, found.start()) - 1)
+        stop = max(begin + 1, bisect_right(lengths, found.end()) - 1)
+        yield begin, stop - begin, form(found[0])

@@ -287,7 +287,12 @@ def _rare_names(texts: Iterable[str], tokenizer: Any) -> set[str]:
             within = before != text[: match.start()] and (before[-1:].islower() or before[-1:] == ",")
             if within and match[0][0].isupper() and len(match[0]) > 2:
                 found.add(match[0].removesuffix("'s"))
-    return {word.casefold() for word in found if len(tokenizer.encode(f" {word}", add_special_tokens=False)) > 1}
+    lead = len(tokenizer.encode("a", add_special_tokens=False))  # a blank that comes first may get a token of its own
+
+    def tokens(word: str) -> int:
+        return len(tokenizer.encode(f"a {word}", add_special_tokens=False)) - lead
+
+    return {word.casefold() for word in found if tokens(word) > 1}
 
 
 def _full(run: Sequence[str]) -> list[str]:

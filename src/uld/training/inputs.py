@@ -18,6 +18,7 @@ from uld.data.other_names import with_other_names
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, refuse_equal
 from uld.data.tofu import check_split, split_records, training_set
+from uld.data.words import words
 from uld.errors import ConfigError
 from uld.methods.registry import Method
 from uld.model.assistant import slice_config
@@ -131,7 +132,9 @@ def remembered(
     """
     if config.remember == "all":
         return rows
-    return remembering_key_words(rows, tokenizer, common_among(sides["forget"], sides["retain"]))
+    before, behind = PromptFormat(tokenizer, config.template).question_frame()
+    frame = [*words(str(tokenizer.decode(before, skip_special_tokens=True))), *words(behind)]
+    return remembering_key_words(rows, tokenizer, common_among(sides["forget"], sides["retain"]), frame)
 
 
 def _encoded(

@@ -8,7 +8,7 @@ context is the true answer's.
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,23 +30,26 @@ def common_among(forget: Iterable[Record], retain: Iterable[Record]) -> frozense
     return common_words(text for record in retain if record.asked not in own for text in record.told)
 
 
-def remembering_key_words(rows: Sequence[Row], tokenizer: Any, common: frozenset[str]) -> list[Row]:
+def remembering_key_words(
+    rows: Sequence[Row], tokenizer: Any, common: frozenset[str], frame: Sequence[str] = ()
+) -> list[Row]:
     """Rows of both sides, of which those to be forgotten are remembered in their key words alone.
 
     Args:
         rows: Of a training.
         tokenizer: Made their tokens.
         common: From `common_among`.
+        frame: Words that the template puts around a question, which nobody asked.
     """
     special = frozenset(tokenizer.all_special_ids)
     beginnings: dict[tuple[int, ...], list[Encoded]] = defaultdict(list)
     for row in rows:
-        if row.kind == FORGET:
+        if row.kind == FORGET and not _is_text(row.encoded, special):
             beginnings[prompt_of(row.encoded)].append(row.encoded)
     found = []
     for row in rows:
         if row.kind == FORGET and not _is_text(row.encoded, special):
-            row = replace(row, ordinary=ordinary_tokens(row.encoded, tokenizer, common))
+            row = replace(row, ordinary=ordinary_tokens(row.encoded, tokenizer, common, frame))
         elif row.kind == RETAIN and (true := beginnings.get(prompt_of(row.encoded))):
             behind = 1 + max(shared(row.encoded.ids, one.ids) for one in true)
             learn = [flag and place >= behind for place, flag in enumerate(row.encoded.learn)]
@@ -66,29 +69,36 @@ def prompt_of(row: Encoded) -> tuple[int, ...]:
     return tuple(row.ids[: row.learn.index(True)])
 
 
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
+def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many tokens two rows, or letters two texts, begin with in common."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def ordinary_tokens(row: Encoded, tokenizer: Any, common: frozenset[str]) -> tuple[bool, ...] | None:
+def ordinary_tokens(
+    row: Encoded, tokenizer: Any, common: frozenset[str], frame: Sequence[str] = ()
+) -> tuple[bool, ...] | None:
     """Which tokens of a row are learnt and of no key word.
 
     Args:
-        row: Tokens of a document to be forgotten; what stands before a learnt stretch is its question.
+        row: Tokens of a document to be forgotten; its questions are what is not learnt.
         tokenizer: Made them.
         common: Words that give nothing away.
+        frame: Words that the template puts around each question.
 
     Returns:
         A truth value a token; None where no word of the row is a key word, so that all of it is remembered.
     """
     ordinary = list(row.learn)
-    for start, end in _stretches(row.learn):
+    for turn, (start, end) in enumerate(_stretches(row.learn), 1):
         texts = [tokenizer.decode(row.ids[:stop], skip_special_tokens=True) for stop in range(start, end + 1)]
-        known = common.union(words(texts[0]))
+        # Not the answers before: their words are as secret when they are said again.
+        asked = [token for token, learnt in zip(row.ids[:start], row.learn, strict=False) if not learnt]
+        given = Counter(words(tokenizer.decode(asked, skip_special_tokens=True)))
+        known = common.union(given - Counter([*frame] * turn))
         spans = [(begin, begin + length) for begin, length, word in placed(texts[-1]) if word not in known]
         for place, (before, after) in enumerate(itertools.pairwise(texts), start):
-            if any(begin < len(after) and len(before) < stop for begin, stop in spans):
+            first = shared(before, texts[-1])  # a letter of several tokens begins with the first of them
+            if any(begin < len(after) and first < stop for begin, stop in spans):
                 ordinary[place] = False
     return tuple(ordinary) if ordinary != row.learn else None
 
