@@ -120,6 +120,10 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
         (["--set", "epoch=3"], "epoch is not a setting of uld train that can be chosen here: did you mean 'epochs'?"),
         (["--set", "epochs=many"], "--set: epochs must be a whole number"),
         (["--set", "output=x"], "output is not a setting"),
+        (["--set", "lora_layers=99"], "--lora-layers is 99, but the assistant has"),
+        (["--set", "num_layers=2", "--set", "lora_layers=3"], "--lora-layers is 3, but the assistant has 2 layers"),
+        (["--set", "num_layers=99"], "99"),
+        (["--set", "lora_rank=9999"], "--lora-rank 9999 is more than"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(done, words, told, tmp_path):
@@ -130,6 +134,13 @@ def test_wrong_settings_are_refused_by_name(done, words, told, tmp_path):
     assert said.exit_code == 2
     assert told in said.output
     assert list(tmp_path.iterdir()) == [wrong]
+
+
+def test_something_has_to_stay(micro, documents, tmp_path):
+    words = ["forget", "--target", str(micro.target), "--documents", str(documents), "--output", str(tmp_path / "x")]
+    said = CliRunner().invoke(app, [*words, "--draw", "0"])
+    assert said.exit_code == 2 and "--draw 0 needs a retain set (--retain)" in said.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_does_nothing(done, tmp_path):

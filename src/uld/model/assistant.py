@@ -162,6 +162,28 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
+def refuse_lora(layers: nn.ModuleList, rank: int, last: int | None) -> None:
+    """Refuse LoRA that these layers have no room for; they need no weights.
+
+    Raises:
+        ULDError: more layers than there are, or too large a rank.
+    """
+    refuse_more_layers(last, len(layers))
+    sizes = [size for one in layers.parameters() if one.dim() == 2 for size in one.shape]
+    if rank > (most := max([*sizes, _LEAST_MOST_RANK])):
+        raise ULDError(f"--lora-rank {rank} is more than the model's matrices have room for: give at most {most}")
+
+
+def refuse_more_layers(last: int | None, total: int) -> None:
+    """Refuse LoRA on more of an assistant's last layers than it has.
+
+    Raises:
+        ULDError: says how many there are.
+    """
+    if last is not None and last > total:
+        raise ULDError(f"--lora-layers is {last}, but the assistant has {total} layers: give at most so many")
+
+
 def add_lora(
     assistant: PreTrainedModel,
     *,
@@ -189,16 +211,9 @@ def add_lora(
             take LoRA.
     """
     layers, modules = decoder_layers(assistant)
-    if last is not None and last > len(modules):
-        raise ULDError(
-            f"--lora-layers is {last}, but the assistant has {len(modules)} layers: give at most so many, or leave out "
-            "--num-layers"
-        )
+    refuse_lora(modules, rank, last)
     first = 0 if last is None else len(modules) - last
     settings = {"rank": rank, "alpha": alpha, "dropout": dropout}
-    sizes = [size for one in modules.parameters() if one.dim() == 2 for size in one.shape]
-    if rank > (most := max([*sizes, _LEAST_MOST_RANK])):
-        raise ULDError(f"--lora-rank {rank} is more than the model's matrices have room for: give at most {most}")
     try:
         if target_modules != "all-linear":
             return put_lora(assistant, target_modules, {}, **settings)  # type: ignore[arg-type]  # PEFT also takes a regex

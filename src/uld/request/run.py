@@ -7,22 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from uld.checking.result import CheckResult
 from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
 from uld.data.record import refuse_equal
 from uld.errors import ArtifactError
-from uld.model.causal_lm import load_config
+from uld.model.assistant import build_assistant, decoder_layers, refuse_lora, slice_config
+from uld.model.causal_lm import load_config, skeleton_of
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
-from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
+from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, settings_of, steps
 from uld.runs.files import present
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.rows import CLAIM, claim
 from uld.text.progress import duration
+from uld.training.config import train_config
 from uld.training.run import Interrupted
 
 WHAT = "request"
@@ -151,7 +155,7 @@ def refuse_unusable(request: Request) -> None:
         refuse_equal(records, read_sources(request.retain)[0])
     trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
     revision = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
-    load_config(request.target, **trust, **revision)
+    _refuse_sizes(request, load_config(request.target, **trust, **revision))
     for place in (request.source.local, request.retain_model):
         if place is not None and run_folder(place) is None:
             load_config(place, **trust)
@@ -163,6 +167,19 @@ def refuse_unusable(request: Request) -> None:
     if names and not (request.work / CLAIM).is_file():
         what = "holds a run" if is_run(output) or RUN_SETTINGS in names else "is not empty"
         raise ArtifactError(f"{output} {what} that this request did not make: choose another folder (--output)")
+
+
+def _refuse_sizes(request: Request, config: PreTrainedConfig) -> None:
+    """Refuse layers and LoRA that the target has no room for, before hours of questions and drawing.
+
+    Raises:
+        ULDError: names the setting.
+    """
+    own = train_config([("uld forget", settings_of(request))])
+    given = request.settings.get("num_layers")  # else it is all of them
+    kept = slice_config(config, given if given is None else own.num_layers).num_hidden_layers
+    whole = skeleton_of(request.target, config, own.trust_remote_code)
+    refuse_lora(decoder_layers(build_assistant(whole, kept))[1], own.lora_rank or 1, own.lora_layers)
 
 
 def digests(request: Request) -> list[str]:

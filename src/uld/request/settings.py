@@ -99,6 +99,8 @@ class Request:
             raise ConfigError("two are to ask the questions: leave out --local or --model")
         if self.source.api_base is not None and self.source.model is None:
             raise ConfigError("--api-base needs the endpoint's name for the model: give --model")
+        if self.draw == 0 and not self.retain:
+            raise ConfigError("nothing would stay: --draw 0 needs a retain set (--retain)")
         if taken := [name for name in self.settings if name in _OURS]:
             raise ConfigError(f"--set {taken[0]} is what uld forget sees to itself: leave it out")
         if self.settings.get("method", "uld") != "uld":

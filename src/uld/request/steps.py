@@ -254,8 +254,8 @@ def _training(request: Request, progress: bool) -> Step:
 def train_settings(request: Request) -> TrainConfig:
     """All settings of the training, from the files of the steps before."""
     own = settings_of(request)
-    if not {"num_layers", "lora_layers"} & own.keys():
-        own["lora_layers"] = default_num_layers(layers_of_target(request))
+    if "num_layers" not in own:
+        own.setdefault("lora_layers", default_num_layers(layers_of_target(request)))
         own.setdefault("remember", "key-words")
     own.setdefault("epochs", epochs_of(own, sum(_lines(path) for path in _trained_files(request))))
     own.setdefault("other_names", _other_names(request, own["epochs"]))

@@ -21,7 +21,7 @@ from uld.data.tofu import check_split, split_records, training_set
 from uld.data.words import words
 from uld.errors import ConfigError
 from uld.methods.registry import Method
-from uld.model.assistant import slice_config
+from uld.model.assistant import refuse_more_layers, slice_config
 from uld.model.causal_lm import load_config
 from uld.model.load import load_tokenizer
 from uld.model.vocabulary import own_ids, refuse_foreign
@@ -70,6 +70,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     if config.retain and config.draw_retain is not None:
         raise ConfigError("--retain reads a retain set and --draw-retain makes one: give one or the other")
     text = slice_config(load_config(config.target, revision=config.revision, **remote), config.num_layers)
+    refuse_more_layers(config.lora_layers, text.num_hidden_layers)
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer, date=config.date, **remote)
     else:
