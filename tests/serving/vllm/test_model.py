@@ -231,10 +231,24 @@ def test_what_the_combination_is_not_right_under_does_not_start(changes: dict[st
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_the_weights_write_what_one_writes(run_of, engine, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("last", [None, 1], ids=["first layers", "last layers"])
+def test_compiled_it_writes_what_it_writes_step_by_step(last: int | None, run_of, engine):
+    run = run_of("llama", how=HOW, last=last)
+    model, _ = uld.load(run)
+    given = prompts(4)
+    found = asked(engine([run], enforce_eager=False), given, greedy())
+    for prompt, one in zip(given, found, strict=True):
+        assert list(one.outputs[0].token_ids) == written(model, prompt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [None, 1], ids=["first layers", "last layers"])
+def test_two_processes_that_share_the_weights_write_what_one_writes(
+    last: int | None, run_of, engine, monkeypatch: pytest.MonkeyPatch
+):
     """Tensor parallelism on the CPU (gloo): four heads, two of them in each process."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    run = run_of("llama", how=HOW)
+    run = run_of("llama", how=HOW, last=last)
     model, _ = uld.load(run)
     given = prompts(4)
     llm = engine([run], tensor_parallel_size=2, distributed_executor_backend="mp")
