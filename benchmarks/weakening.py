@@ -225,7 +225,7 @@ def main() -> None:
     shown = [one for one in servers if one in whole["engines"]]
 
     def cell(one: dict[str, Any]) -> str:
-        more = [f"{name} {value}" for name, value in one.items() if name.endswith("%")]
+        more = [f"{name.removesuffix(', %')} {value} %" for name, value in one.items() if name.endswith("%")]
         return ": ".join([str(one["status"]), *more])
 
     names = whole["engines"][shown[0]]["attempts"]
