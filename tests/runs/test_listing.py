@@ -72,3 +72,15 @@ def test_a_run_itself_an_empty_folder_and_none(runs: Path, tmp_path: Path) -> No
     assert (done.exit_code, done.stdout) == (2, "") and "there is no folder" in done.stderr
     other = CliRunner().invoke(app, ["ls", "methods", "--json"])
     assert other.exit_code == 2 and "are for uld ls runs" in other.stderr
+
+
+def test_a_folder_is_named_alone_and_runs_are_looked_for_where_the_guides_put_them(runs, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    elsewhere = made(tmp_path / "other/two")
+    whole = ls(str(runs)).stdout
+    assert "one" in whole and elsewhere.name not in whole
+    for words in (["ls", str(runs)], ["ls", "runs"]):
+        assert CliRunner().invoke(app, words).stdout.splitlines()[1:3] == whole.splitlines()[1:3]
+    assert elsewhere.name in CliRunner().invoke(app, ["ls", str(tmp_path)]).stdout
+    unknown = CliRunner().invoke(app, ["ls", "nowhere"])
+    assert unknown.exit_code == 2 and "there are no 'nowhere' to list" in unknown.stderr

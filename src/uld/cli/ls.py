@@ -15,15 +15,15 @@ KINDS = ("methods", "presets", "grids", "templates", "splits")
 RUNS = "runs"
 _WIDTHS = {"run": 20, "method": 8, "target": 12, "data": 14, "check": 6, "date": 10}
 """Letters of each column of the runs that a terminal of 80 has room for, without the blanks between them."""
-EPILOG = "Example: uld ls methods\n\nuld ls runs runs\n\nuld ls runs --json"
+EPILOG = "Example: uld ls methods\n\nuld ls runs/\n\nuld ls runs --json"
 
 
 def ls(
     kind: Annotated[
-        str | None, typer.Argument(help=f"{', '.join(KINDS)}; all of these without. Or {RUNS}: those below FOLDER.")
+        str | None, typer.Argument(help=f"{', '.join(KINDS)}; all of these without. Or {RUNS}, or a folder of runs.")
     ] = None,
     folder: Annotated[
-        str | None, typer.Argument(help="Where to look for runs, with everything below; default: here.")
+        str | None, typer.Argument(help="Where to look for runs, with everything below; default: runs/, or here.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The runs as JSON, with whole names and places.")] = False,
 ) -> None:
@@ -33,8 +33,13 @@ def ls(
     A run's line: folder, method, target, forget files with their rows, what uld check found, date. What is unfinished
     or damaged is named below.
     """
+    if kind == RUNS and folder is None and Path(RUNS).is_dir():  # where the guides put them
+        folder = RUNS
     if kind == RUNS:
         _list_runs(folder or ".", as_json)
+        return
+    if kind is not None and kind not in KINDS and folder is None and Path(kind).is_dir():
+        _list_runs(kind, as_json)
         return
     if kind is not None and kind not in KINDS:
         raise ULDError(f"there are no {kind!r} to list: choose one of {', '.join((*KINDS, RUNS))}")

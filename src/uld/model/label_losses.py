@@ -9,7 +9,6 @@ from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.combine import (
-    MOST_WEIGHT,
     Combination,
     Rule,
     change_of,
@@ -46,18 +45,17 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
         raise ULDError("the rule rank takes two models, and there is one")
     logits = target.float()
     losses = torch.empty(len(settings), len(logits), dtype=torch.float32, device=target.device)
-    groups: dict[tuple[Rule, float, bool], list[int]] = {}
+    groups: dict[tuple[Rule, bool], list[int]] = {}
     for i, how in enumerate(settings):
-        margin = how.margin if how.rule == "suppress" else 0.0
-        groups.setdefault((how.rule, margin, how.filters and how.weight > 0), []).append(i)
+        groups.setdefault((how.rule, how.filters and how.weight > 0), []).append(i)
     ratio = None
-    if any(rule in ("suppress", "subtract") for rule, _, _ in groups):
+    if any(rule in ("suppress", "subtract") for rule, _ in groups):
         ratio = log_ratio_to_uniform(assistant)
-    for (rule, _, filters), members in groups.items():
+    for (rule, filters), members in groups.items():
         own = [settings[i] for i in members]
         if rule == "suppress":
             assert ratio is not None
-            losses[members] = _suppressed_losses(logits, excess_of(ratio, own[0]), labels, own)
+            losses[members] = _suppressed_losses(logits, ratio, labels, own)
             continue
         change = change_of(logits, assistant, rule, ratio)
         if filters:
@@ -68,43 +66,54 @@ def label_losses(target: Tensor, assistant: Tensor, labels: Tensor, settings: Se
     return losses
 
 
-def _suppressed_losses(logits: Tensor, excess: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
-    """`label_losses` for settings of ``suppress`` that share a margin: ``(settings, positions)``.
+def _suppressed_losses(logits: Tensor, ratio: Tensor, labels: Tensor, settings: Sequence[Combination]) -> Tensor:
+    """`label_losses` for settings of ``suppress``: ``(settings, positions)``.
 
-    Only tokens above the margin change. Where they are few they are taken out once, and each setting costs as much as
-    these few tokens.
+    Only tokens above a margin change. Those above the smallest margin at which they are few are taken out once, and
+    each setting with that margin or a larger one costs as much as these few tokens.
     """
-    above = excess > 0
-    few = above.sum(-1, dtype=torch.int32).amax() <= _SPARSE * logits.shape[-1]
-    left = ((logits > -torch.inf) & ~above).any(-1).all() if any(how.weight == math.inf for how in settings) else True
-    most = math.inf if left else MOST_WEIGHT  # where every token lies above the margin, inf has another limit
-    sparse = [i for i, how in enumerate(settings) if few and 0 < how.weight <= most]
+    margins = sorted({how.margin for how in settings if how.weight > 0})
+    above, least = None, math.inf
+    for margin in margins:
+        over = ratio > margin
+        if over.sum(-1, dtype=torch.int32).amax() <= _SPARSE * logits.shape[-1]:
+            above, least = over, margin
+            break
+    sparse: list[int] = []
     losses = logits.new_empty(len(settings), len(logits))
-    for i in set(range(len(settings))) - set(sparse):
-        how = settings[i]
+    for i, how in enumerate(settings):
+        if how.weight > 0 and how.margin >= least and (how.weight < math.inf or _leaves(logits, ratio, how.margin)):
+            sparse.append(i)
+            continue
         changed = logits
         if how.weight > 0:
-            changed = put_floor(logits, lower(logits, [(excess, how.weight)]), how.floor)
+            changed = put_floor(logits, lower(logits, [(excess_of(ratio, how), how.weight)]), how.floor)
         losses[i] = F.cross_entropy(changed, labels, reduction="none")
     if sparse:
-        losses[sparse] = _sparse_losses(logits, excess, above, labels, [settings[i] for i in sparse])
+        assert above is not None
+        losses[sparse] = _sparse_losses(logits, ratio, above, labels, [settings[i] for i in sparse])
     return losses
 
 
+def _leaves(logits: Tensor, ratio: Tensor, margin: float) -> bool:
+    """Whether some token of every row lies below a margin; where none does, α = inf has another limit."""
+    return bool(((logits > -torch.inf) & (ratio <= margin)).any(-1).all())
+
+
 def _sparse_losses(
-    logits: Tensor, excess: Tensor, above: Tensor, labels: Tensor, settings: Sequence[Combination]
+    logits: Tensor, ratio: Tensor, above: Tensor, labels: Tensor, settings: Sequence[Combination]
 ) -> Tensor:
-    """`_suppressed_losses` where few tokens of each row lie above the margin, and some below."""
-    near, near_excess = _gathered(above, (logits, -torch.inf), (excess, 0.0))
+    """`_suppressed_losses` where few tokens of each row lie above the smallest margin, and some below."""
+    near, near_ratio = _gathered(above, (logits, -torch.inf), (ratio, 0.0))
     left = torch.where(above, -torch.inf, logits)
     far, far_top = left.logsumexp(-1), left.amax(-1, keepdim=True)
-    own, own_excess = (one.gather(-1, labels[:, None]) for one in (logits, excess))
+    own, own_ratio = (one.gather(-1, labels[:, None]) for one in (logits, ratio))
     losses = []
     for how in settings:
-        lowered = _below(near, near_excess, how.weight)
+        lowered = _below(near, excess_of(near_ratio, how), how.weight)
         top = torch.maximum(far_top, lowered.amax(-1, keepdim=True)) if near.shape[-1] else far_top
         total = torch.logaddexp(put_floor(near, lowered, how.floor, top).logsumexp(-1), far)
-        mine = put_floor(own, _below(own, own_excess, how.weight), how.floor, top)
+        mine = put_floor(own, _below(own, excess_of(own_ratio, how), how.weight), how.floor, top)
         losses.append(total - mine[:, 0])
     return torch.stack(losses)
 
