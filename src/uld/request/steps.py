@@ -228,9 +228,9 @@ def _asking_target(request: Request, progress: bool) -> Step:
         asked = Asked(questions_of(request))
         known = ask_target(asked, target, folder, template=template, progress=progress)
         write_text(path, dumps(known) + "\n")
-        return ", ".join(
-            f"{name.replace('_', ' ')}: {one} of {number}" for name, (one, number) in known.items() if name != "retain"
-        )
+        asked = {"forget": "of what must go", "held_out": "of it in other words"}
+        found = [f"{one} of {number} {asked[name]}" for name, (one, number) in known.items() if name in asked]
+        return f"the model knows {', '.join(found)}"
 
     return Step(KNOWING, (), path.is_file, run)
 
