@@ -87,8 +87,9 @@ def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens behind which an answer of `generate_ids` holds nothing more: what ends one, and padding."""
     ends: Any = model.generation_config.eos_token_id
     pad: Any = tokenizer.pad_token_id
-    own = ends if isinstance(ends, list) else [ends]
-    return frozenset(one for one in (*own, tokenizer.eos_token_id, pad if pad is not None else 0) if one is not None)
+    own: list[Any] = ends if isinstance(ends, list) else [ends]
+    found: list[Any] = [*own, tokenizer.eos_token_id, 0 if pad is None else pad]
+    return frozenset(one for one in found if one is not None)
 
 
 def length_batches(
