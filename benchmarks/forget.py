@@ -50,7 +50,9 @@ def carried_out(name: str, target: Path, source: Path, work: Path) -> dict[str, 
     seconds = time.monotonic() - start
     if done.returncode not in (0, 1):
         sys.exit(f"uld {' '.join(words)} ended with {done.returncode}")
-    steps = re.findall(r"^(\d+)\. ([^:\n]+)(?:: .*)?\n {3}(.*) \((\d+) s\)$", done.stdout, re.MULTILINE)
+    steps = re.findall(
+        r"^(\d+)\. ([^:(\n]+?)(?: \(.*? left\))?(?:: .*)?\n {3}(.*) \((\d+) s\)$", done.stdout, re.MULTILINE
+    )
     return {
         "seconds": round(seconds),
         "passed": done.returncode == 0,
