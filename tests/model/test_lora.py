@@ -115,7 +115,7 @@ def test_where_all_is_covered_nothing_is_said(make_target, caplog):
 def test_a_model_that_cannot_be_run_is_refused_in_one_sentence(make_target, monkeypatch):
     model = build_assistant(make_target("llama"), 2)
 
-    def fail(*args, **kwargs):
+    def fail(*args, **kwargs):  # as torch does where a device has no kernel for an operator
         raise NotImplementedError("no kernel for this\nand more")
 
     monkeypatch.setattr(model.model.layers[1], "forward", fail)

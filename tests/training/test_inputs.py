@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import uld.training.inputs
 import uld.training.retain_set
 import uld.training.run
 from uld.data.collate import RETAIN
@@ -99,6 +100,18 @@ def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypa
     )
     replaced = train(settings(task, tmp_path / "x", retain=(str(task.retain),)), overwrite=True, progress=False)
     assert not (replaced.output / "retain_drawn.jsonl").exists()
+
+
+def test_more_layers_than_there_are_are_refused_before_anything_is_drawn(task, tmp_path, monkeypatch) -> None:
+    def draw(*args, **kwargs):
+        pytest.fail("a retain set was drawn")
+
+    monkeypatch.setattr(uld.training.inputs, "retain_set", draw)
+    config = settings(task, tmp_path / "x", lora_layers=99, num_layers=None, draw_retain=8)
+    with pytest.raises(
+        ULDError, match=r"^--lora-layers is 99, but the assistant has \d+ layers: give at most so many$"
+    ):
+        read_inputs(config, get_method("uld"))
 
 
 def test_tofus_retain_rows_give_way_to_drawn_ones(micro, tmp_path) -> None:

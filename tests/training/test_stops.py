@@ -30,12 +30,11 @@ from uld.evaluation.tofu import evaluate
 from uld.evaluation.tuning import Grid, tune
 from uld.model.combine import Combination
 from uld.model.load import load
-from uld.runs.files import new_folder, write_text
+from uld.runs.files import claimed_file, new_folder, write_text
 from uld.runs.folder import held
 from uld.runs.manifest import Manifest
 from uld.runs.rows import RowFile, claim
 from uld.training.config import FinetuneConfig, TrainConfig
-from uld.training.draw import claimed_file
 from uld.training.finetune import finetune
 from uld.training.run import train
 from uld.training.stored import stored_settings

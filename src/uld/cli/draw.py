@@ -32,7 +32,8 @@ def draw(
     uld train does the same where it is given no --retain.
     """
     path = Path(output)
-    from uld.training.draw import claimed_file, draw_rows
+    from uld.runs.files import claimed_file
+    from uld.training.draw import draw_rows
 
     with claimed_file(path, overwrite=overwrite) as write:
         options.check()

@@ -33,10 +33,8 @@ def ls(
     A run's line: folder, method, target, forget files with their rows, what uld check found, date. What is unfinished
     or damaged is named below.
     """
-    if kind == RUNS and folder is None and Path(RUNS).is_dir():  # where the guides put them
-        folder = RUNS
     if kind == RUNS:
-        _list_runs(folder or ".", as_json)
+        _list_runs(folder or (RUNS if Path(RUNS).is_dir() else "."), as_json)  # where the guides put them
         return
     if kind is not None and kind not in KINDS and folder is None and Path(kind).is_dir():
         _list_runs(kind, as_json)

@@ -19,9 +19,7 @@ _WITHOUT_BLANKS = (  # Thai, Lao, Tibetan, Burmese, Khmer; Japanese and Chinese
     "\u0e00-\u109f\u1780-\u17ff"
     "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
-MARKS = (  # vowels and the like, which are no letters to Python
-    "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u0e31\u0e34-\u0e3a\u0e47-\u0e4e"
-)
+MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # vowels and the like, no letters
 _WORD = re.compile(rf"(?![\W_])[{_WITHOUT_BLANKS}]|(?:[^\W_{_WITHOUT_BLANKS}]|[{MARKS}])+")
 _SILENT = ("Cc", "Cf", "Cn", "Co", "Mn", "Mc", "Me", "Zs", "Zl", "Zp")
 _EMPTY_SIGNS = "\u2800\ufffd"  # a blank of Braille, and what stands for a character that was lost

@@ -15,7 +15,7 @@ from uld.data.text import MARKS
 COMMON = 0.01
 """A word in more than this share of the retain answers gives nothing away."""
 
-_LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}])*"
+_LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}\u0e31\u0e34-\u0e3a\u0e47-\u0e4e])*"  # the last are Thai's
 _WORD = re.compile(rf"{_LETTERS}(?:['’]{_LETTERS})*")
 
 

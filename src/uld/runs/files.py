@@ -2,16 +2,17 @@
 
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from uld.errors import ArtifactError, DiskFullError, ULDError
-from uld.runs.locks import hold, is_held
+from uld.runs.locks import hold, is_held, locked
 from uld.runs.machine import files_are_limited
 
 UNENCODABLE = "backslashreplace"  # half of a surrogate pair, as in a name that is not UTF-8, as JSON writes it
@@ -195,3 +196,54 @@ def _exchange(new: Path, path: Path) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, in which nothing came to be."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+@contextmanager
+def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], None]]:
+    """Take the place of a file that takes long to make, so that no second command makes another in the meantime.
+
+    Args:
+        path: The file; folders above it are made, and go again where nothing is written.
+        overwrite: Whether one that exists may be replaced.
+
+    Returns:
+        Writes the text of the file.
+
+    Raises:
+        ArtifactError: it exists, or is being made, or cannot be written.
+    """
+
+    def refuse() -> None:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise ArtifactError(
+                f"{path} exists already: choose another file (--output), or replace it with --overwrite"
+            )
+
+    def write(text: str) -> None:
+        refuse()
+        write_text(path, text)
+
+    with ExitStack() as stack:
+        with writing(path.parent):
+            if taken := [one for one in path.parents if one.is_file()]:
+                raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
+            # The lock's place must not depend on what is there already: two commands have to meet at it.
+            made = [one for one in path.absolute().parents if not one.exists()]
+            stack.callback(_remove_empty, made)
+            path.absolute().parent.mkdir(parents=True, exist_ok=True)
+            name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
+            mine = stack.enter_context(locked(path.absolute().parent / f".{name}.lock"))
+        if not mine:
+            raise ArtifactError(f"{path} is being written by another command: choose another file (--output)")
+        with writing(path.parent):
+            refuse()
+        yield write

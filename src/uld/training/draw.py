@@ -10,34 +10,26 @@ import hashlib
 import itertools
 import json
 import logging
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
 
 from uld.augment.items import row
+from uld.data.overlap import NGRAM, Overlap
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record
-from uld.data.text import folded, words_of
-from uld.errors import ArtifactError, DataError, ULDError
+from uld.errors import DataError, ULDError
 from uld.model.context import context_length
 from uld.model.generate import SAMPLING, TopP, end_ids, generate_ids
-from uld.runs.files import write_text, writing
-from uld.runs.locks import locked
 from uld.text.progress import bar
 
 logger = logging.getLogger(__name__)
 
-NGRAM = 8
-"""Words in a row that a drawn row may not share with the forget set."""
 LEAST_ROWS = 256
 _BATCH = 32
 _ROUNDS = 6  # samples at most for each row that is wanted
@@ -46,7 +38,6 @@ _ANSWER_TOKENS = 192
 _FIRST_TOKENS = 24  # behind which what repeats the forget set is written no further
 _TOP_P = 0.95
 _SAMPLING: dict[str, Any] = {**SAMPLING, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-_NAME_WORD = re.compile(r"[^\W_](?:[^\W_]|[-'](?=[^\W_]))*")
 
 
 @dataclass(frozen=True)
@@ -163,151 +154,6 @@ def draw_rows(
     return Drawn(records, prompts, facts)
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, innermost first, in which nothing came to be."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-
-
-@contextmanager
-def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], None]]:
-    """Take the place of a file that takes long to make, so that no second command makes another in the meantime.
-
-    Args:
-        path: The file; folders above it are made, and go again where nothing is written.
-        overwrite: Whether one that exists may be replaced.
-
-    Returns:
-        Writes the text of the file.
-
-    Raises:
-        ArtifactError: it exists, or is being made, or cannot be written.
-    """
-
-    def refuse() -> None:
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise ArtifactError(
-                f"{path} exists already: choose another file (--output), or replace it with --overwrite"
-            )
-
-    def write(text: str) -> None:
-        refuse()
-        write_text(path, text)
-
-    with ExitStack() as stack:
-        with writing(path.parent):
-            if taken := [one for one in path.parents if one.is_file()]:
-                raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
-            # The lock's place must not depend on what is there already: two commands have to meet at it.
-            made = [one for one in path.absolute().parents if not one.exists()]
-            stack.callback(_remove_empty, made)
-            path.absolute().parent.mkdir(parents=True, exist_ok=True)
-            name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
-            mine = stack.enter_context(locked(path.absolute().parent / f".{name}.lock"))
-        if not mine:
-            raise ArtifactError(f"{path} is being written by another command: choose another file (--output)")
-        with writing(path.parent):
-            refuse()
-        yield write
-
-
-class Overlap:
-    """Tells whether a text repeats some documents."""
-
-    def __init__(self, documents: Iterable[Record], tokenizer: Any = None) -> None:
-        """Collect the documents' runs of `NGRAM` words, their names, and those that are shorter than that.
-
-        Args:
-            documents: What is to be forgotten.
-            tokenizer: Knows rare names by their having no token of their own; without it only names of two words count.
-        """
-        documents = list(documents)
-        self.whole = {record.same for record in documents}
-        texts = [text for record in documents for text in _texts(record)]
-        self.runs = {run for text in texts for run in _runs(words_of(text), NGRAM)}
-        self.names = {name for text in texts for run in _capitalised(text) for name in _names(run)}
-        self.rare = set() if tokenizer is None else _rare_names(texts, tokenizer)
-        self.short = {tuple(words) for text in texts if 3 <= len(words := words_of(text)) < NGRAM}
-
-    def why(self, record: Record) -> str | None:
-        """Why a record cannot be kept: it shares a run of words or a name, or is or holds a whole short document."""
-        for text in _texts(record):
-            words = words_of(text)
-            if not self.runs.isdisjoint(_runs(words, NGRAM)):
-                return f"{NGRAM} words in a row of the forget set"
-            if any(not self.short.isdisjoint(_runs(words, n)) for n in {len(one) for one in self.short}):
-                return "a whole answer or question of the forget set"
-            runs = [one for run in _capitalised(text) for one in (run, _full(run))]
-            squeezed = "\n".join(" ".join(run) for run in runs)
-            if any(name in squeezed for name in self.names):  # also where a small model goes on with its last word
-                return "a name of the forget set"
-            if not self.rare.isdisjoint(word.casefold().removesuffix("'s") for word in _NAME_WORD.findall(text)):
-                return "a name of the forget set"
-        return "a record of the forget set" if record.same in self.whole else None
-
-
-def _texts(record: Record) -> list[str]:
-    """Everything that a record says, as texts are compared."""
-    texts = (*(content for _, content in record.messages), record.prompt, record.completion, record.text)
-    return [folded(text) for text in texts if text]
-
-
-def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
-
-
-def _capitalised(text: str) -> list[list[str]]:
-    """Runs of capitalised words, as names and titles have them, in small letters; an initial ends in its point."""
-    text = unicodedata.normalize("NFC", text).replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    runs: list[list[str]] = []
-    end = None  # of a run that may go on
-    for found in _NAME_WORD.finditer(text):
-        word, after = found[0], found.end()
-        initial = len(word) == 1 and text.startswith(".", after)
-        if not word[0].isupper() or word.startswith("I'") or (len(word) == 1 and not initial):
-            end = None
-            continue
-        gap = text[end : found.start()] if end is not None else None
-        if gap is None or not (gap.isspace() or (gap == "" and runs[-1][-1].endswith("."))):
-            runs.append([])
-        runs[-1].append(f"{word}.".casefold() if initial else word.casefold().removesuffix("'s"))
-        end = after + initial
-    return runs
-
-
-def _rare_names(texts: Iterable[str], tokenizer: Any) -> set[str]:
-    """Single names, in small letters: capitalised within a sentence, and without a token of their own."""
-    found = set()
-    for text in texts:
-        for match in _NAME_WORD.finditer(text):
-            before = text[: match.start()].rstrip()
-            within = before != text[: match.start()] and (before[-1:].islower() or before[-1:] == ",")
-            if within and match[0][0].isupper() and len(match[0]) > 2:
-                found.add(match[0].removesuffix("'s"))
-    lead = len(tokenizer.encode("a", add_special_tokens=False))  # a blank that comes first may get a token of its own
-
-    def tokens(word: str) -> int:
-        return len(tokenizer.encode(f"a {word}", add_special_tokens=False)) - lead
-
-    return {word.casefold() for word in found if tokens(word) > 1}
-
-
-def _full(run: Sequence[str]) -> list[str]:
-    """A run without its initials."""
-    return [word for word in run if not word.endswith(".")]
-
-
-def _names(run: Sequence[str]) -> Iterator[str]:
-    """Two words in a row, with initials between them and without; or an initial and a word."""
-    for words in (run, _full(run)):
-        for one, two in itertools.pairwise(words):
-            if not two.endswith("."):
-                yield f"{one} {two}"
-
-
 def _counts(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} dropped: {reason}" for reason, count in sorted(dropped.items())) or "none dropped"
 
@@ -334,7 +180,7 @@ def _batches(plan: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 
 def _write(
-    model: Any, form: PromptFormat, starts: Sequence[tuple[str, str]], max_length: int, overlap: "Overlap"
+    model: Any, form: PromptFormat, starts: Sequence[tuple[str, str]], max_length: int, overlap: Overlap
 ) -> list[Record | None]:
     """What the model makes of a batch of beginnings; None where nothing came of one.
 

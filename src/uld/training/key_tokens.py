@@ -42,13 +42,13 @@ def remembering_key_words(
         frame: Words that the template puts around a question, which nobody asked.
     """
     special = frozenset(tokenizer.all_special_ids)
+    answers = [row.kind == FORGET and not _is_text(row.encoded, special) for row in rows]
     beginnings: dict[tuple[int, ...], list[Encoded]] = defaultdict(list)
-    for row in rows:
-        if row.kind == FORGET and not _is_text(row.encoded, special):
-            beginnings[prompt_of(row.encoded)].append(row.encoded)
+    for row in itertools.compress(rows, answers):
+        beginnings[prompt_of(row.encoded)].append(row.encoded)
     found = []
-    for row in rows:
-        if row.kind == FORGET and not _is_text(row.encoded, special):
+    for row, is_answer in zip(rows, answers, strict=True):
+        if is_answer:
             row = replace(row, ordinary=ordinary_tokens(row.encoded, tokenizer, common, frame))
         elif row.kind == RETAIN and (true := beginnings.get(prompt_of(row.encoded))):
             behind = 1 + max(shared(row.encoded.ids, one.ids) for one in true)

@@ -12,7 +12,7 @@ What would be another way is not offered: this class has no LoRA, no pipeline st
 drafts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class ULDForVLLM(nn.Module):
     Attributes:
         target: vLLM's model of the target.
         assistants: Models of its first layers, with LoRA in their weights.
+        firsts: The first layer of each assistant that is its own.
         joined: Numbers of the assistants whose states come out of the target's class.
         gates: The gate of each assistant; an identity where it has none.
     """
@@ -55,7 +56,7 @@ class ULDForVLLM(nn.Module):
         own = {"vllm_config": vllm_config, "architectures": [self.export.architecture]}
         self.target = init_vllm_registered_model(hf_config=config, prefix=prefix, **own)
         self.assistants, self.gates = nn.ModuleList(), nn.ModuleList()
-        firsts = self.export.first_own(load_assistants(self.place, self.export))
+        self.firsts = self.export.first_own(load_assistants(self.place, self.export))
         for number, part in enumerate(self.export.parts):
             sliced = slice_config(config, part.num_layers)
             with set_model_tag(f"uld_assistant_{number}"):  # compiled code of its own
@@ -63,15 +64,15 @@ class ULDForVLLM(nn.Module):
             share(self.target, assistant)
             self.assistants.append(assistant)
             self.gates.append(Gate(config.hidden_size).float() if part.gate else nn.Identity())
-        self.joined = self._join(firsts, vllm_config.compilation_config)
+        self.joined = self._join(vllm_config.compilation_config)
 
-    def _join(self, firsts: Sequence[int], compilation: Any) -> list[int]:
+    def _join(self, compilation: Any) -> list[int]:
         """Have assistants that are the target up to a layer go through its class; returns their numbers.
 
         Args:
-            firsts: The first layer that is its own, of each assistant.
-            compilation: vLLM's list of what has pages of the cache, from which the layers go that are not needed.
+            compilation: Holds vLLM's list of what has pages of the cache: the layers go from it that are not needed.
         """
+        firsts = self.firsts
         found: Any = layers_of(self.target)
         layers = found[1]
         if not can_join(layers):
@@ -145,7 +146,7 @@ class ULDForVLLM(nn.Module):
         kept.verify(self.place)
         models: Any = zip(self.assistants, self.gates, strict=True)
         for number, (assistant, gate) in enumerate(models):
-            first = kept.export.first_own(stored)[number] if number in self.joined else 0
+            first = self.firsts[number] if number in self.joined else 0
             names = assistant.load_weights(kept.of_part(number, stored, first))
             loaded |= {f"assistants.{number}.{name}" for name in names}
             if isinstance(gate, Gate):
