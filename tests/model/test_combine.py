@@ -387,6 +387,13 @@ def test_label_losses_with_tokens_that_a_model_masks_out_itself():
     assert found[:, 5:40].isinf().all() and found[:, :5].isfinite().any()
 
 
+def test_label_losses_where_every_token_that_is_left_lies_above_the_margin():
+    target, assistant = torch.full((2, 40), -torch.inf), torch.zeros(2, 40)
+    target[:, :3], assistant[:, :3] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 8.0, 7.0])
+    found = check_label_losses(target, assistant)
+    assert found[:, :3].isfinite().any() and not found.isnan().any()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
