@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 import uld
 from uld.cli.main import app
-from uld.errors import ArtifactError, DataError
+from uld.errors import ArtifactError, DataError, ULDError
+from uld.model.causal_lm import load_config
 from uld.request import run as running
 from uld.request.material import RETAIN
+from uld.request.settings import Request
 from uld.request.steps import CHECK
 
 
@@ -141,6 +143,14 @@ def test_something_has_to_stay(micro, documents, tmp_path):
     said = CliRunner().invoke(app, [*words, "--draw", "0"])
     assert said.exit_code == 2 and "--draw 0 needs a retain set (--retain)" in said.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_layers_are_those_of_the_whole_target(micro, documents, tmp_path):
+    total = load_config(micro.target).num_hidden_layers
+    place = {"target": str(micro.target), "documents": (str(documents),), "output": str(tmp_path / "x")}
+    running.refuse_unusable(Request(**place, settings={"lora_layers": total}))
+    with pytest.raises(ULDError, match=f"--lora-layers is {total + 1}, but the assistant has {total} layers"):
+        running.refuse_unusable(Request(**place, settings={"lora_layers": total + 1}))
 
 
 def test_a_plan_does_nothing(done, tmp_path):

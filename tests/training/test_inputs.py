@@ -13,6 +13,7 @@ from uld.data.collate import RETAIN
 from uld.errors import ULDError
 from uld.evaluation.held_out import tofu_probes
 from uld.methods.registry import get_method
+from uld.model.causal_lm import load_config
 from uld.runs.manifest import Manifest, file_digest
 from uld.training.config import TrainConfig, train_config
 from uld.training.draw import LEAST_ROWS
@@ -102,15 +103,18 @@ def test_a_run_that_goes_on_takes_the_rows_that_it_drew(task, tmp_path, monkeypa
     assert not (replaced.output / "retain_drawn.jsonl").exists()
 
 
-def test_more_layers_than_there_are_are_refused_before_anything_is_drawn(task, tmp_path, monkeypatch) -> None:
-    def draw(*args, **kwargs):
-        pytest.fail("a retain set was drawn")
-
-    monkeypatch.setattr(uld.training.inputs, "retain_set", draw)
-    config = settings(task, tmp_path / "x", lora_layers=99, num_layers=None, draw_retain=8)
-    with pytest.raises(
-        ULDError, match=r"^--lora-layers is 99, but the assistant has \d+ layers: give at most so many$"
-    ):
+@pytest.mark.parametrize(
+    ("num_layers", "beyond", "refused"), [(None, 0, False), (None, 1, True), (2, 0, False), (2, 1, True)]
+)
+def test_layers_are_refused_before_anything_is_drawn(task, tmp_path, monkeypatch, num_layers, beyond, refused) -> None:
+    """LoRA on the last layers is on those of the whole target, unless --num-layers says otherwise."""
+    total = num_layers or load_config(task.target).num_hidden_layers
+    monkeypatch.setattr(
+        uld.training.inputs, "retain_set", lambda *args, **kwargs: pytest.fail("a retain set was drawn")
+    )
+    config = settings(task, tmp_path / "x", lora_layers=total + beyond, num_layers=num_layers, draw_retain=8)
+    told = f"^--lora-layers is {total + 1}, but the assistant has {total} layers: give at most so many$"
+    with pytest.raises(ULDError if refused else pytest.fail.Exception, match=told if refused else "was drawn"):
         read_inputs(config, get_method("uld"))
 
 

@@ -15,7 +15,7 @@ from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
 from uld.data.record import refuse_equal
 from uld.errors import ArtifactError
-from uld.model.assistant import build_assistant, decoder_layers, refuse_lora, slice_config
+from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
 from uld.model.causal_lm import load_config, skeleton_of
 from uld.request import material
 from uld.request.plan import plan
@@ -176,8 +176,7 @@ def _refuse_sizes(request: Request, config: PreTrainedConfig) -> None:
         ULDError: names the setting.
     """
     own = train_config([("uld forget", settings_of(request))])
-    given = request.settings.get("num_layers")  # else it is all of them
-    kept = slice_config(config, given if given is None else own.num_layers).num_hidden_layers
+    kept = own.num_layers or config.get_text_config(decoder=True).num_hidden_layers
     whole = skeleton_of(request.target, config, own.trust_remote_code)
     refuse_lora(decoder_layers(build_assistant(whole, kept))[1], own.lora_rank or 1, own.lora_layers)
 

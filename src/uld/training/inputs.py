@@ -69,8 +69,9 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     remote = {"trust_remote_code": config.trust_remote_code}
     if config.retain and config.draw_retain is not None:
         raise ConfigError("--retain reads a retain set and --draw-retain makes one: give one or the other")
-    text = slice_config(load_config(config.target, revision=config.revision, **remote), config.num_layers)
-    refuse_more_layers(config.lora_layers, text.num_hidden_layers)
+    target = load_config(config.target, revision=config.revision, **remote)
+    text = slice_config(target, config.num_layers)
+    refuse_more_layers(config.lora_layers, config.num_layers or target.get_text_config(decoder=True).num_hidden_layers)
     if config.tokenizer:
         tokenizer = load_tokenizer(config.tokenizer, date=config.date, **remote)
     else:
