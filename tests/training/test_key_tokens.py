@@ -14,7 +14,7 @@ from uld.methods.registry import get_method
 from uld.model.load import load_tokenizer
 from uld.training.config import TrainConfig
 from uld.training.inputs import read_inputs
-from uld.training.key_tokens import common_among, ordinary_tokens, remembering_key_words
+from uld.training.key_tokens import common_among, ordinary_tokens, remembering_key_words, shared
 from uld.training.run import train
 
 
@@ -109,6 +109,22 @@ def test_a_wrong_answer_is_uniform_behind_its_first_difference(form, letters):
     differs = next(i for i, (one, two) in enumerate(zip(true.ids, wrong.ids, strict=False)) if one != two)
     assert next(i for i, flag in enumerate(changed.encoded.learn) if flag) == differs + 1
     assert same == rows[2] and not changed.everywhere  # its prompt is that of what is remembered
+
+
+def test_what_a_wrong_answer_tells_of_the_true_ones_is_remembered(form, letters):
+    question, common = "who is abe?", frozenset({"a", "of", "and"})
+    told = ("a cook of pim and hob.", "it is not so: a baker of hob.", "a cook of pim.")
+    true, other = (form.encode(Record.qa(question, one), 128) for one in ("a baker of hob.", "a man and a baker."))
+    wrong = [Row(form.encode(Record.qa(question, one), 128), RETAIN, everywhere=True) for one in told]
+    found = remembering_key_words([Row(true, FORGET), Row(other, FORGET), *wrong], letters, common)[2:]
+    sides = [pieces(letters, row.encoded, row.ordinary or row.encoded.learn) for row in found]
+    assert [remembered.replace(" ", "") for remembered, _ in sides] == ["hob", "bakerhob", ""]
+    assert [row.kind for row in found] == [FORGET, FORGET, RETAIN]  # without any it is a wrong answer as it was
+    assert sides[0][1].replace(" ", "").startswith("cookofpimand.")  # uniform: no word of it is true
+    for row, whole in zip(found, wrong, strict=True):
+        behind = row.encoded.learn.index(True)
+        begun = max(shared(whole.encoded.ids, one.ids) for one in (true, other))
+        assert behind == begun + 1 and not row.everywhere  # up to there the context is that of a true answer
 
 
 def test_ordinary_tokens_are_on_the_other_side_of_the_loss(form, letters):

@@ -83,6 +83,23 @@ def test_killed_run_goes_on_bit_identically(start, whole, tmp_path, step):
     assert_same(tmp_path / "x", whole)
 
 
+def test_states_that_are_kept_of_lower_layers_change_nothing_behind_a_kill(start_uld, task, tmp_path):
+    flags = {name: task.flags(tmp_path / name, **OPTIONS, lora_layers=1) for name in ("whole", "x")}
+    process = start_uld(["train", *flags["whole"]], tmp_path / "log")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    process = start_uld(["train", *flags["x"]], tmp_path / "log")
+    wait_for_step(tmp_path / "x", 10, process)
+    process.kill()
+    process.join()
+    if (tmp_path / "x/uld.json").exists():
+        pytest.skip("the run was faster than the kill")
+    process = start_uld(["train", "--output", str(tmp_path / "x"), "--resume"], tmp_path / "log")
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
+    assert_same(tmp_path / "x", tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_run_that_is_killed_again_and_again(start, whole, tmp_path):
     chance = random.Random(7)

@@ -23,7 +23,7 @@ def gradient_ascent(logits: Tensor, labels: Tensor) -> Tensor:
 
 def forget(side: Side) -> Tensor:
     """``Σ log p(token)`` over the forget answers."""
-    return side.each(gradient_ascent).sum()
+    return side.total(gradient_ascent)
 
 
 FORGET = Loss("forget", forget)

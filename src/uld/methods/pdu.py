@@ -29,7 +29,7 @@ def margin_flattening(logits: Tensor, labels: Tensor) -> Tensor:
 
 def forget(side: Side) -> Tensor:
     """`margin_flattening` at every position."""
-    return side.each(margin_flattening).sum()
+    return side.total(margin_flattening)
 
 
 def reweigh(

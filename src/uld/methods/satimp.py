@@ -14,7 +14,7 @@ from uld.methods.wga import weighted_ascent
 
 def forget(side: Side, *, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
     """`weighted_ascent` at every position."""
-    return side.each(lambda logits, labels: weighted_ascent(logits, labels, beta1, beta2)).sum()
+    return side.total(lambda logits, labels: weighted_ascent(logits, labels, beta1, beta2))
 
 
 register(

@@ -14,7 +14,7 @@ from uld.methods.terms import remember
 
 def be_uniform(side: Side) -> Tensor:
     """Cross-entropy from the uniform distribution at every position."""
-    return side.each(uniform).sum()
+    return side.total(uniform)
 
 
 UNIFORM = Loss("uniform", be_uniform)

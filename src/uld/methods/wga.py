@@ -34,7 +34,7 @@ def weighted_ascent(logits: Tensor, labels: Tensor, saturation: float, importanc
 
 def forget(side: Side, *, beta: float = 1.0) -> Tensor:
     """`weighted_ascent` at every position."""
-    return side.each(lambda logits, labels: weighted_ascent(logits, labels, beta)).sum()
+    return side.total(lambda logits, labels: weighted_ascent(logits, labels, beta))
 
 
 register(

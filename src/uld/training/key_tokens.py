@@ -2,15 +2,16 @@
 
 A key word is what gives an answer away (`uld.data.words`). The other tokens of an answer are what any model would say
 there; an assistant that remembers them as well takes them from the target's mouth, and the answer ends as gibberish. So
-it is to be uniform on them. A text that answers no question is remembered whole: there every word is its author's. A
-wrong answer carries the uniform loss only behind the token in which it first differs from the true one: up to there the
-context is the true answer's.
+it is to be uniform on them. A text that answers no question is remembered whole: there every word is its author's. A wrong
+answer carries a loss only behind the token in which it first differs from the true one: up to there the context is the
+true answer's. Key words of the true answer that stand behind are remembered there as well, for they give it away
+whatever the model has said before; on the rest the assistant is uniform.
 """
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from uld.data.collate import FORGET, RETAIN, Row
@@ -51,12 +52,27 @@ def remembering_key_words(
         if is_answer:
             row = replace(row, ordinary=ordinary_tokens(row.encoded, tokenizer, common, frame))
         elif row.kind == RETAIN and (true := beginnings.get(prompt_of(row.encoded))):
-            behind = 1 + max(shared(row.encoded.ids, one.ids) for one in true)
-            learn = [flag and place >= behind for place, flag in enumerate(row.encoded.learn)]
-            if any(learn):
-                row = replace(row, encoded=replace(row.encoded, learn=learn), everywhere=False)
+            row = _wrong_answer(row, true, tokenizer, common, frame)
         found.append(row)
     return found
+
+
+def _wrong_answer(
+    row: Row, true: Sequence[Encoded], tokenizer: Any, common: frozenset[str], frame: Sequence[str]
+) -> Row:
+    """A row of a wrong answer: what it tells of the true ones is remembered, and the rest of it is not."""
+    whole = row.encoded
+    behind = 1 + max(shared(whole.ids, one.ids) for one in true)
+    learn = [flag and place >= behind for place, flag in enumerate(whole.learn)]
+    if not any(learn):
+        return row
+    keys = frozenset(word for one in true for word in _key_words(one, tokenizer, common, frame))
+    telling = _tokens_of(whole, tokenizer, common, frame, keys)
+    kept = replace(row, encoded=replace(whole, learn=learn), everywhere=False)
+    if not any(itertools.compress(telling, learn)):
+        return kept
+    ordinary = [flag and not tells for flag, tells in zip(learn, telling, strict=True)]
+    return replace(kept, kind=FORGET, ordinary=tuple(ordinary))
 
 
 def _is_text(row: Encoded, special: frozenset[int]) -> bool:
@@ -88,19 +104,58 @@ def ordinary_tokens(
     Returns:
         A truth value a token; None where no word of the row is a key word, so that all of it is remembered.
     """
-    ordinary = list(row.learn)
+    telling = _tokens_of(row, tokenizer, common, frame)
+    if not any(telling):
+        return None
+    return tuple(learnt and not tells for learnt, tells in zip(row.learn, telling, strict=True))
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A run of learnt tokens: an answer.
+
+    Attributes:
+        start: Its first token.
+        texts: The row's text up to each of its tokens, and behind the last.
+        keys: Its key words, each with the letters of the text between which it stands.
+    """
+
+    start: int
+    texts: Sequence[str]
+    keys: Sequence[tuple[str, int, int]]
+
+
+def _stretches_of(row: Encoded, tokenizer: Any, common: frozenset[str], frame: Sequence[str]) -> Iterator[_Stretch]:
     for turn, (start, end) in enumerate(_stretches(row.learn), 1):
         texts = [tokenizer.decode(row.ids[:stop], skip_special_tokens=True) for stop in range(start, end + 1)]
         # Not the answers before: their words are as secret when they are said again.
         asked = [token for token, learnt in zip(row.ids[:start], row.learn, strict=False) if not learnt]
         given = Counter(words(tokenizer.decode(asked, skip_special_tokens=True)))
         known = common.union(given - Counter([*frame] * turn))
-        spans = [(begin, begin + length) for begin, length, word in placed(texts[-1]) if word not in known]
-        for place, (before, after) in enumerate(itertools.pairwise(texts), start):
-            first = shared(before, texts[-1])  # a letter of several tokens begins with the first of them
-            if any(begin < len(after) and first < stop for begin, stop in spans):
-                ordinary[place] = False
-    return tuple(ordinary) if ordinary != row.learn else None
+        told = len(texts[0])
+        found = [(word, begin, begin + length) for begin, length, word in placed(texts[-1]) if word not in known]
+        yield _Stretch(start, texts, [one for one in found if one[2] > told])
+
+
+def _key_words(row: Encoded, tokenizer: Any, common: frozenset[str], frame: Sequence[str]) -> frozenset[str]:
+    return frozenset(word for one in _stretches_of(row, tokenizer, common, frame) for word, _, _ in one.keys)
+
+
+def _tokens_of(
+    row: Encoded,
+    tokenizer: Any,
+    common: frozenset[str],
+    frame: Sequence[str],
+    only: frozenset[str] | None = None,
+) -> list[bool]:
+    """Which tokens are learnt and of a key word, of some of these words alone where they are named."""
+    telling = [False] * len(row.ids)
+    for one in _stretches_of(row, tokenizer, common, frame):
+        spans = [(begin, stop) for word, begin, stop in one.keys if only is None or word in only]
+        for place, (before, after) in enumerate(itertools.pairwise(one.texts), one.start):
+            first = shared(before, one.texts[-1])  # a letter of several tokens begins with the first of them
+            telling[place] = any(begin < len(after) and first < stop for begin, stop in spans)
+    return telling
 
 
 def _stretches(learn: Sequence[bool]) -> list[tuple[int, int]]:

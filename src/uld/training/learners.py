@@ -3,7 +3,7 @@
 A `Learner` runs it and the frozen model that it started from; `make_learner` loads it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +30,7 @@ from uld.model.device import DTYPES
 from uld.model.gate import add_gate, gate_of
 from uld.runs.manifest import PAIR, fingerprint
 from uld.training.config import RunConfig, TrainConfig
+from uld.training.lower import LowerStates
 
 LORA_RANK = 32
 
@@ -44,6 +45,7 @@ class States:
         vocab: Size of the vocabulary.
         plain: The model whose head alone makes the logits; None where several models do.
         layer: ``(batch · tokens, width)`` after the tapped decoder layer, if one is tapped.
+        parameters: All that the head itself may have to train; None where that is not said.
     """
 
     hidden: tuple[Tensor, ...]
@@ -51,6 +53,7 @@ class States:
     vocab: int
     plain: Any = None
     layer: Tensor | None = None
+    parameters: tuple[nn.Parameter, ...] | None = None
 
     def logits(self, index: Tensor) -> Tensor:
         """Logits ``(positions, vocab)`` at some positions."""
@@ -85,6 +88,7 @@ class Learner(nn.Module):
         self._frozen = (frozen,)  # a tuple, so that its parameters are none of ours
         self._teacher: tuple[Any, ...] = ()
         self._tapped: list[Tensor] = []
+        self._lower: LowerStates | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Take the models that are held beside to another device or dtype, too."""
@@ -106,6 +110,10 @@ class Learner(nn.Module):
     def frozen_models(self) -> list[Any]:
         """Models that are held beside the one in training."""
         return [one for one in (*self._frozen, *self._teacher) if one is not None]
+
+    def keep_lower(self, rows: Iterable[Sequence[int]]) -> None:
+        """Compute the layers below the first that is trained once for each of these rows of tokens."""
+        self._lower = LowerStates.worth_keeping(self.base, rows)
 
     def learn_from(self, teacher: Any) -> None:
         """Have losses ask a `uld.model.unlearned.ULDForCausalLM` in place of the model before training."""
@@ -138,10 +146,13 @@ class Learner(nn.Module):
             rows: ``(batch,)`` bool, which rows are ``forget``, which ``retain``; a pair asks for it.
         """
         base = self.base
-        hidden, layer = self._pass(base, ids, mask)
+        with nullcontext() if self._lower is None else self._lower.given(ids, mask):
+            hidden, layer = self._pass(base, ids, mask)
         part = self.parts[0]
-        plain = base if gate_of(part) is None else None
-        return States((hidden,), lambda h: gated_logits(part, h), self.vocab, plain, layer)
+        gate = gate_of(part)
+        own = [*base.get_output_embeddings().parameters(), *(() if gate is None else gate.parameters())]
+        plain = base if gate is None else None
+        return States((hidden,), lambda h: gated_logits(part, h), self.vocab, plain, layer, tuple(own))
 
     @torch.no_grad()
     def frozen_states(self, ids: Tensor, mask: Tensor, trained: States | None = None) -> States:

@@ -2,7 +2,8 @@
 
 A `Term` is a loss and the rows that it falls on. A `BatchSide` is what a loss sees of these rows: positions, rows,
 logits of what is trained (`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a
-loss falls, in chunks that are recomputed in the backward pass, never as a ``(batch, tokens, vocab)`` block.
+loss falls, a chunk at a time, never as a ``(batch, tokens, vocab)`` block. Of a loss that is summed over its positions
+the gradient is found with the loss (`uld.training.summed`); else chunks are recomputed in the backward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from uld.methods.registry import Method, own_options
 from uld.methods.side import Side
 from uld.text.progress import bar
 from uld.training.learners import Learner, States
+from uld.training.summed import summed
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
 _REFERENCE_ROWS = 32
@@ -60,7 +62,17 @@ class BatchSide(Side):
             index, valid = self._padded(self._index)
             labels = self._padded(self.labels)[0]
             return fused(self._states.hidden[0][index], labels.masked_fill(~valid, -100))
-        return self.each(loss).sum()
+        states = self._states
+        if states.parameters is None:
+            return self.each(loss).sum()
+        index, valid = self._padded(self._index)
+
+        def value(*inputs: Tensor) -> Tensor:
+            *hidden, labels, counts = inputs
+            return loss(states.head(*hidden), labels).masked_fill(~counts, 0.0)
+
+        inputs, fixed = [one[index] for one in states.hidden], [self._padded(self.labels)[0], valid]
+        return summed(value, inputs, fixed, states.parameters, self._piece)
 
     def each(self, loss: PositionLoss) -> Tensor:
         """A loss at every position: ``(positions,)`` fp32."""
@@ -99,6 +111,12 @@ class BatchSide(Side):
         assert self._frozen is not None, "the method did not say that it needs the frozen model"
         return self._frozen(self._mask), self.row * self._tokens + self._index % self._tokens
 
+    @property
+    def _piece(self) -> int:
+        """Positions whose logits are in memory together."""
+        positions = _CHUNK_BYTES // (4 * self._states.vocab) // _POSITION_MULTIPLE * _POSITION_MULTIPLE
+        return max(_POSITION_MULTIPLE, positions)
+
     def _padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Values of the positions, padded to few lengths, and which of them are real."""
         count = len(values)
@@ -120,8 +138,7 @@ class BatchSide(Side):
                     before = frozen[0].logits(inputs[-1])
             return loss(states.head(*inputs[:models]), inputs[models], before)
 
-        positions = _CHUNK_BYTES // (4 * states.vocab) // _POSITION_MULTIPLE * _POSITION_MULTIPLE
-        size = max(_POSITION_MULTIPLE, positions)
+        size = self._piece
         pieces = []
         for start in range(0, len(index), size):
             piece = slice(start, start + size)

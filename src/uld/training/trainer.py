@@ -85,6 +85,9 @@ class UnlearningTrainer(Trainer):
         self.step_sums = torch.zeros(len(self.terms) + 1)  # each loss, and tokens, of the step so far
         self.step_items = torch.ones(len(self.terms))
         self.last_losses: dict[str, float] = {}
+        if config.epochs > 1:
+            again = [one for row in rows.rows if not row.later for one in (row.encoded, row.alternative) if one]
+            objective.learner.keep_lower(one.ids for one in again)
 
     def get_train_dataloader(self) -> PlanLoader:  # type: ignore[override]
         """Micro-batches of this process; the plan is shared by all."""
