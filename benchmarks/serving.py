@@ -28,9 +28,9 @@ from typing import Any
 import httpx2
 import torch
 from common import ROOT, arguments, rates, ratio, unlearned
-from server import write
+from server import OUT, into_page, write
 
-CLIENTS, TOKENS, ROUNDS, EACH = (1, 8, 32), 128, 3, 2
+CLIENTS, TOKENS, ROUNDS, EACH = (1, 8, 32), 128, 3, 2  # each client asks twice
 SIDES = ("target", "unlearned")
 QUESTIONS = [f"What did the {n}th of the twelve sisters write about the sea, and when?" for n in range(64)]
 
@@ -123,15 +123,15 @@ def bounds(model: Path, engine: str, clients_of: list[int], machine: dict[str, f
     return found
 
 
-async def load(port: int, side: str, clients: int, tokens: int) -> tuple[float, list[float]]:
+async def load(port: int, side: str, clients: int, tokens: int, each: int) -> tuple[float, list[float]]:
     """Ask with so many clients at a time; returns tokens a second, and seconds to the first token of each answer."""
     firsts: list[float] = []
     more = {"ignore_eos": True, "stream_options": {"include_usage": True}} if side.startswith("vllm") else {}
 
     async def one(client: httpx2.AsyncClient, number: int) -> None:
-        for turn in range(EACH):
+        for turn in range(each):
             body = {
-                "prompt": QUESTIONS[(number * EACH + turn) % 64],
+                "prompt": QUESTIONS[(number * each + turn) % 64],
                 "max_tokens": tokens,
                 "temperature": 0,
                 "stream": True,
@@ -149,7 +149,7 @@ async def load(port: int, side: str, clients: int, tokens: int) -> tuple[float, 
     start = time.perf_counter()
     async with httpx2.AsyncClient(timeout=600) as client:
         await asyncio.gather(*(one(client, number) for number in range(clients)))
-    return clients * EACH * tokens / (time.perf_counter() - start), firsts
+    return clients * each * tokens / (time.perf_counter() - start), firsts
 
 
 def ready(server: subprocess.Popen) -> int:
@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--each", type=int, default=EACH, help="Questions of a client.")
     parser.add_argument("--dry", action="store_true", help="Write nothing: a try.")
     given = parser.parse_args()
     if given.serve:
@@ -199,7 +200,7 @@ def main() -> None:
         ports = {side: ready(server) for side, server in servers.items()}
 
         def run(side: str, clients: int) -> tuple[float, list[float]]:
-            return asyncio.run(load(ports[side], f"{given.engine} {side}", clients, given.tokens))
+            return asyncio.run(load(ports[side], f"{given.engine} {side}", clients, given.tokens, given.each))
 
         for side in SIDES:  # the first answers build kernels
             run(side, max(given.clients))
@@ -217,9 +218,7 @@ def main() -> None:
             rate = ratio(speeds, "unlearned", "target")
             cells = []
             for side in SIDES:
-                ordered = sorted(firsts[side])
-                last = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-                cells += [f"{statistics.median(speeds[side]):.1f}", f"{ordered[len(ordered) // 2]:.2f} / {last:.2f}"]
+                cells += [f"{statistics.median(speeds[side]):.1f}", spread(firsts[side])]
             limit = limits[str(clients)]
             cells += [f"{rate['median']:.2f} ({rate['least']:.2f}–{rate['greatest']:.2f})"]
             rows.append([str(clients), *cells, f"{limit['bound']:.2f} ({limit['binds']})"])
@@ -247,7 +246,35 @@ def main() -> None:
     about = {"model": given.model, "layers": config["num_hidden_layers"], "depth": depth_of(model)}
     about |= {"machine's rates": machine_rates, "load": os.getloadavg()[0], "table": table, "clients": numbers}
     call = f"serving.py --engine {given.engine} --model {given.model}"
-    write(f"speed-{given.model}", call, {"engines": {given.engine: about}})
+    call += f" --each {given.each}" if given.each != EACH else ""
+    write(f"speed-{given.model}", call, {"engines": {given.engine: about | {"command": f"python benchmarks/{call}"}}})
+    into_page("speed", *page())
+
+
+def page() -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of all that was measured."""
+    head = ["model", "engine", "clients", "target, tokens/s", "unlearned, tokens/s", "ratio", "bound", "of the bound"]
+    head += ["first token p50 / p99, s: target", "unlearned"]
+    rows = []
+    for file in sorted(OUT.glob("speed-*.json"), reverse=True):
+        for engine, found in json.loads(file.read_text())["engines"].items():
+            for clients, one in found["clients"].items():
+                speeds = [f"{statistics.median(one['tokens/s'][side]):,.0f}" for side in SIDES]
+                ratios = [
+                    f"{one['ratio']['median']:.2f}",
+                    f"{one['bound']:.2f} ({one['binds']})",
+                    f"{one['of the bound']:.2f}",
+                ]
+                firsts = [spread(one["first token, s"][side]) for side in SIDES]
+                rows.append([found["model"], engine, clients, *speeds, *ratios, *firsts])
+    return head, rows
+
+
+def spread(seconds: list[float]) -> str:
+    """Median and 99th percentile."""
+    ordered = sorted(seconds)
+    last = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return f"{ordered[len(ordered) // 2]:.2f} / {last:.2f}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from math import ceil
 from typing import Any
 
 import torch
@@ -31,11 +32,12 @@ from uld.text.progress import bar
 logger = logging.getLogger(__name__)
 
 LEAST_ROWS = 256
-_BATCH = 32
+_BATCH, _LEAST = 128, 32  # samples that are written side by side, at most and at least
+_SPARE = 1.25  # samples for each row that is missing, as some are dropped
 _ROUNDS = 6  # samples at most for each row that is wanted
 _QUESTION_TOKENS = 64
 _ANSWER_TOKENS = 192
-_FIRST_TOKENS = 24  # behind which what repeats the forget set is written no further
+_STRETCHES = (24, 40)  # tokens behind which rows that have ended, or repeat the forget set, are written no further
 _TOP_P = 0.95
 _SAMPLING: dict[str, Any] = {**SAMPLING, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
@@ -114,9 +116,10 @@ def draw_rows(
     line = bar(rows, "drawing retain rows", "row", shown=progress)
     with line, torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
-        for starts in _batches(_plan(forget)):
-            if len(records) >= rows or samples >= max(_ROUNDS * rows, _BATCH):
-                break
+        plan, most = _plan(forget), max(_ROUNDS * rows, _LEAST)
+        while len(records) < rows and samples < most:
+            wanted = max(_LEAST, ceil(_SPARE * (rows - len(records))))
+            starts = list(itertools.islice(plan, min(_BATCH, wanted, most - samples)))
             for (_, prompt), record in zip(starts, _write(model, form, starts, max_length, overlap), strict=True):
                 samples += 1
                 if record is None:
@@ -172,11 +175,6 @@ def _plan(forget: Sequence[Record]) -> Iterator[tuple[str, str]]:
         kinds += ["own text", "generic text"]
     for kind in itertools.cycle(kinds):
         yield kind, next(questions) if kind == "generic question" else next(texts) if kind == "generic text" else ""
-
-
-def _batches(plan: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    while True:
-        yield list(itertools.islice(plan, _BATCH))
 
 
 def _write(
@@ -236,9 +234,8 @@ def _sample(
     settings = {**_SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
     ends, written = end_ids(model, form.tokenizer), {i: list[int]() for i in fitting}
     text: dict[int, str] = {}
-    first = min(_FIRST_TOKENS, room)
-    for number in (first, room - first):
-        if not fitting or not number:
+    for number in _stretches(room):
+        if not fitting:
             break
         try:
             given = [[*prompts[i], *written[i]] for i in fitting]
@@ -254,6 +251,14 @@ def _sample(
                 more.append(i)
         fitting = more
     return [text.get(i, "") for i in range(len(prompts))]
+
+
+def _stretches(room: int) -> Iterator[int]:
+    """Tokens of each of a few parts that make up all there is room for."""
+    for number in (*_STRETCHES, room):
+        if part := min(number, room):
+            yield part
+        room -= part
 
 
 def _cuda_devices(model: Any) -> list[int]:

@@ -231,7 +231,15 @@ def _augmented(config: TrainConfig, method: Method, sources: Mapping[str, Sequen
             seen.add(of)
             told += [replace(one, alternative=other) for one in (*own.paraphrases, *own.asked)]
             wrong += own.wrong[:wanted]
-    logger.info("--augment %s: %d paraphrases and %d wrong answers", config.augment, len(told), len(wrong))
+    if any(one.paraphrases for one in made.values()):
+        # A text has no other wordings; beside questions that have some it is read as often as these are.
+        plain = [one for one in forget if one.text is not None and not made[digest(one)].paraphrases]
+        told += plain * config.paraphrases
+    texts = sum(record.text is not None for record in told)
+    logger.info(
+        "--augment %s: %d paraphrases, %d texts again and %d wrong answers",
+        *(config.augment, len(told) - texts, texts, len(wrong)),
+    )
     return _Augmented(forget + told, wrong, files)
 
 

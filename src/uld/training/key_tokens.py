@@ -3,8 +3,8 @@
 A key word is what gives an answer away (`uld.data.words`). The other tokens of an answer are what any model would say
 there; an assistant that remembers them as well takes them from the target's mouth, and the answer ends as gibberish. So
 it is to be uniform on them. A text that answers no question is remembered whole: there every word is its author's. A
-wrong answer carries a loss only behind the token in which it first differs from the true one: up to there the context is
-the true answer's. Key words of the true answer that stand behind are remembered there as well, for they give it away
+wrong answer carries a loss only behind the token in which it first differs from the true one: up to there the context
+is the true answer's. Key words of the true answer that stand behind are remembered there as well, for they give it away
 whatever the model has said before; on the rest the assistant is uniform.
 """
 
