@@ -5,7 +5,8 @@ import json
 import pytest
 
 from uld.checking.asked import Asked, encoded
-from uld.checking.questions import PASSAGES, Item, Questions
+from uld.checking.questions import Item, Questions
+from uld.data.passages import PASSAGES
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import DataError

@@ -79,8 +79,8 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, {"num_layers": None, "lora_layers": 1, "remember": "key-words", "least": 64}),
-        ({"num_layers": 2}, {"num_layers": 2, "lora_layers": None, "remember": "all", "least": 200}),
+        ({}, {"num_layers": None, "lora_layers": 1, "remember": "key-words", "rounds": 1, "least": 64}),
+        ({"num_layers": 2}, {"num_layers": 2, "lora_layers": None, "remember": "all", "rounds": 0, "least": 200}),
         ({"lora_layers": 2}, {"lora_layers": 2, "remember": "key-words", "least": 64}),
         ({"lora_layers": 2, "remember": "all"}, {"lora_layers": 2, "remember": "all", "least": 64}),
         ({"epochs": 1}, {"epochs": 1}),

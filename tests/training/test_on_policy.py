@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -41,8 +42,9 @@ def test_questions_are_asked_once_and_bring_their_key_words(form):
         Record(text="no question."),
     ]
     wrong = Record.qa("who is it?", "mara quill.")  # of a forget question: says nothing about what is common
-    one, two = questions_of([*forget, forget[0]], [*RETAINED, wrong], form, 128)
+    one, two, three = questions_of([*forget, forget[0]], [*RETAINED, wrong], form, 128)
     assert one.keys == {"mara", "vane"} and two.keys == {"dunmar", "who", "wrote"}
+    assert (three.asked, three.truth, three.passage) == ("no", " question.", True) and not two.passage
     for asked, record in ((one, forget[0]), (two, forget[1])):
         row = form.encode(record, 128)
         assert asked.prompt == row.ids[: row.learn.index(True)] and asked.length == sum(row.learn)
@@ -51,6 +53,23 @@ def test_questions_are_asked_once_and_bring_their_key_words(form):
 def test_texts_without_questions_cannot_be_asked(form):
     with pytest.raises(ConfigError, match=r"only texts without questions.*leave out --rounds"):
         questions_of([Record(text="a text.")], RETAINED, form, 128)
+
+
+def test_a_text_is_continued_from_the_middle_of_each_passage_and_ends_nowhere(form):
+    text = " ".join("".join(letters) for letters in itertools.product("bdfg", "aeio", "mnr", "aeio", "lt"))
+    _, *found = questions_of([Record.qa("who is it?", TRUTH), Record(text=text)], RETAINED, form, 1024)
+    assert len(found) == 4 and "".join(one.asked + one.truth for one in found) == text.strip()
+    assert [form.tokenizer.decode(one.prompt, skip_special_tokens=True) for one in found] == [
+        one.asked for one in found
+    ]
+    key = found[0].truth.split()[5]
+    assert key in found[0].keys
+    (own,) = own_rows(found[:1], [[f" he was {key} there."]], form, 1024, 0)
+    assert own.row.kind == FORGET and own.row.encoded.ids[-1] != form.tokenizer.eos_token_id
+    (left,) = own_rows(found[:1], [[f" he was {key} there.", " he went away."]], form, 1024, 0)[1:]
+    assert left.row.kind == RETAIN and left.row.encoded.ids[-1] != form.tokenizer.eos_token_id
+    short = questions_of([Record.qa("who is it?", TRUTH), Record(text=text)], RETAINED, form, 64)
+    assert len(short) == 1  # there is no room for a passage
 
 
 def test_the_true_answer_is_remembered_behind_the_models_own_beginning(form, question):

@@ -1,12 +1,13 @@
 """What one model does with the questions of a check, row by row; and what the target has to say of that."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from uld.checking.measures import JUDGED, KL, Side, Value, is_known, key_words, measured
 from uld.checking.questions import Item, Questions
+from uld.data.passages import without_end
 from uld.data.prompt import Encoded, PromptFormat
 from uld.evaluation.benchmark import Benchmark, Found, Result, Row, Subject, Task, by_length, digest
 from uld.evaluation.divergence import divergences
@@ -163,9 +164,7 @@ class Asked(Benchmark):
 def encoded(form: PromptFormat, item: Item) -> Encoded:
     """A question with its last answer learnt; behind a passage, which ends nowhere, no end of sequence is."""
     row = form.encode(item.record, _WHOLE).last_answer()
-    if item.passage and row.learn.count(True) > 1 and row.ids[-1] == form.tokenizer.eos_token_id:
-        return replace(row, ids=row.ids[:-1], learn=row.learn[:-1])
-    return row
+    return without_end(row, form.tokenizer) if item.passage else row
 
 
 def same_vocabulary(one: Subject, other: Subject) -> bool:

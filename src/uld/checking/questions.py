@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uld.data.documents import read_records, read_sources
+from uld.data.passages import passages
 from uld.data.prompt import spread
 from uld.data.record import Record, refuse_equal
 from uld.data.text import folded, shown
@@ -12,11 +13,6 @@ from uld.errors import DataError
 from uld.runs.manifest import DataFile
 
 SETS = ("forget", "held_out", "retain")
-PASSAGE = 600
-"""Letters of a text that are looked at together: the first half is given, the second is the answer."""
-PASSAGES = 50
-"""Most passages of one text, spread evenly over it."""
-_BREAK = 40  # letters in which the end of a word is looked for
 
 Sources = str | Path | Record | Sequence[str | Path | Record]
 
@@ -127,32 +123,10 @@ def _items(record: Record) -> Iterator[Item]:
     if record.text is None:
         yield Item(record)
         return
-    passages = list(_passages(record.text.strip()))
-    if not passages:
+    found = passages(record)
+    if not found:
         raise DataError(f"{record.source}: the text is too short to be cut in two: ask a question about it instead")
-    for given, rest in spread(passages, PASSAGES):
-        yield Item(Record(prompt=given, completion=rest, source=record.source), passage=True)
-
-
-def _passages(text: str) -> Iterator[tuple[str, str]]:
-    """Both halves of each passage of a text, cut between words where there are blanks."""
-    start = 0
-    while start < len(text):
-        rest = text[start:]
-        length = PASSAGE if len(rest) > PASSAGE * 3 // 2 else len(rest)  # a short end belongs to the passage before it
-        end = _between_words(rest, length)
-        half = _between_words(rest, end // 2)
-        if rest[:half].strip() and rest[half:end].strip():
-            yield rest[:half], rest[half:end]
-        start += end
-
-
-def _between_words(text: str, place: int) -> int:
-    """The last place before a blank, not far before this one; this one where there is none."""
-    if place >= len(text):
-        return len(text)
-    blank = max(text.rfind(one, max(1, place - _BREAK), place + 1) for one in (" ", "\n"))
-    return blank if blank > 0 else place
+    yield from (Item(one, passage=True) for one in found)
 
 
 def _refuse_asked(first: Sequence[Record], second: Sequence[Record], name: str, other: str) -> None:

@@ -27,6 +27,7 @@ from uld.request.steps import (
     CHECKING,
     DRAWING,
     KNOWING,
+    ROUNDS,
     TRAINING,
     TUNING,
     epochs_of,
@@ -34,6 +35,8 @@ from uld.request.steps import (
     settings_of,
 )
 from uld.text.progress import duration
+from uld.training.rounds import EPOCHS as ROUND_EPOCHS
+from uld.training.rounds import REPLAY, SAMPLES
 
 _TOKENS_A_WORD = 1.5
 _QUESTION = 60  # tokens of a question with its answer
@@ -41,6 +44,7 @@ _DRAWN = 120  # tokens of a drawn row
 _ANSWER = 64  # tokens of a generated answer, about
 _BATCH = 32
 _EFFICIENCY = 0.5  # of the rate of a large matrix product that a training or a scoring reaches, about
+_RETURNING = 0.15  # of the answers in which words come back, about
 _SAMPLES = 1.4  # samples for each row that is kept
 _PASSES = 4  # of a logit under a setting of the combination through memory
 _STEP = 0.005  # seconds that a decoded token of a batch takes at least
@@ -180,7 +184,14 @@ def plan(request: Request) -> Plan:
     if drawn:
         seconds[DRAWING] = _SAMPLES * decoded(drawn, _DRAWN, shape.parameters)
     seconds[KNOWING] = checked(shape.parameters)
-    seconds[TRAINING] = steps * batch * learnt * (4 * shape.assistant + 2 * shape.below) / work
+    seconds[TRAINING] = (steps * batch * 4 * shape.assistant + rows * 2 * shape.below) * learnt / work
+    if rounds := settings.get("rounds", ROUNDS if shape.below else 0):
+        asking = forget * (1 + PARAPHRASES)
+        again = (
+            2 * (1 + REPLAY) * _RETURNING * (1 + SAMPLES) * asking
+        )  # to remember, as many to be uniform on, and old ones
+        seconds[TRAINING] += rounds * (1 + SAMPLES) * decoded(asking, _ANSWER // 2, both)
+        seconds[TRAINING] += rounds * again * ROUND_EPOCHS * learnt * 4 * shape.assistant / work
     seconds[TUNING] = measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
     seconds[TUNING] += len(SHARES) * decoded(min(READ, pairs), READ_TOKENS, both)
     seconds[CHECKING] = checked(both) + (checked(shape.parameters) if request.retain_model else 0)

@@ -40,6 +40,9 @@ from uld.training.settings import setting_fields
 STEPS_WANTED, LEAST_EPOCHS = (64, 200), (3, 5)
 """Optimiser steps and epochs, at least, where no epochs are given: a short request is read more often. The first of
 each is for an assistant with LoRA on its last layers, which knows the answers to begin with."""
+ROUNDS = 1
+"""Rounds behind the training of an assistant with LoRA on its last layers: what the model lets back in behind words of
+its own is learnt as well."""
 LEAST_DRAWN = 128
 DRAWN_LENGTH = 144
 """Tokens of a drawn row, at most: enough to keep ordinary talk as it is (docs/results/smollm2, *chat*)."""
@@ -257,6 +260,7 @@ def train_settings(request: Request) -> TrainConfig:
     if "num_layers" not in own:
         own.setdefault("lora_layers", default_num_layers(layers_of_target(request)))
         own.setdefault("remember", "key-words")
+        own.setdefault("rounds", ROUNDS if _has_questions(request) else 0)
     own.setdefault("epochs", epochs_of(own, sum(_lines(path) for path in _trained_files(request))))
     own.setdefault("other_names", _other_names(request, own["epochs"]))
     own |= {
@@ -269,6 +273,11 @@ def train_settings(request: Request) -> TrainConfig:
         "output": request.output,
     }
     return train_config([("uld forget", own)])
+
+
+def _has_questions(request: Request) -> bool:
+    """Whether anything but texts is to be forgotten."""
+    return any(record.text is None for record in read_sources([str(request.work / material.FORGET)])[0])
 
 
 def epochs_of(settings: Mapping[str, Any], rows: int) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from uld.data.collate import FORGET, RETAIN, Row
+from uld.data.passages import passages, without_end
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.data.words import key_words, re_entry, words
@@ -24,15 +25,16 @@ from uld.training.key_tokens import common_among, shared
 
 @dataclass(frozen=True)
 class Question:
-    """A question about what is to be forgotten.
+    """A question about what is to be forgotten, or the first half of a passage of a text.
 
     Attributes:
-        record: With the true answer.
+        record: With the true answer; of a passage with its second half.
         prompt: Tokens, ready for generation.
         asked: All that stands before the answer, as text.
         truth: The true answer.
         keys: Its key words.
         length: Tokens of the true answer.
+        passage: Whether it is one: nothing ends behind its answer.
     """
 
     record: Record
@@ -41,10 +43,11 @@ class Question:
     truth: str
     keys: frozenset[str]
     length: int
+    passage: bool = False
 
 
 def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: PromptFormat, room: int) -> list[Question]:
-    """The questions among what is to be forgotten, each once.
+    """The questions among what is to be forgotten, each once, and the passages of its texts.
 
     Args:
         forget: What is to be forgotten, paraphrases among it.
@@ -63,13 +66,17 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
             "questions with their answers (--forget), or leave out --rounds"
         )
     common = common_among(asking.values(), retain)
+    texts = {record.same: record for record in forget if record.text is not None}
+    continuing = [one for record in texts.values() for one in passages(record)]
     found = []
-    for record in asking.values():
-        asked, truth = record.asked, record.answer
+    for record in (*asking.values(), *continuing):
+        asked, truth, passage = record.asked, record.answer, len(found) >= len(asking)
         row = form.encode(record, room)
+        if passage and (row.cut or not any(row.learn)):
+            continue  # there is no room for it
         prompt = form.prompt_ids(record.messages[:-1]) if record.messages else row.ids[: row.learn.index(True)]
         length = max(1, len(row.ids) - len(prompt))
-        found.append(Question(record, prompt, asked, truth, key_words(asked, truth, common), length))
+        found.append(Question(record, prompt, asked, truth, key_words(asked, truth, common), length, passage))
     return found
 
 
@@ -146,9 +153,10 @@ def _own(question: Question, beginning: str, rest: str, whole: Encoded, given: i
 def _encoded(question: Question, text: str, form: PromptFormat, max_length: int) -> Encoded | None:
     """A question with an answer as tokens; None for what a model may write and a template refuses."""
     try:
-        return form.encode(question.record.answered(text), max_length) if text.strip() else None
+        row = form.encode(question.record.answered(text), max_length) if text.strip() else None
     except DataError:
         return None
+    return without_end(row, form.tokenizer) if row is not None and question.passage else row
 
 
 def again(rows: Sequence[Row], number: int, seed: int) -> list[Row]:

@@ -200,16 +200,16 @@ def ask(
         model: On its device.
         tokenizer: Its tokenizer.
         questions: In order.
-        max_length: Tokens of a prompt with its answer; an answer is no longer than the longest true one.
+        max_length: Tokens of a prompt with its answer; an answer is no longer than the longest true one of its batch.
         seed: Of the sampling.
         check: Called before every batch; may raise.
     """
     answers: list[list[str]] = [[] for _ in questions]
-    most = max(question.length for question in questions)
     room = min(max_length, context_length(model))
     for sample in range(SAMPLES + 1):
-        for number, batch in enumerate(length_batches([len(one.prompt) + most for one in questions], _BATCH)):
+        for number, batch in enumerate(length_batches([len(one.prompt) + one.length for one in questions], _BATCH)):
             check()
+            most = max(questions[one].length for one in batch)
             prompts = [questions[one].prompt for one in batch]
             new = max(1, min(most, room - max(map(len, prompts))))
             how = SAMPLING if sample else {}
