@@ -93,6 +93,13 @@ def test_a_folder_belongs_to_one_evaluation(tmp_path):
         claim(folder, ABOUT | {"weights": "sha256:2", "split": "forget05"})
     with pytest.raises(ArtifactError, match=r"\(limit\)"):
         claim(folder, ABOUT | {"limit": 3})
+    parts = {"settings": {"epochs": 3, "seed": 1, "dtype": "fp32"}}
+    claim(tmp_path / "parts", ABOUT | parts)
+    with pytest.raises(ArtifactError, match=r"\(settings: epochs and rounds, split\)"):
+        claim(
+            tmp_path / "parts",
+            ABOUT | {"split": "x", "settings": {"epochs": 4, "seed": 1, "dtype": "fp32", "rounds": 2}},
+        )
     (folder / "settings.json").write_text('{"model": ')
     with pytest.raises(ArtifactError, match=r"settings\.json is damaged"):
         claim(folder, ABOUT)

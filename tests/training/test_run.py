@@ -116,6 +116,7 @@ def test_lora_on_the_last_layers_makes_an_assistant_of_the_whole_target(task, tm
     trained = load_file(tmp_path / "x" / "adapter" / "adapter_model.safetensors")
     assert len(trained) == 14 and all(".layers.3." in name for name in trained)
     assert Manifest.read(tmp_path / "x").num_layers == 4
+    assert "| layers | 4, LoRA on the last 1 |" in (tmp_path / "x" / "README.md").read_text()
     model, tokenizer = load(tmp_path / "x", weight=2.0, margin=0.0, floor=0.0)
     assert model.one_pass is not None and model.one_pass.joins == 3
     target = AutoModelForCausalLM.from_pretrained(task.target)

@@ -78,7 +78,7 @@ def _machine() -> list[tuple[str, str]]:
     return [
         *lines,
         ("dtype", dtype),
-        ("cpu", f"{cores} cores, torch uses {torch.get_num_threads()} threads"),
+        ("cpu", f"cores: {cores}, threads of torch: {torch.get_num_threads()}"),
         ("memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"),
         ("disk", f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free in this folder"),
     ]

@@ -94,12 +94,12 @@ def card(manifest: Manifest, *, name: str = "RUN", check: dict[str, Any] | None 
     said = manifest.description.strip() if manifest.description else ""
     rows = {side: manifest.training.get(f"{side}_rows") for side in ("forget", "retain")}
     made = ", ".join(f"{number} rows to {side}" for side, number in rows.items() if isinstance(number, int))
-    weighs = manifest.trains == "target"
+    weighs, last = manifest.trains == "target", manifest.training.get("lora_layers")
     facts = [
         ("target", f"`{target}`" + (f", revision `{manifest.target_revision}`" if manifest.target_revision else "")),
         ("its fingerprint", f"`{manifest.target_fingerprint}`"),
         ("method", f"`{manifest.method}`"),
-        ("layers", str(manifest.num_layers)),
+        ("layers", f"{manifest.num_layers}, LoRA on the last {last}" if last else str(manifest.num_layers)),
         ("combination", "–" if weighs else f"`{json.dumps(manifest.combination.model_dump(mode='json'))}`"),
         ("trained on", made or "–"),
         ("uld", manifest.versions.get("uld", "–")),

@@ -63,8 +63,7 @@ def take(folder: Path, about: dict[str, Any], what: str) -> None:
     about = json.loads(json.dumps(about))
     if path.is_file():
         found = read_object(path, f"remove {folder}, or name another with --output")
-        different = sorted(k for k in {*found, *about} - {"model"} if found.get(k) != about.get(k))
-        if different:
+        if different := [one for one in _different(found, about) if one != "model"]:
             raise ArtifactError(
                 f"{folder} holds {_one(what)} of another model or with other settings ({', '.join(different)}): "
                 "name another folder with --output, or remove it"
@@ -73,6 +72,16 @@ def take(folder: Path, about: dict[str, Any], what: str) -> None:
     if any((folder / name).is_file() for name in present(folder)):  # a grid lies in folders of its own
         raise ArtifactError(f"{folder} is not empty and holds no {what}: name another folder with --output")
     write_text(path, dumps(about, indent=2) + "\n")
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    """Names of what is not the same in two; of what has parts, its parts' names as well."""
+    for name in sorted({*one, *other}):
+        both = one.get(name), other.get(name)
+        if both[0] == both[1]:
+            continue
+        inner = [*_different(*both)] if all(isinstance(each, dict) for each in both) else []  # type: ignore[arg-type]
+        yield f"{name}: {' and '.join(inner)}" if inner else name
 
 
 def _one(what: str) -> str:

@@ -365,6 +365,8 @@ class Unlearning(Training[TrainResult]):
             inputs.tokenizer.save_pretrained(folder)
         lines = read_metrics(Path(self.config.output) / METRICS)
         facts = inputs.counts | run_facts(trainer, lines, size) | last_losses(lines)
+        if self.config.lora_layers is not None:
+            facts["lora_layers"] = self.config.lora_layers
         facts = with_rounds(self.before.training if self.before is not None else facts, self.rounds)
         manifest = manifest.model_copy(update={"training": facts, "weights": weights_digests(folder)})
         write_card(folder, manifest)
