@@ -104,6 +104,13 @@ def test_a_row_goes_through_the_lower_layers_once():
     assert passes == [6]  # one group holds them all
 
 
+def test_a_batch_of_padding_alone_goes_through():
+    learner = learner_of(build_assistant(tiny("llama"), 4))
+    learner.keep_lower(rows_of())
+    states = learner.states(torch.zeros(1, 16, dtype=torch.long), torch.zeros(1, 16, dtype=torch.long))
+    assert states.hidden[0].shape == (16, 32)
+
+
 @pytest.mark.parametrize("last, first", [(2, 2), (4, 0), (1, 3)])
 def test_the_first_layer_with_something_to_train(last, first):
     assert first_trained(base_model(learner_of(build_assistant(tiny("llama"), 4), last).model)) == first

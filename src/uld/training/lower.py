@@ -22,7 +22,7 @@ from uld.model.assistant import decoder_layers, layers_of, text_decoder
 logger = logging.getLogger(__name__)
 
 LIMIT = 2 * 2**30
-"""Bytes of states that are kept; a training with more computes them anew."""
+"""Bytes of states that are kept, in the machine's memory; a training with more computes them anew."""
 _GROUP = 8  # rows that are computed together
 
 
@@ -54,6 +54,7 @@ class LowerStates:
         """
         self.first = first
         self._decoder, self._layers = text_decoder(model), decoder_layers(model)[1]
+        self._width, self._dtype = model.config.get_text_config(decoder=True).hidden_size, model.dtype
         self._tuple = False
         self._kept: dict[tuple[int, ...], Tensor] = {}
         known = sorted({tuple(ids) for ids in rows}, key=lambda ids: (len(ids), ids))
@@ -65,8 +66,7 @@ class LowerStates:
         """For a model and its rows; None where nothing is gained, it would take too much memory, or is not the same."""
         if not (first := first_trained(model)) or not (made := cls(model, first, rows))._members:
             return None
-        width = model.config.get_text_config(decoder=True).hidden_size
-        size = sum(len(ids) for ids in made._group) * width * torch.finfo(model.dtype).bits // 8
+        size = sum(len(ids) for ids in made._group) * made._width * torch.finfo(model.dtype).bits // 8
         if size > LIMIT:
             logger.info(
                 "the %d layers that are not trained are computed in every epoch: their states would take %.1f GiB",
@@ -103,11 +103,11 @@ class LowerStates:
     @contextmanager
     def given(self, ids: Tensor, mask: Tensor) -> Iterator[None]:
         """Have passes over a padded batch ``(batch, tokens)`` begin at the first layer that is trained."""
-        rows = [tuple(row[kept.bool()].tolist()) for row, kept in zip(ids.cpu(), mask.cpu(), strict=True)]
-        states = self._of(rows)
+        real = mask.cpu().bool()
+        states = self._of([tuple(row[kept].tolist()) for row, kept in zip(ids.cpu(), real, strict=True)])
         whole = states[0].new_zeros(*ids.shape, states[0].shape[-1])
         for place, one in enumerate(states):
-            whole[place, mask[place].bool()] = one.to(whole.device)
+            whole[place, real[place]] = one
         with ExitStack() as stack:
             for layer in self._layers[: self.first]:
                 stack.enter_context(_skipped(layer, self._tuple))
@@ -122,8 +122,9 @@ class LowerStates:
         for group in sorted({self._group[one] for one in rows if one in self._group and one not in self._kept}):
             members = self._members[group]
             self._kept.update(zip(members, self._computed(members), strict=True))
-        others = sorted({one for one in rows if one not in self._group})
+        others = sorted({one for one in rows if one and one not in self._group})
         passing = dict(zip(others, self._computed(others), strict=True)) if others else {}
+        passing[()] = torch.zeros(0, self._width, dtype=self._dtype)  # of a process without a row
         return [self._kept[one] if one in self._kept else passing[one] for one in rows]
 
     @torch.no_grad()
@@ -145,7 +146,7 @@ class LowerStates:
             with _without_dropout(self._decoder):  # it would be the same in every epoch
                 self._decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         except _Reached as found:
-            return [one[: len(row)].clone() for one, row in zip(found.states, rows, strict=True)]
+            return [one[: len(row)].to("cpu", copy=True) for one, row in zip(found.states, rows, strict=True)]
         finally:
             for hook in hooks:
                 hook.remove()
