@@ -216,7 +216,7 @@ def test_other_settings_are_refused(micro, unlearned, retain_only, copy):
     own = model.combination
     try:
         model.combination = own.override(weight=0.5)
-        with pytest.raises(ArtifactError, match=r"\(combination\)"):
+        with pytest.raises(ArtifactError, match=r"\(combination: weight\)"):
             tofu.evaluate(model, tokenizer, "forget10", copy, **options)
     finally:
         model.combination = own

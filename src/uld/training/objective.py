@@ -3,7 +3,7 @@
 A `Term` is a loss and the rows that it falls on. A `BatchSide` is what a loss sees of these rows: positions, rows,
 logits of what is trained (`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a
 loss falls, a chunk at a time, never as a ``(batch, tokens, vocab)`` block. Of a loss that is summed over its positions
-the gradient is found with the loss (`uld.training.summed`); else chunks are recomputed in the backward pass.
+the gradient is found with the loss; else chunks are recomputed in the backward pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,6 @@ from uld.methods.registry import Method, own_options
 from uld.methods.side import Side
 from uld.text.progress import bar
 from uld.training.learners import Learner, States
-from uld.training.summed import summed
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
 _REFERENCE_ROWS = 32
@@ -72,7 +71,7 @@ class BatchSide(Side):
             return loss(states.head(*hidden), labels).masked_fill(~counts, 0.0)
 
         inputs, fixed = [one[index] for one in states.hidden], [self._padded(self.labels)[0], valid]
-        return summed(value, inputs, fixed, states.parameters, self._piece)
+        return _summed(value, inputs, fixed, states.parameters, self._piece)
 
     def each(self, loss: PositionLoss) -> Tensor:
         """A loss at every position: ``(positions,)`` fp32."""
@@ -282,6 +281,74 @@ class Objective(nn.Module):
                 seen.alternative = BatchSide(states, batch, term.alternative, frozen)
             sums.append(term.value(seen).float())
         return torch.stack(sums)
+
+
+def _summed(
+    loss: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    fixed: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
+    size: int,
+) -> Tensor:
+    """Sum a loss over all positions, with the logits of few of them in memory and none of them made twice.
+
+    A sum is all that is asked for, so what each position adds to the gradient is known as soon as its loss is: the
+    forward pass computes it at once, a piece of the positions at a time, and the backward pass only multiplies.
+    Recomputing the logits there, as checkpointing does, would cost another product with the head.
+
+    Args:
+        loss: Takes a piece of each tensor of ``inputs`` and then of ``fixed``; gives ``(positions,)`` or a scalar.
+        inputs: ``(positions, …)`` each, with gradients.
+        fixed: ``(positions, …)`` each, without.
+        parameters: All that the loss itself has to train.
+        size: Positions of a piece.
+
+    Returns:
+        A scalar; its gradient goes to the inputs and the parameters.
+    """
+    pieces = [slice(start, start + size) for start in range(0, len(inputs[0]), size)]
+    trained = [one for one in parameters if one.requires_grad]
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (*inputs, *trained)):
+        return _Summed.apply(loss, pieces, len(inputs), tuple(fixed), *inputs, *trained)
+    return torch.stack([loss(*(one[piece] for one in (*inputs, *fixed))).sum() for piece in pieces]).sum()
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        loss: Callable[..., Tensor],
+        pieces: Sequence[slice],
+        count: int,
+        fixed: Sequence[Tensor],
+        *tensors: Tensor,
+    ) -> Tensor:
+        inputs, parameters = tensors[:count], tensors[count:]
+        gradients = [torch.empty_like(one) if one.requires_grad else None for one in inputs]
+        own = [torch.zeros_like(one) for one in parameters]
+        total = torch.zeros((), dtype=torch.float32, device=inputs[0].device)
+        for piece in pieces:
+            with torch.enable_grad():
+                parts = [one[piece].detach().requires_grad_(one.requires_grad) for one in inputs]
+                value = loss(*parts, *(one[piece] for one in fixed)).sum()
+            asked = [*(one for one in parts if one.requires_grad), *parameters]
+            found = list(torch.autograd.grad(value, asked, allow_unused=True))
+            for gradient in gradients:
+                if gradient is not None:
+                    part = found.pop(0)
+                    gradient[piece] = 0 if part is None else part
+            for kept, part in zip(own, found, strict=True):
+                if part is not None:
+                    kept += part
+            total += value.detach()
+        ctx.gradients = (*gradients, *own)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> Any:
+        (scale,) = outputs
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None, None, None, None, *(None if one is None else one * scale.to(one.dtype) for one in gradients))
 
 
 def _fused_cross_entropy(states: States) -> Callable[[Tensor, Tensor], Tensor] | None:

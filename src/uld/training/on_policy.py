@@ -71,8 +71,11 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
     found = []
     for record in (*asking.values(), *continuing):
         asked, truth, passage = record.asked, record.answer, len(found) >= len(asking)
-        row = form.encode(record, room)
-        if passage and (row.cut or not any(row.learn)):
+        try:
+            row = form.encode(record, room)
+        except DataError:
+            if not passage:
+                raise
             continue  # there is no room for it
         prompt = form.prompt_ids(record.messages[:-1]) if record.messages else row.ids[: row.learn.index(True)]
         length = max(1, len(row.ids) - len(prompt))
