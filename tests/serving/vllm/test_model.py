@@ -80,6 +80,27 @@ def test_tokens_and_log_probabilities_are_those_of_generate(family: str, last: i
                 assert value.logprob == pytest.approx(float(wanted[place, token]), abs=near)
 
 
+@pytest.mark.parametrize("last", [None, 1], ids=["first layers", "last layers"])
+def test_in_bf16_it_rounds_no_more_than_transformers_does(last: int | None, run_of, engine):
+    run = run_of("llama", how=HOW, last=last)
+    llm = engine([run], dtype="bfloat16")
+    given = prompts(8)
+    found = [one.outputs[0] for one in asked(llm, given, greedy(logprobs=5))]
+    del llm
+    gc.collect()
+    exact, rounded = (uld.load(run, dtype=dtype)[0] for dtype in (torch.float32, torch.bfloat16))
+    off: dict[str, list[float]] = {"vllm": [], "transformers": []}
+    for prompt, answer in zip(given, found, strict=True):
+        tokens = list(answer.token_ids)
+        true, other = (logprobs_of(model, prompt, tokens) for model in (exact, rounded))
+        for place, shown in enumerate(answer.logprobs):
+            for token, value in shown.items():
+                off["vllm"].append(abs(value.logprob - float(true[place, token])))
+                off["transformers"].append(abs(float(other[place, token] - true[place, token])))
+    mean = {name: sum(some) / len(some) for name, some in off.items()}
+    assert 0 < mean["vllm"] <= 1.5 * mean["transformers"]
+
+
 def with_gate(run: Path) -> Path:
     """The run with a gate that is neither open nor closed."""
     from uld.runs.digests import weights_digests
