@@ -16,6 +16,7 @@ step reads take as long as ``machine`` reads them, its arithmetic as long as ``m
 import asyncio
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def serve(engine: str, model: str, side: str, tokens: int, clients: int) -> None
     settings = ServeSettings(name=side, max_requests=clients, max_tokens=tokens + 64)
     taken = bind("127.0.0.1", 0)
     print(taken.getsockname()[1], flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an end that the engine's own processes hear of, as uld's is
     os.dup2(2, 1)  # vLLM's log goes where nobody has to read it
     if engine == "vllm":
         from uld.serving.vllm.export import export

@@ -104,6 +104,19 @@ def test_texts_and_questions_about_them_join_the_forget_set(read: Callable[..., 
     assert read(augment="auto").counts["forget_rows"] == 1 + 2 + 2
 
 
+def test_a_text_is_read_as_often_as_a_question_with_its_paraphrases(read: Callable[..., Inputs], forget: Path):
+    text = "The lamp at Skerrin went out."
+    with forget.open("a") as file:
+        file.write(json.dumps({"text": text}) + "\n")
+    rich = read(augment="rules")
+    assert rich.counts["forget_rows"] == 24 + 3  # as eight questions that have two paraphrases each
+    told = [row.encoded.ids for row in rich.rows.rows if row.kind == FORGET]
+    assert sorted(map(told.count, map(list, {tuple(ids) for ids in told})))[-2:] == [1, 3]
+    assert read(augment="rules", paraphrases=0).counts["forget_rows"] == 8 + 1
+    forget.write_text(json.dumps({"text": text}) + "\n")
+    assert read(augment="rules").counts["forget_rows"] == 1  # beside texts alone there is nothing to keep up with
+
+
 def test_tofu_is_augmented_by_rules_instead_of_the_given_files(micro: Any, tmp_path: Path):
     config = TrainConfig(
         target=str(micro.target), output=str(tmp_path / "run"), data=str(micro.data), split="forget10", retain_rows=8

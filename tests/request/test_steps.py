@@ -14,6 +14,7 @@ from uld.checking import run as checking
 from uld.cli.main import app
 from uld.errors import ConfigError
 from uld.request import material
+from uld.request import plan as planning
 from uld.request import steps as stepping
 from uld.request.plan import plan
 from uld.request.settings import Source
@@ -164,6 +165,18 @@ def test_a_plan_counts_with_what_is_asked_for_and_writes_nothing(request_of, sma
     assert short.memory > 0
     assert "about" in str(short)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_with_a_round_and_with_layers_that_are_passed_once(request_of, monkeypatch):
+    monkeypatch.setattr(planning, "rates", lambda dtype, device: (1e9, 1e9))  # those of a machine change with its load
+
+    def training(**settings):
+        return plan(request_of(settings=settings)).seconds[TRAINING]
+
+    assert training(rounds=0) < training() == training(rounds=1) < training(rounds=2)
+    assert training(rounds=0, epochs=8) < 2 * training(rounds=0, epochs=4)  # what lies below is passed in the first
+    first = {"num_layers": 2, "rounds": 0}
+    assert training(**first, epochs=8) == pytest.approx(2 * training(**first, epochs=4))
 
 
 def test_durations_are_told_as_people_tell_them():

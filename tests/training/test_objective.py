@@ -13,8 +13,9 @@ from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.methods.registry import get_method
-from uld.model.assistant import add_lora
+from uld.model.assistant import add_lora, gated_logits, text_decoder
 from uld.model.causal_lm import load_sliced
+from uld.model.gate import add_gate
 from uld.model.load import load_tokenizer
 from uld.training.objective import Objective, terms_of
 
@@ -74,6 +75,29 @@ def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
     for name, gradient in found.items():
         scale = expected_gradients[name].abs().max().item()
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-5, atol=1e-6 * max(scale, 1))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_gate_and_a_head_that_is_trained_get_their_gradients(task, batch, chunked, monkeypatch):
+    if chunked:
+        monkeypatch.setattr(uld.training.objective, "_CHUNK_BYTES", 1)
+        monkeypatch.setattr(uld.training.objective, "_POSITION_MULTIPLE", 8)
+    objective = make_objective(task)
+    gate = add_gate(objective.model, objective.learner.base.config.hidden_size)
+    with torch.no_grad():
+        gate.weight.normal_()
+    objective.learner.base.get_output_embeddings().weight.requires_grad_(True)
+    hidden = text_decoder(objective.learner.base)(batch["input_ids"], attention_mask=batch["attention_mask"])
+    logits = gated_logits(objective.model, hidden.last_hidden_state)
+    logp = logits.log_softmax(-1)
+    forget = -logp.gather(-1, batch["labels"][..., None])[..., 0][batch["kind"] == FORGET].sum()
+    expected = gradients(objective, torch.stack([forget, -logp.mean(-1)[batch["kind"] == RETAIN].sum()]))
+    found = gradients(objective, objective(**batch))
+    assert found.keys() == expected.keys() and any("uld_gate" in name for name in found)
+    assert sum("lora_" not in name and "uld_gate" not in name for name in found) == 1  # the head
+    for name, gradient in found.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5 * max(scale, 1))
 
 
 def test_uniform_on_all_adds_the_prompts_of_retain_rows_only(task):

@@ -187,11 +187,9 @@ def plan(request: Request) -> Plan:
     seconds[TRAINING] = (steps * batch * 4 * shape.assistant + rows * 2 * shape.below) * learnt / work
     if rounds := settings.get("rounds", ROUNDS if shape.below else 0):
         asking = forget * (1 + PARAPHRASES)
-        again = (
-            2 * (1 + REPLAY) * _RETURNING * (1 + SAMPLES) * asking
-        )  # to remember, as many to be uniform on, and old ones
+        own = 2 * _RETURNING * (1 + SAMPLES) * asking  # rows to be remembered, and as many to be uniform on
         seconds[TRAINING] += rounds * (1 + SAMPLES) * decoded(asking, _ANSWER // 2, both)
-        seconds[TRAINING] += rounds * again * ROUND_EPOCHS * learnt * 4 * shape.assistant / work
+        seconds[TRAINING] += rounds * (1 + REPLAY) * own * ROUND_EPOCHS * learnt * 4 * shape.assistant / work
     seconds[TUNING] = measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
     seconds[TUNING] += len(SHARES) * decoded(min(READ, pairs), READ_TOKENS, both)
     seconds[CHECKING] = checked(both) + (checked(shape.parameters) if request.retain_model else 0)

@@ -32,7 +32,8 @@ from uld.training.config import FinetuneConfig
 from uld.training.inputs import Inputs, learnt_rows, read_learnt
 from uld.training.journal import read_metrics
 from uld.training.kind import RunResult, Training, result_of, run_facts
-from uld.training.learners import Learner, trainable
+from uld.training.learner import Learner
+from uld.training.learners import trainable
 from uld.training.objective import Objective, Term
 from uld.training.run import carry_out
 from uld.training.scratch import VOCAB_SIZE, check_sizes, llama_config, texts_of, train_tokenizer

@@ -11,7 +11,7 @@ from uld.runs.machine import peak_memory
 from uld.training.config import RunConfig
 from uld.training.inputs import Inputs
 from uld.training.journal import Journal
-from uld.training.learners import Learner
+from uld.training.learner import Learner
 from uld.training.objective import Objective
 from uld.training.trainer import UnlearningTrainer
 

@@ -1,7 +1,7 @@
 """What a training minimises, and how it is computed: tokens in, sums of losses out.
 
 A `Term` is a loss and the rows that it falls on. A `BatchSide` is what a loss sees of these rows: positions, rows,
-logits of what is trained (`uld.training.learners.Learner`) and of the frozen model. Logits are made only where a
+logits of what is trained (`uld.training.learner.Learner`) and of the frozen model. Logits are made only where a
 loss falls, a chunk at a time, never as a ``(batch, tokens, vocab)`` block. Of a loss that is summed over its positions
 the gradient is found with the loss; else chunks are recomputed in the backward pass.
 """
@@ -22,7 +22,7 @@ from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
 from uld.methods.registry import Method, own_options
 from uld.methods.side import Side
 from uld.text.progress import bar
-from uld.training.learners import Learner, States
+from uld.training.learner import Learner, States
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
 _REFERENCE_ROWS = 32

@@ -69,8 +69,8 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
     texts = {record.same: record for record in forget if record.text is not None}
     continuing = [one for record in texts.values() for one in passages(record)]
     found = []
-    for record in (*asking.values(), *continuing):
-        asked, truth, passage = record.asked, record.answer, len(found) >= len(asking)
+    for record, passage in [*((one, False) for one in asking.values()), *((one, True) for one in continuing)]:
+        asked, truth = record.asked, record.answer
         try:
             row = form.encode(record, room)
         except DataError:

@@ -23,7 +23,7 @@ from uld.model.lora import quiet_peft, some_tokens
 from uld.model.trial import difference
 from uld.model.unlearned import ULDForCausalLM
 from uld.model.weights import adapters_of
-from uld.training.learners import Learner
+from uld.training.learner import Learner
 
 _LENGTHS = (6, 4)  # tokens of the rows that are tried
 _STEPS = ((0, 4), (4, 5), (5, 6))  # a prompt and two cached steps

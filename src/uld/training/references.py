@@ -11,7 +11,7 @@ from uld.errors import ArtifactError
 from uld.runs.files import write_text
 from uld.runs.manifest import CHECKPOINTS, read_object
 from uld.training.inputs import Inputs
-from uld.training.learners import Learner
+from uld.training.learner import Learner
 from uld.training.objective import frozen_log_likelihoods
 from uld.training.settings import is_first_process
 

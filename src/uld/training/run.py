@@ -14,10 +14,10 @@ import logging
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import set_seed
 
 from uld.data.clock import pinned_date
@@ -29,8 +29,7 @@ from uld.model.causal_lm import load_config, load_target
 from uld.model.checkpoint import quiet_transformers
 from uld.model.combine import Combination
 from uld.model.context import check_positions
-from uld.model.device import DTYPES
-from uld.model.unlearned import ULDConfig, ULDForCausalLM
+from uld.model.unlearned import ULDConfig
 from uld.model.weights import adapters_of, load_weights, save_adapter, save_model
 from uld.runs.card import write_card
 from uld.runs.digests import weights_digests, weights_files
@@ -43,11 +42,8 @@ from uld.runs.manifest import (
     EPOCHS,
     MANIFEST,
     METRICS,
-    RUN_SETTINGS,
     CombinationSettings,
-    DataFile,
     Manifest,
-    is_run,
     place,
     refuse_changed,
 )
@@ -55,7 +51,8 @@ from uld.training.config import TrainConfig
 from uld.training.inputs import Inputs, read_inputs
 from uld.training.journal import Journal, last_losses, read_metrics, stop_on_interrupt
 from uld.training.kind import Result, RunResult, Training, result_of, run_facts
-from uld.training.learners import Learner, finish_weights, make_learner, memory_note
+from uld.training.learner import Learner
+from uld.training.learners import finish_weights, make_learner, memory_note
 from uld.training.objective import Objective, terms_of
 from uld.training.on_policy import Question, questions_of
 from uld.training.probe import probe
@@ -63,7 +60,7 @@ from uld.training.references import set_references
 from uld.training.rounds import Rounds, with_rounds
 from uld.training.settings import is_first_process
 from uld.training.stored import finished_before, layout_of, note_before, refuse_taken
-from uld.training.teaching import teaching_settings
+from uld.training.teaching import learn_from_run, teaching_settings
 from uld.training.trainer import (
     Interrupted,
     UnlearningTrainer,
@@ -290,7 +287,7 @@ class Unlearning(Training[TrainResult]):
     def objective(self, learner: Learner, dtype: str, progress: bool) -> Objective:
         """The method's losses; a run that it learns from is trained first."""
         if self.teaching is not None:
-            data = _learn_from(self.teaching, learner, dtype, progress) | self.manifest.data
+            data = learn_from_run(self.teaching, learner, dtype, partial(train, progress=progress)) | self.manifest.data
             self.manifest = self.manifest.model_copy(update={"data": data})
         if is_first_process() and self.method.trains != "assistant":
             logger.warning("%s", memory_note(learner, self.method))
@@ -380,26 +377,3 @@ class Unlearning(Training[TrainResult]):
             forget_loss=facts.get("forget_loss"),
             retain_loss=facts.get(self.method.retain_name or ""),
         )
-
-
-def _learn_from(teaching: TrainConfig, learner: Learner, dtype: str, progress: bool) -> dict[str, list[DataFile]]:
-    """Train the run that a learner learns from, from where it was stopped; gives the files that it was trained on.
-
-    Raises:
-        ULDError: bad input; or `Interrupted`.
-    """
-    folder = Path(teaching.output)
-    finished, begun = is_run(folder), (folder / RUN_SETTINGS).is_file()
-    PartialState().wait_for_everyone()  # all have looked before the first writes
-    if not finished:
-        logger.info("a run of %s is trained first, in %s", teaching.method, folder)
-        try:
-            train(teaching, resume=begun, progress=progress)
-        except Interrupted as error:
-            output = folder.parent.parent
-            raise Interrupted(
-                f"stopped while its teacher was trained: continue with uld train --output {output} --resume"
-            ) from error
-    hub = {"trust_remote_code": teaching.trust_remote_code}
-    learner.learn_from(ULDForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], **hub))
-    return Manifest.read(folder).data
