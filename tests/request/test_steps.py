@@ -103,6 +103,17 @@ def test_what_is_trained_follows_from_the_target_and_the_documents(request_of, s
         assert found["epochs"] == max({64: 3, 200: 5}[least], math.ceil(least / per_epoch))
 
 
+@pytest.mark.parametrize(
+    "rows, rounds", [([{"text": "Mara was born."}], 0), ([{"question": "who?", "answer": "Mara."}], 1)]
+)
+def test_only_questions_are_asked_in_rounds(request_of, rows, rounds):
+    request = request_of(settings={"max_length": 128}, retain=(), draw=10)
+    request.work.mkdir(parents=True)
+    for name, some in ((material.FORGET, rows), (material.RETAIN, [{"question": "where?", "answer": "here."}])):
+        (request.work / name).write_text("".join(f"{json.dumps(row)}\n" for row in some))
+    assert stepping.train_settings(request).rounds == rounds
+
+
 def test_how_models_are_loaded_is_the_same_in_every_step_and_command(request_of, monkeypatch):
     asked = []
     monkeypatch.setattr(stepping, "load", lambda place, **how: asked.append((place, how)) or (torch.nn.Module(), None))

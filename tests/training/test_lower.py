@@ -25,7 +25,7 @@ from uld.training.learners import Learner  # noqa: E402
 from uld.training.lower import LowerStates, first_trained  # noqa: E402
 
 REFUSED = {one["family"] for one in json.loads(RESULTS.read_text())["families"] if one["refused"]}
-WHOLE = {"gemma3n", "bamba"}
+WHOLE = ("bamba", "gemma3n")
 """Families whose layers take more than the states of the one below."""
 
 
@@ -65,7 +65,7 @@ def check_family(family):
     assert torch.isfinite(again).all() and again.shape == plain.flatten(0, 1).shape
 
 
-@pytest.mark.parametrize("family", CORE)
+@pytest.mark.parametrize("family", (*CORE, *WHOLE))
 def test_states_are_those_of_the_whole_pass(family):
     check_family(family)
 
@@ -102,6 +102,32 @@ def test_a_row_goes_through_the_lower_layers_once():
     for some in (rows[:3], rows[3:], rows[:3], rows):
         learner.states(*padded(some))
     assert passes == [6]  # one group holds them all
+
+
+def test_what_is_kept_knows_no_dropout():
+    learner, rows = learner_of(build_assistant(tiny("gpt2"), 4)), rows_of(4)
+    layer = decoder_layers(base_model(learner.model))[1][2]
+    seen = []
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    learner.eval().states(*padded(rows))
+    hook.remove()
+    learner.train().keep_lower(rows)
+    with learner._lower.given(*padded(rows)):
+        pass
+    assert learner.model.training and learner._lower is not None
+    for row, states in zip(rows, seen[0], strict=True):
+        torch.testing.assert_close(learner._lower._kept[tuple(row)], states[: len(row)], rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_one_length_are_computed_together():
+    learner, rows = learner_of(build_assistant(tiny("llama"), 4)), rows_of(32)
+    rows = [row[:9] if place % 2 else (row * 3)[:40] for place, row in enumerate(rows)]
+    learner.keep_lower(rows)
+    shapes = []
+    layer = decoder_layers(base_model(learner.model))[1][0]
+    layer.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape[:2])))
+    learner._lower._of([tuple(row) for row in rows])
+    assert shapes == [(8, 16)] * 2 + [(8, 48)] * 2
 
 
 def test_a_batch_of_padding_alone_goes_through():

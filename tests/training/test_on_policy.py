@@ -6,7 +6,7 @@ import pytest
 from uld.data.collate import FORGET, RETAIN, Row
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
-from uld.errors import ConfigError
+from uld.errors import ConfigError, DataError
 from uld.training.on_policy import Question, again, came_back, own_rows, questions_of, shares
 
 RETAINED = [
@@ -70,6 +70,8 @@ def test_a_text_is_continued_from_the_middle_of_each_passage_and_ends_nowhere(fo
     assert left.row.kind == RETAIN and left.row.encoded.ids[-1] != form.tokenizer.eos_token_id
     short = questions_of([Record.qa("who is it?", TRUTH), Record(text=text)], RETAINED, form, 64)
     assert len(short) == 1  # there is no room for a passage
+    with pytest.raises(DataError, match="leaves no room"):  # a question is not left out
+        questions_of([Record.qa(text, TRUTH)], RETAINED, form, 64)
 
 
 def test_the_true_answer_is_remembered_behind_the_models_own_beginning(form, question):

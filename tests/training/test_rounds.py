@@ -307,3 +307,19 @@ def test_answers_are_the_unlearned_models_own(make_run, tmp_path, letters):
     assert REAL(model, tokenizer, questions, max_length=64, seed=3) == answers
     other = REAL(model, tokenizer, questions, max_length=64, seed=4)
     assert [row[0] for row in other] == [row[0] for row in answers] and other != answers
+
+
+def test_an_answer_has_room_for_the_longest_true_one_of_its_batch(task, monkeypatch):
+    model, tokenizer = load(task.target)
+    form, seen = PromptFormat(tokenizer, "plain"), []
+
+    def answers(model: Any, tokenizer: Any, prompts: Any, *, max_new_tokens: int, **_: Any) -> list[str]:
+        seen.append(max_new_tokens)
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(rounds, "generate_answers", answers)
+    records = [Record.qa("who is abe? " * 6, "abe."), Record.qa("who?", "abe is the baker of hob.")]
+    questions = questions_of(records, [], form, 512)
+    REAL(model, tokenizer, questions, max_length=512, seed=0)
+    assert len(questions[0].prompt) > len(questions[1].prompt) and questions[0].length < questions[1].length
+    assert seen == [questions[1].length] * 2  # greedy and sampled

@@ -22,6 +22,7 @@ from uld.model.load import load
 from uld.runs.manifest import Manifest
 from uld.training.config import FinetuneConfig, TrainConfig, train_config
 from uld.training.finetune import finetune
+from uld.training.lower import LowerStates
 from uld.training.objective import frozen_log_likelihoods
 from uld.training.run import TrainResult, train
 
@@ -109,6 +110,16 @@ def test_the_target_is_not_touched_and_only_lora_is_trained(finished, task):
     trained = load_file(output / "adapter/adapter_model.safetensors")
     assert len(trained) == 28 and all("lora_" in name for name in trained)
     assert all(matrix.abs().max() > 0 for matrix in trained.values())
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_lower_layers_are_kept_where_rows_come_again(task, tmp_path, monkeypatch, epochs):
+    asked = []
+    keep = LowerStates.worth_keeping
+    monkeypatch.setattr(LowerStates, "worth_keeping", lambda model, rows: asked.append(keep(model, rows)) or asked[-1])
+    run(task, tmp_path / "x", num_layers=None, lora_layers=1, epochs=epochs)
+    assert [one.first for one in asked] == [3] * (epochs - 1)
+    assert all(len(one._kept) == len(one._group) for one in asked)
 
 
 def test_lora_on_the_last_layers_makes_an_assistant_of_the_whole_target(task, tmp_path):
