@@ -5,8 +5,12 @@
 #   gpu.sh try PLAN MINUTES    the search on a few steps and rows, so that it does not fail for a silly reason
 #   gpu.sh tests SECONDS       GPU-marked tests, and the rooms of the test suite that touch a device
 #   gpu.sh measure             benchmarks of docs/results/benchmarks
+#   gpu.sh tofu [SECONDS]      costs at 1 B and 7 B with CUDA graphs, then methods on a Llama of 100 M that knows TOFU (gpu.py)
+#   gpu.sh smollm2 [SECONDS]   methods on SmolLM2 with TOFU-60 (gpu.py)
 #   gpu.sh search MINUTES PLAN:JOBS …   search.py on plans of this folder, side by side; what comes of it as $OUT/PLAN.tar.xz
 #
+# `python benchmarks/gpu.py pack tofu` (or smollm2) makes the CARGO of the two in build/gpu, in parts small enough to travel; several are
+# installed in a call each. Behind SECONDS, --dry makes two steps of everything with tiny models, also without a GPU.
 # $WORK: where everything is kept; $OUT: what is to come back.
 set -u
 cd "$(dirname "$0")/.."
@@ -44,6 +48,9 @@ tests)
     timeout 40 python3 -m pytest -q -m gpu -rs tests/training/test_objective.py -p no:cacheprovider
     timeout "${2:-90}" python3 -m pytest -q -n 10 --timeout 60 -p no:cacheprovider tests/model tests/training tests/cli tests/evaluation 2>&1 |
         tail -80
+    ;;
+tofu | smollm2)
+    python3 benchmarks/gpu.py "$1" --work "$WORK" --out "$OUT" --seconds "${2:-500}" "${@:3}"
     ;;
 search)
     minutes=$2

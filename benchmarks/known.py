@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import ROOT, arguments, machine
 
 import uld
@@ -55,7 +56,7 @@ def main() -> None:
 
 def asked(model: Path, rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     """The probabilities of a model's answers, by wording."""
-    judge = Known(str(model), lambda: uld.load(model))
+    judge = Known(str(model), lambda: uld.load(model, dtype=torch.float32))
     return {
         name: [round(judge.probability(row[question], row[answer]), 6) for row in rows]
         for name, (question, answer) in WORDS.items()

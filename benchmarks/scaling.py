@@ -64,6 +64,18 @@ class Shape:
         """Weights that training holds: embedding, K layers, norm, head."""
         return self.total - (self.layers - depth) * self.layer
 
+    def config(self) -> LlamaConfig:
+        """A Llama of this shape, with heads of 64."""
+        return LlamaConfig(
+            hidden_size=self.hidden,
+            intermediate_size=self.inner,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            num_key_value_heads=self.kv // 64,
+            vocab_size=self.vocab,
+            tie_word_embeddings=self.tied,
+        )
+
     def step_flops(self, depth: int, rank: int, rows: int, tokens: int, answer: int) -> float:
         """FLOPs of a training step: forward and input gradients of K layers, LoRA with its gradients, head, attention.
 
@@ -96,16 +108,7 @@ SMALL = [
 
 def counted(shape: Shape, depth: int, rank: int, rows: int, tokens: int, answer: int) -> tuple[int, int, int]:
     """What torch counts for a real step: all weights, LoRA weights, FLOPs."""
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.hidden // 64,
-        num_key_value_heads=shape.kv // 64,
-        vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied,
-    )
-    target = AutoModelForCausalLM.from_config(config)
+    target = AutoModelForCausalLM.from_config(shape.config())
     peft = add_lora(build_assistant(target, depth), rank=rank, alpha=rank)
     objective = Objective(peft, terms_of(get_method("uld"))).train()
     kind = torch.zeros(rows, tokens, dtype=torch.long)

@@ -7,6 +7,7 @@ import types
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import uld.training.objective
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
@@ -190,3 +191,15 @@ def test_the_real_fused_kernel_equals_the_plain_path_on_a_gpu(task, batch, monke
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for name, gradient in gradients(objective, expected).items():
         torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_a_step_that_is_watched_by_hooks_is_the_same(task, batch):
+    objective = make_objective(task)
+    expected = gradients(objective, objective(**batch))
+    with FlopCounterMode(display=False) as counter:  # hooks on what every module is given
+        found = gradients(objective, objective(**batch))
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name])
+    head = objective.model.get_output_embeddings()
+    positions = int((batch["kind"] > 0).sum())
+    assert counter.get_total_flops() > 2 * 2 * positions * head.weight.numel()  # made once, and its gradient once

@@ -21,6 +21,7 @@ from uld.model.checkpoint import (
     of_weights,
     quiet_transformers,
 )
+from uld.model.device import warn_of_imitated
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 
@@ -191,4 +192,5 @@ def _from_pretrained(
             f"{name!r} lacks {len(info['missing_keys'])} tensors of {type(model).__name__}, "
             f"the first is {sorted(info['missing_keys'])[0]}"
         )
+    warn_of_imitated(model, name)
     return model.eval()

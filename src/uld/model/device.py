@@ -1,8 +1,11 @@
 """Where a model runs, and in which numbers."""
 
+import logging
 from typing import Any
 
 from uld.errors import ULDError
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"auto": "auto", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """Dtypes as users type them, and what transformers and torch call them."""
@@ -27,3 +30,33 @@ def best_device() -> str:
     import torch  # not needed to say what there may be
 
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+_LARGE = 50 * 10**6  # weights from which on it matters
+_said: set[str] = set()
+
+
+def warn_of_imitated(model: Any, name: str) -> None:
+    """Say once of a large model in bf16 that this machine has no instructions for it: it takes many times as long.
+
+    Args:
+        model: As it was loaded.
+        name: What the user calls it.
+    """
+    import torch
+
+    if name in _said or str(model.dtype) != "torch.bfloat16" or best_device() != "cpu" or computes_bf16(torch):
+        return
+    if sum(one.numel() for one in model.parameters()) >= _LARGE:
+        _said.add(name)
+        logger.warning(
+            "%s is in bf16, and this processor has no instructions for that: --dtype fp32 takes twice the memory and "
+            "a fraction of the time",
+            name,
+        )
+
+
+def computes_bf16(torch: Any) -> bool:
+    """Whether the processor multiplies bf16 matrices by itself; so taken where torch does not say."""
+    asked = getattr(getattr(torch.ops, "mkldnn", None), "_is_mkldnn_bf16_supported", None)
+    return asked is None or bool(asked())

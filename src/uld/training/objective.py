@@ -330,7 +330,8 @@ class _Summed(torch.autograd.Function):
         for piece in pieces:
             with torch.enable_grad():
                 parts = [one[piece].detach().requires_grad_(one.requires_grad) for one in inputs]
-                value = loss(*parts, *(one[piece] for one in fixed)).sum()
+                seen = [one.view_as(one) for one in parts]  # autograd.grad has no place for a hook on a leaf
+                value = loss(*seen, *(one[piece] for one in fixed)).sum()
             asked = [*(one for one in parts if one.requires_grad), *parameters]
             found = list(torch.autograd.grad(value, asked, allow_unused=True))
             for gradient in gradients:
