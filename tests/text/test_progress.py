@@ -36,6 +36,15 @@ def test_what_is_soon_done_leaves_no_line_in_a_file(monkeypatch: pytest.MonkeyPa
     assert drawn(monkeypatch, io.StringIO(), logged=False) == ""
 
 
+def test_a_file_gets_whole_lines_one_below_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SHORT", 0.0)
+    monkeypatch.setattr(progress, "_SELDOM", 0.0)
+    text = drawn(monkeypatch, io.StringIO())
+    lines = text.splitlines()
+    assert "\r" not in text and text.endswith("\n") and len(lines) >= 4
+    assert all(line.startswith("settings: ") and "ETA" in line for line in lines)
+
+
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
 def test_nothing_is_shown_where_nothing_is_wanted(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_SHORT", 0.0)

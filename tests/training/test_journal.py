@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
+import uld.training.journal as journal_module
+import uld.training.trainer as trainer_module
 from uld.errors import ULDError
 from uld.training.config import TrainConfig
 from uld.training.journal import Journal, read_metrics, stop_on_interrupt
 from uld.training.run import train
-from uld.training.trainer import StepFacts
+from uld.training.trainer import StepFacts, UnlearningTrainer
 
 
 class Terminal(io.StringIO):
@@ -33,6 +35,33 @@ def test_progress_bar_shows_losses_speed_and_eta(task, tmp_path, monkeypatch):
     assert all(len(state.rstrip("\n")) <= 80 for state in states)
 
 
+def test_slow_steps_get_a_checkpoint_by_time(task, tmp_path, monkeypatch):
+    train(TrainConfig(**task.settings(tmp_path / "plain", epochs=5)), progress=False)
+    now, saved = [0.0], []
+    monkeypatch.setattr(journal_module.time, "perf_counter", lambda: now[0])
+    seal = trainer_module.seal
+
+    def sealed(folder):
+        saved.append(folder.name)
+        seal(folder)
+
+    monkeypatch.setattr(trainer_module, "seal", sealed)
+    take = UnlearningTrainer.take_step
+
+    def slow(self, *asked):
+        now[0] += 250.0
+        return take(self, *asked)
+
+    monkeypatch.setattr(UnlearningTrainer, "take_step", slow)
+    train(TrainConfig(**task.settings(tmp_path / "slow", epochs=5)), progress=False)
+    # Asked before a step's own 250 s: 750 s have gone by at the fourth, and again at the eighth after it.
+    assert saved[:2] == ["checkpoint-4", "checkpoint-8"] and saved[-1] == "checkpoint-20"
+    plain, other = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "slow")
+    )
+    assert plain == other
+
+
 def test_quiet_run_writes_nothing(task, tmp_path, capfd):
     train(TrainConfig(**task.settings(tmp_path / "x", epochs=1)), progress=False)
     assert capfd.readouterr() == ("", "")
@@ -42,7 +71,7 @@ def make_journal(tmp_path, *facts: StepFacts) -> tuple[Journal, SimpleNamespace,
     journal = Journal(tmp_path, progress=False)
     steps = iter(facts)
     journal.trainer = SimpleNamespace(  # type: ignore
-        take_step=lambda stop: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda losses, epoch: None
+        take_step=lambda stop, save: next(steps), _get_learning_rate=lambda: 0.5, reweigh=lambda losses, epoch: None
     )
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=9, epoch=0.0)
     return journal, state, SimpleNamespace(should_save=False, should_training_stop=False)

@@ -9,6 +9,18 @@ _SHORT = 10.0  # seconds that may be silent
 _SELDOM = 30.0  # seconds between two lines in a file, where none is drawn over another
 
 
+class _Lines:
+    """Standard error as a file has it: line below line, where a terminal sees one drawn over another."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(f"{line}\n")
+        return len(text)
+
+
 def bar(total: int, what: str | None, unit: str, *, done: int = 0, shown: bool = True, logged: bool = True) -> Any:
     """A line on standard error that tells how far something is; close it, or use it as a context.
 
@@ -34,6 +46,7 @@ def bar(total: int, what: str | None, unit: str, *, done: int = 0, shown: bool =
         disable=not shown or what is None or not (terminal or logged),
         mininterval=0.1 if terminal else _SELDOM,
         delay=0.0 if terminal else _SHORT,
+        file=None if terminal else _Lines(),
     )
 
 

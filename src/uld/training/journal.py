@@ -19,11 +19,14 @@ from uld.runs.manifest import METRICS
 from uld.text.progress import bar
 from uld.training.trainer import UnlearningTrainer
 
+_LOST = 600.0  # seconds of work that a crash may cost, where steps take so long that --save-steps would cost more
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
 
 
 class Journal(TrainerCallback):
     """Writes ``metrics.jsonl``, one line a step, shows progress, and stops after the step on request.
+
+    A step that ends more than ten minutes after the last checkpoint is followed by one, whatever ``save_steps`` says.
 
     Attributes:
         trainer: To be set before training starts.
@@ -48,7 +51,7 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the checkpoint that training continues from."""
-        self.before = time.perf_counter()
+        self.before = self.saved = time.perf_counter()
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         if [line["step"] for line in kept] != list(range(1, state.global_step + 1)):
             raise UnresumableError(f"{self.path} is damaged: start over with --overwrite")
@@ -60,6 +63,10 @@ class Journal(TrainerCallback):
         self.file = self.path.open("a", buffering=1)
         self.bar = bar(state.max_steps, "", "step", done=state.global_step, shown=self.progress)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """From here on work can be lost again."""
+        self.saved = time.perf_counter()
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate before the scheduler moves on."""
         self.learning_rate = self.trainer._get_learning_rate()
@@ -70,9 +77,12 @@ class Journal(TrainerCallback):
         Raises:
             ULDError: a loss is no longer a number, or the line cannot be written.
         """
-        facts = self.trainer.take_step(self.interrupted or state.global_step == self.most)
+        due = time.perf_counter() - self.saved > _LOST
+        facts = self.trainer.take_step(self.interrupted or state.global_step == self.most, due)
         now = time.perf_counter()
         seconds, self.before = now - self.before, now
+        if facts.save:
+            control.should_save = True
         if facts.stop:
             self.interrupted = control.should_save = control.should_training_stop = True
         if not all(map(math.isfinite, facts.losses.values())):

@@ -82,7 +82,9 @@ class RunConfig:
     )
     gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory.")
     seed: Seed = setting(0, "Seed of LoRA's start, the batches and dropout.")
-    save_steps: Count = setting(200, "Steps between checkpoints.")
+    save_steps: Count = setting(
+        200, "Steps between checkpoints; where they take longer, there is one every ten minutes."
+    )
     report_to: str = setting("none", "Experiment tracker of transformers' Trainer: tensorboard, wandb, trackio, none.")
 
     FILE: ClassVar[str]  # where a run folder keeps its settings

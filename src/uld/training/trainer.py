@@ -39,12 +39,14 @@ class StepFacts:
         losses: Mean of each loss that was measured, by its name, nats a token or a row, as the loss has it.
         tokens: Tokens that went through the model, padding not counted.
         stop: Whether any process was asked to stop.
+        save: Whether any process asks for a checkpoint.
         weights: Weights of losses in this step, by their names, where they change.
     """
 
     losses: dict[str, float]
     tokens: int
     stop: bool
+    save: bool = False
     weights: dict[str, float] = field(default_factory=dict)
 
 
@@ -139,16 +141,17 @@ class UnlearningTrainer(Trainer):
         loss: Any = sum(weight * mean for weight, mean in zip(self.weights, means, strict=True))
         return loss * self.args.world_size
 
-    def take_step(self, stop: bool) -> StepFacts:
+    def take_step(self, stop: bool, save: bool = False) -> StepFacts:
         """Facts of the step that just ended; every process calls it, and all get the same answer.
 
         Args:
             stop: Whether this process was asked to stop.
+            save: Whether this process asks for a checkpoint.
         """
-        mine = torch.cat([self.step_sums, self.step_sums.new_tensor([float(stop)])])
+        mine = torch.cat([self.step_sums, self.step_sums.new_tensor([float(stop), float(save)])])
         total: Any = self.accelerator.reduce(mine, "sum")
         self.step_sums = torch.zeros_like(self.step_sums)
-        *sums, tokens, stopped = total.tolist()
+        *sums, tokens, stopped, saved = total.tolist()
         items = self.step_items.tolist()
         self.last_losses = {
             term.name: one / number for term, one, number in zip(self.terms, sums, items, strict=True) if number
@@ -159,7 +162,7 @@ class UnlearningTrainer(Trainer):
             if term.reweigh is not None
         }
         self.reweigh(self.last_losses, self.state.epoch or 0.0)
-        return StepFacts(self.last_losses, int(tokens), stopped > 0, weights)
+        return StepFacts(self.last_losses, int(tokens), stopped > 0, saved > 0, weights)
 
     def reweigh(self, losses: Mapping[str, float], epoch: float) -> None:
         """Let weights follow the mean losses of a step, by their names, after so many epochs."""
