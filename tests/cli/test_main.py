@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import re
 import shutil
 import subprocess
@@ -39,6 +40,76 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     said = [line for line in done.stdout.splitlines() if line.startswith("HEAVY")]
     assert said == [f"HEAVY {line} []" for line in lines]
+
+
+@pytest.fixture(scope="module")
+def mistyped(tmp_path_factory) -> dict[str, tuple[Any, str, list[str]]]:
+    """What comes of commands with one path that is not there: exit code, message, and what was imported for it."""
+    folder = tmp_path_factory.mktemp("mistyped")
+    (folder / "x.txt").write_text("Mara keeps bees.\n")
+    (folder / "model").mkdir()
+    there, model, out = str(folder / "x.txt"), str(folder / "model"), str(folder / "out")
+    lines = {
+        "forget documents": ["forget", "--target", model, "--documents", "no.txt", "--output", out],
+        "forget retain": ["forget", "--target", model, "--documents", there, "--retain", "no.txt", "--output", out],
+        "forget target": ["forget", "--target", "./no", "--documents", there, "--output", out],
+        "forget local": ["forget", "--target", model, "--documents", there, "--local", "./no", "--output", out],
+        "forget retain model": [
+            *("forget", "--target", model, "--documents", there, "--retain-model", "./no", "--output", out)
+        ],
+        "train forget": ["train", "--target", model, "--forget", "no.txt", "--output", out],
+        "train retain": ["train", "--target", model, "--forget", there, "--retain", "no.txt", "--output", out],
+        "train target": ["train", "--target", "./no", "--forget", there, "--output", out],
+        "finetune file": ["finetune", "--model", model, "--file", "no.txt", "--output", out],
+        "finetune model": ["finetune", "--model", "./no", "--file", there, "--output", out],
+        "check forget": ["check", model, "--forget", "no.txt", "--retain", there],
+        "check retain": ["check", model, "--forget", there, "--retain", "no.txt"],
+        "check held out": ["check", model, "--forget", there, "--retain", there, "--held-out", "no.txt"],
+        "check ordinary": ["check", model, "--forget", there, "--retain", there, "--ordinary", "no.txt"],
+        "check run": ["check", "./no", "--forget", there, "--retain", there],
+        "draw forget": ["draw", "--model", model, "--forget", "no.txt", "--output", out],
+    }
+    code = (
+        "import contextlib, io, json, sys\nfrom uld.cli.main import main\n"
+        f"for name, line in {lines!r}.items():\n"
+        "    sys.argv[1:], err = line, io.StringIO()\n"
+        "    try:\n        with contextlib.redirect_stderr(err):\n            main()\n"
+        "    except SystemExit as end:\n"
+        f"        heavy = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "        print(json.dumps([name, end.code, err.getvalue(), heavy]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "x.txt"]
+    return {name: (*rest,) for name, *rest in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        "forget documents",
+        "forget retain",
+        "forget target",
+        "forget local",
+        "forget retain model",
+        "train forget",
+        "train retain",
+        "train target",
+        "finetune file",
+        "finetune model",
+        "check forget",
+        "check retain",
+        "check held out",
+        "check ordinary",
+        "check run",
+        "draw forget",
+    ],
+)
+def test_a_path_that_is_not_there_is_told_of_before_anything_large_is_imported(mistyped, which):
+    code, said, heavy = mistyped[which]
+    assert (code, heavy) == (2, [])
+    assert re.search(
+        r"no\.txt: there is no such file|there is no [a-z ]+ in \./no: --[a-z-]+ takes a folder", said
+    ) or (which == "check run" and "./no" in said)
 
 
 def test_help_names_every_command():

@@ -64,6 +64,9 @@ def check(
     holds the numbers against thresholds. A check that was stopped continues where it was when the same command is given
     again.
     """
+    from uld.data.documents import refuse_missing
+
+    refuse_missing([*forget, *retain, *(held_out or []), *(ordinary or [])])
     for run in runs:
         replace(options, model=run).check("RUN")
     from uld.checking.asked import Asked

@@ -88,9 +88,9 @@ class ModelOptions:
         check_date(self.date)
         if not self.model:
             raise ULDError(f"name a run or a model with {flag}")
-        _refuse_mistyped(self.model, flag, "run or model")
-        _refuse_mistyped(self.target, "--target", "target")
-        _refuse_mistyped(self.tokenizer, "--tokenizer", "tokenizer")
+        refuse_mistyped(self.model, flag, "run or model")
+        refuse_mistyped(self.target, "--target", "target")
+        refuse_mistyped(self.tokenizer, "--tokenizer", "tokenizer")
         return _usable(self.device)
 
     def beside(self, model: str, flag: str, *shared: str) -> "ModelOptions":
@@ -320,8 +320,12 @@ def _usable(device: str | None) -> str:
     return device
 
 
-def _refuse_mistyped(place: str | None, flag: str, what: str) -> None:
-    """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name."""
+def refuse_mistyped(place: str | None, flag: str, what: str) -> None:
+    """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name.
+
+    Raises:
+        ULDError: says what the flag takes.
+    """
     if place is None:
         return
     from os.path import exists, isdir, isfile  # unlike Path's, they say no to a name that is too long

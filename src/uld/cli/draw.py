@@ -32,6 +32,9 @@ def draw(
     uld train does the same where it is given no --retain.
     """
     path = Path(output)
+    from uld.data.documents import refuse_missing
+
+    refuse_missing(forget)
     from uld.runs.files import claimed_file
     from uld.training.draw import draw_rows
 

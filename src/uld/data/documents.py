@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,21 @@ def read_sources(sources: Sequence[str]) -> tuple[list[Record], list[DataFile]]:
             records += some
             files.append(file)
     return records, files
+
+
+def refuse_missing(sources: Iterable[str | None]) -> None:
+    """Refuse paths of which nothing is there, before anything large is imported or loaded.
+
+    Args:
+        sources: As for `read_sources`; one that may be on the Hub is not looked for there.
+
+    Raises:
+        DataError: see `read_sources`.
+    """
+    for source in filter(None, sources):
+        check_name(source)
+        if not os.path.lexists(source) and not _hub_parts(source):
+            read_file(Path(source))
 
 
 def read_file(path: Path) -> tuple[list[Record], DataFile]:
