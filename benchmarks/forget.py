@@ -76,7 +76,7 @@ def main() -> None:
         talk.parent.mkdir(parents=True, exist_ok=True)
         talk.write_text("\n".join(rows[:EVERYDAY]) + "\n", encoding="utf-8")
         words = ["--model", str(options.models / "smol" / "base"), "--file", str(source), "--file", str(talk)]
-        words += ["--output", str(target)]
+        words += ["--output", str(target), *(["--resume"] if (target / "finetune.yaml").exists() else [])]
         uld("finetune", *words, *LEARNING.split(), "--epochs", str(EPOCHS[options.name]), "--quiet")
     found = carried_out(options.name, target, source, options.work)
     OUT.mkdir(parents=True, exist_ok=True)

@@ -225,7 +225,7 @@ class Endpoint:
             return EndpointError(f"{where} allows no more requests for now (429): lower --concurrency, or try later")
         if isinstance(error, openai.APIStatusError):
             moved = redirected(error.response)
-            said = f"answered with an error ({error.status_code}): {self._quoted(str(error.message))}"
+            said = f"answered with an error ({error.status_code}): {self._quoted(_message_of(error))}"
             return EndpointError(moved or f"{where} {said}")
         return EndpointError(f"{where} answered with something that is no chat completion: check --api-base")
 
@@ -243,3 +243,9 @@ def _count(tokens: Any) -> int:
 def _all(tasks: list["asyncio.Task[None]"]) -> Awaitable[Any]:
     """Wait for all; the first error counts at once."""
     return asyncio.gather(*tasks)
+
+
+def _message_of(error: Any) -> str:
+    """What an endpoint says in its error; older versions of the client quote the whole body."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return said if isinstance(said, str) else str(error.message)
