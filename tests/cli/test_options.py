@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +131,15 @@ def resolved_by_flags(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *
     return asked[0]
 
 
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder to work in, with what the commands below name: a missing file would end them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("f", "r"):
+        Path(name).touch()
+
+
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("method", all_methods())
 def test_python_flags_and_files_come_to_the_same_settings(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     places = {"target": "M", "output": "o", "forget": ("f",), "retain": ("r",)}
@@ -146,6 +156,7 @@ def test_python_flags_and_files_come_to_the_same_settings(monkeypatch: pytest.Mo
     assert given.learning_rate == 0.5 and given.epochs == TrainConfig().epochs  # what is given wins
 
 
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("start", [{"scratch": True}, {"model": "M"}])
 def test_python_and_flags_finetune_with_the_same_settings(monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
     flags = ["--scratch"] if "scratch" in start else ["--model", "M"]

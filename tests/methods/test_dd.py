@@ -205,9 +205,9 @@ def test_a_stopped_training_comes_to_the_same(run, task, tmp_path, monkeypatch):
 
     take, steps = UnlearningTrainer.take_step, []
 
-    def stop(self, asked):
+    def stop(self, asked, due):
         steps.append(1)
-        return take(self, asked or len(steps) == 3)
+        return take(self, asked or len(steps) == 3, due)
 
     config = settings(task, tmp_path / "x", epochs=3)
     with monkeypatch.context() as patch:

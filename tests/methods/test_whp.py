@@ -145,9 +145,9 @@ def test_a_taught_target_is_an_ordinary_model_and_its_teacher_is_gone(taught, ta
 def test_a_training_that_is_stopped_in_either_part_comes_to_the_same(taught, task, tmp_path, monkeypatch, part):
     take, steps = UnlearningTrainer.take_step, []
 
-    def stop(self, asked):
+    def stop(self, asked, due):
         steps.append((get_method(self.config.method).trains == "target") == (part == "target"))
-        return take(self, asked or sum(steps) == 2)
+        return take(self, asked or sum(steps) == 2, due)
 
     config = settings(task, tmp_path / "x", taught.method)
     said = "stopped while its teacher was trained" if part == "teacher" else "stopped at step 2 of 4"

@@ -185,7 +185,8 @@ def test_what_is_asked_is_answered_as_the_targets_cache_answers(kind, family, fu
             steps[step]()
         wanted, found = answers(plain), answers(one)
         if kind == "dynamic" and fused:
-            wanted["batch_size"] = found["batch_size"]  # transformers' own says only −1
+            sizes = {"batch_size", "max_batch_size"} & found.keys()  # the second is an older name
+            wanted |= {name: found[name] for name in sizes}  # transformers' own says only −1
         assert found == wanted, step
 
 
@@ -268,4 +269,8 @@ def test_what_a_later_transformers_adds_is_asked_of_the_inner_cache_or_refused()
 def test_rows_share_only_layers_that_keep_each_row_as_it_is():
     assert FusedCache.can_hold(DynamicCache(config=CONFIGS["gemma3"]))
     assert FusedCache.can_hold(StaticCache(CONFIGS["gemma3"], max_cache_len=9))
-    assert not FusedCache.can_hold(QuantizedCache("fp8", CONFIGS["llama"]))  # one scale for all rows
+    try:
+        rounding = QuantizedCache("fp8", CONFIGS["llama"])  # one scale for all rows
+    except ValueError:
+        pytest.skip("this version of transformers keeps no cache in fp8")
+    assert not FusedCache.can_hold(rounding)

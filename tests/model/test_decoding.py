@@ -157,6 +157,10 @@ def test_a_quantised_cache_works_for_each_model_apart_or_asks_for_its_package(ma
     weight, model.combination = model.combination, model.combination.override(weight=0.0)
     try:  # in fp8 keys are rounded by the largest of all rows, so those of the assistant must not be among the target's
         kind = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+        try:
+            write(model.target, "padded", **kind)
+        except ValueError:
+            pytest.skip("this version of transformers keeps no cache in fp8")
         assert write(model, "padded", **kind) == write(model.target, "padded", **kind)
     finally:
         model.combination = weight
