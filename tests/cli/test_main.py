@@ -47,8 +47,10 @@ def mistyped(tmp_path_factory) -> dict[str, tuple[Any, str, list[str]]]:
     """What comes of commands with one path that is not there: exit code, message, and what was imported for it."""
     folder = tmp_path_factory.mktemp("mistyped")
     (folder / "x.txt").write_text("Mara keeps bees.\n")
-    (folder / "model").mkdir()
-    there, model, out = str(folder / "x.txt"), str(folder / "model"), str(folder / "out")
+    for name in ("model", "run"):
+        (folder / name).mkdir()
+    (folder / "run" / "uld.json").touch()
+    there, model, run, out = (str(folder / name) for name in ("x.txt", "model", "run", "out"))
     lines = {
         "forget documents": ["forget", "--target", model, "--documents", "no.txt", "--output", out],
         "forget retain": ["forget", "--target", model, "--documents", there, "--retain", "no.txt", "--output", out],
@@ -67,6 +69,9 @@ def mistyped(tmp_path_factory) -> dict[str, tuple[Any, str, list[str]]]:
         "check held out": ["check", model, "--forget", there, "--retain", there, "--held-out", "no.txt"],
         "check ordinary": ["check", model, "--forget", there, "--retain", there, "--ordinary", "no.txt"],
         "check run": ["check", "./no", "--forget", there, "--retain", there],
+        "tune run": ["tune", "./no"],
+        "tune forget": ["tune", run, "--forget", "no.txt", "--retain", there],
+        "tune retain": ["tune", run, "--forget", there, "--retain", "no.txt"],
         "draw forget": ["draw", "--model", model, "--forget", "no.txt", "--output", out],
     }
     code = (
@@ -79,7 +84,7 @@ def mistyped(tmp_path_factory) -> dict[str, tuple[Any, str, list[str]]]:
         "        print(json.dumps([name, end.code, err.getvalue(), heavy]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["model", "x.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model", "run", "x.txt"]
     return {name: (*rest,) for name, *rest in map(json.loads, done.stdout.splitlines())}
 
 
@@ -101,6 +106,9 @@ def mistyped(tmp_path_factory) -> dict[str, tuple[Any, str, list[str]]]:
         "check held out",
         "check ordinary",
         "check run",
+        "tune run",
+        "tune forget",
+        "tune retain",
         "draw forget",
     ],
 )
@@ -109,7 +117,7 @@ def test_a_path_that_is_not_there_is_told_of_before_anything_large_is_imported(m
     assert (code, heavy) == (2, [])
     assert re.search(
         r"no\.txt: there is no such file|there is no [a-z ]+ in \./no: --[a-z-]+ takes a folder", said
-    ) or (which == "check run" and "./no" in said)
+    ) or (which in ("check run", "tune run") and "./no" in said)
 
 
 def test_help_names_every_command():

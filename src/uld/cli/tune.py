@@ -67,11 +67,7 @@ def tune(
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
-    from uld.data.documents import read_sources
-    from uld.evaluation.choosing import AIMS, STEADY
-    from uld.evaluation.held_out import file_probes, tofu_probes
-    from uld.evaluation.tuning import Grid
-    from uld.evaluation.tuning import tune as choose
+    from uld.data.documents import read_sources, refuse_missing
     from uld.runs.hub import is_hub_id
     from uld.runs.manifest import is_run
 
@@ -86,6 +82,12 @@ def tune(
         raise ULDError("--ordinary is for --aim read, which looks for key words: leave it out")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
+    refuse_missing([forget, retain, *(ordinary or [])])
+    from uld.evaluation.choosing import AIMS, STEADY
+    from uld.evaluation.held_out import file_probes, tofu_probes
+    from uld.evaluation.tuning import Grid
+    from uld.evaluation.tuning import tune as choose
+
     if aim is not None and aim not in AIMS:
         raise ULDError(f"--aim must be one of {', '.join(AIMS)}, not {aim!r}")
     given = {"weights": weight, "margins": margin, "floors": floor, "filters": filter}
