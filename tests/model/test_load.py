@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from uld.errors import ULDError, words
 from uld.model.causal_lm import load_config, load_sliced, load_target
+from uld.model.checkpoint import of_files
 from uld.model.load import load, load_tokenizer
 from uld.training.stored import stored_settings
 
@@ -642,3 +643,11 @@ def test_dtypes_have_the_names_of_the_command_line(micro, name):
 def test_a_dtype_of_no_name_is_one_sentence(micro):
     with pytest.raises(ULDError, match="dtype must be one of auto, bf16, fp16, fp32, not 'int8'"):
         load(micro.run, dtype="int8")
+
+
+@pytest.mark.parametrize("value", [True, False, [2, True]])
+@pytest.mark.parametrize("key", ["pad_token_id", "eos_token_id"])
+def test_a_truth_value_is_no_token(key, value):
+    for config in ({key: value}, {"text_config": {key: value}}):
+        assert f"says {value} for {key}, which is no token" in (of_files(config, None, None) or "")
+    assert of_files({key: [1, 2], "use_cache": True}, None, None) is None
