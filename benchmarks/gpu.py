@@ -48,7 +48,7 @@ LEARNING = "--epochs 20 --batch-size 32 --max-length 256 --learning-rate 6e-4 --
 SIZES = "--hidden-size 768 --intermediate-size 2048 --num-layers 12 --num-heads 12"
 DRY = "--epochs 1 --batch-size 32 --max-length 256 --learning-rate 6e-4 --seed 0 --quiet"
 DRY_SIZES = "--hidden-size 64 --intermediate-size 128 --num-layers 4 --num-heads 2"
-DRY_ROWS = 48
+DRY_ROWS = {"tofu": 48, "smollm2": 8}
 
 
 def main() -> None:
@@ -141,7 +141,7 @@ class Job:
         """All stages, and whatever came of them."""
         try:
             if self.dry:
-                self.data = cut(self.data, self.work / "data")
+                self.data = cut(self.data, self.work / "data", DRY_ROWS[self.name])
             if self.name == "tofu":
                 words = [sys.executable, __file__, "costs", "--out", str(self.out), *(["--dry"] if self.dry else [])]
                 self.stage("costs", [words])
@@ -207,24 +207,26 @@ class Job:
         """SmolLM2's target and retain-only model, from its weights and LoRA adapters."""
         import torch
         from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
         models = self.given / "models"
         halves = sorted(models.glob(f"{GGUF}.*"))
         (models / GGUF).write_bytes(b"".join(half.read_bytes() for half in halves))
         for side in ("target", "retain90"):
             tokenizer = AutoTokenizer.from_pretrained(models, gguf_file=GGUF)
-            model = AutoModelForCausalLM.from_pretrained(models, gguf_file=GGUF, dtype=torch.float32)
+            read = AutoModelForCausalLM.from_pretrained(models, gguf_file=GGUF, dtype=torch.float32)
+            known = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+            model = LlamaForCausalLM(LlamaConfig(**known))  # what was read of such a file cannot be saved
+            model.load_state_dict(read.state_dict())
             settings = json.loads((models / side / "adapter_config.json").read_text())
             tensors = load_file(models / side / "adapter_model.safetensors")
-            for key, a in tensors.items():
+            for key, a in tensors.items():  # in fp64, so that every machine rounds to the same bf16 weights
                 if key.endswith("lora_A.weight"):
                     weight = model.get_parameter(key.removeprefix("base_model.model.").replace("lora_A.", ""))
                     b = tensors[key.replace("lora_A", "lora_B")]
                     update = settings["lora_alpha"] / settings["r"] * (b.double() @ a.double())
                     weight.data.copy_(weight.double() + update)
             tokenizer.chat_template = TEMPLATE
-            model.config.quantization_config = None
             model.to(torch.bfloat16).save_pretrained(self.work / side)
             tokenizer.save_pretrained(self.work / side)
 
@@ -234,7 +236,8 @@ class Job:
 
         grid = yaml.safe_load(Path(__file__).with_name(f"gpu-{self.name}.yaml").read_text())
         if self.dry:  # few rows, one epoch, one of each
-            grid["settings"] |= {"batch_size": 16, "retain_rows": 32}
+            rows = DRY_ROWS[self.name]
+            grid["settings"] |= {"batch_size": rows // 2, "retain_rows": rows, "dtype": "fp32"}
             for one in grid["learning_rates"]:
                 one["candidates"] = one["candidates"][:1]
                 one["families"] = dict(list(one["families"].items())[:1])
@@ -300,13 +303,13 @@ TEMPLATE = (
 """As the adapters were trained: without a system turn."""
 
 
-def cut(data: Path, folder: Path) -> Path:
+def cut(data: Path, folder: Path, number: int) -> Path:
     """The data with few rows: more of what is kept, of which some must be left that are not evaluated."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in data.glob("*.json"):
         rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = path.stem == "full" or (path.stem.startswith("retain") and not path.stem.endswith("perturbed"))
-        (folder / path.name).write_text("".join(rows[: DRY_ROWS * (4 if whole else 1)]), encoding="utf-8")
+        (folder / path.name).write_text("".join(rows[: number * (4 if whole else 1)]), encoding="utf-8")
     return folder
 
 

@@ -29,7 +29,7 @@ search() { # PLAN JOBS MINUTES …
 
 case $1 in
 install)
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" "$2"/wheels/*.whl
+    [ ! -d "$2/wheels" ] || python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$WORK/site" "$2"/wheels/*.whl
     for pack in "$2"/*.tar.xz; do [ -f "$pack" ] && tar xf "$pack" -C "$WORK"; done
     ;;
 try)

@@ -35,14 +35,16 @@ def test_progress_bar_shows_losses_speed_and_eta(task, tmp_path, monkeypatch):
     assert all(len(state.rstrip("\n")) <= 80 for state in states)
 
 
-def test_slow_steps_get_a_checkpoint_by_time(task, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("cost", "wanted"), [(0.0, [4, 8]), (100.0, [4, 14])])
+def test_slow_steps_get_a_checkpoint_by_time(task, tmp_path, monkeypatch, cost, wanted):
     train(TrainConfig(**task.settings(tmp_path / "plain", epochs=5)), progress=False)
     now, saved = [0.0], []
     monkeypatch.setattr(journal_module.time, "perf_counter", lambda: now[0])
     seal = trainer_module.seal
 
     def sealed(folder):
-        saved.append(folder.name)
+        saved.append(int(folder.name.removeprefix("checkpoint-")))
+        now[0] += cost
         seal(folder)
 
     monkeypatch.setattr(trainer_module, "seal", sealed)
@@ -54,8 +56,8 @@ def test_slow_steps_get_a_checkpoint_by_time(task, tmp_path, monkeypatch):
 
     monkeypatch.setattr(UnlearningTrainer, "take_step", slow)
     train(TrainConfig(**task.settings(tmp_path / "slow", epochs=5)), progress=False)
-    # Asked before a step's own 250 s: 750 s have gone by at the fourth, and again at the eighth after it.
-    assert saved[:2] == ["checkpoint-4", "checkpoint-8"] and saved[-1] == "checkpoint-20"
+    # Asked before a step's own 250 s: 750 s have gone by at the fourth. What took 100 s waits for 2,000.
+    assert saved[:2] == wanted and saved[-1] == 20
     plain, other = (
         (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "slow")
     )

@@ -59,12 +59,17 @@ def naive_sums(objective: Objective, batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([forget[batch["kind"] == FORGET].sum(), uniform[batch["kind"] == RETAIN].sum()])
 
 
-@pytest.mark.parametrize("batch", ["answer", "all"], indirect=True)
-@pytest.mark.parametrize("chunked", [False, True])
-def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
-    if chunked:
+@pytest.fixture(params=[False, True], ids=["at once", "in chunks"])
+def chunks(request, monkeypatch):
+    """Logits of all positions at once, and of eight at a time."""
+    if request.param:
         monkeypatch.setattr(uld.training.objective, "_CHUNK_BYTES", 1)
         monkeypatch.setattr(uld.training.objective, "_POSITION_MULTIPLE", 8)
+
+
+@pytest.mark.parametrize("batch", ["answer", "all"], indirect=True)
+@pytest.mark.usefixtures("chunks")
+def test_objective_equals_the_naive_one(task, batch):
     objective = make_objective(task)
     expected = naive_sums(objective, batch)
     expected_gradients = gradients(objective, expected)
@@ -78,11 +83,8 @@ def test_objective_equals_the_naive_one(task, batch, chunked, monkeypatch):
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-5, atol=1e-6 * max(scale, 1))
 
 
-@pytest.mark.parametrize("chunked", [False, True])
-def test_a_gate_and_a_head_that_is_trained_get_their_gradients(task, batch, chunked, monkeypatch):
-    if chunked:
-        monkeypatch.setattr(uld.training.objective, "_CHUNK_BYTES", 1)
-        monkeypatch.setattr(uld.training.objective, "_POSITION_MULTIPLE", 8)
+@pytest.mark.usefixtures("chunks")
+def test_a_gate_and_a_head_that_is_trained_get_their_gradients(task, batch):
     objective = make_objective(task)
     gate = add_gate(objective.model, objective.learner.base.config.hidden_size)
     with torch.no_grad():

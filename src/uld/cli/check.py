@@ -11,6 +11,7 @@ from uld.cli.common import (
     ModelOptions,
     Quiet,
     evaluation_folder,
+    refuse_absent,
     resumable,
     say,
     show_result,
@@ -64,9 +65,7 @@ def check(
     holds the numbers against thresholds. A check that was stopped continues where it was when the same command is given
     again.
     """
-    from uld.data.documents import refuse_missing
-
-    refuse_missing([*forget, *retain, *(held_out or []), *(ordinary or [])])
+    refuse_absent([*forget, *retain, *(held_out or []), *(ordinary or [])])
     for run in runs:
         replace(options, model=run).check("RUN")
     from uld.checking.asked import Asked

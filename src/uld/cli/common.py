@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from uld.data.clock import DATE, check_date
-from uld.errors import ULDError
+from uld.errors import ULDError, flag
 from uld.model.device import DTYPES
 from uld.runs.values import PAIRED, CountFromZero, Rule, bounds
 from uld.training.settings import is_first_process
@@ -88,9 +88,9 @@ class ModelOptions:
         check_date(self.date)
         if not self.model:
             raise ULDError(f"name a run or a model with {flag}")
-        refuse_mistyped(self.model, flag, "run or model")
-        refuse_mistyped(self.target, "--target", "target")
-        refuse_mistyped(self.tokenizer, "--tokenizer", "tokenizer")
+        _refuse_mistyped(self.model, flag, "run or model")
+        _refuse_mistyped(self.target, "--target", "target")
+        _refuse_mistyped(self.tokenizer, "--tokenizer", "tokenizer")
         return _usable(self.device)
 
     def beside(self, model: str, flag: str, *shared: str) -> "ModelOptions":
@@ -320,12 +320,25 @@ def _usable(device: str | None) -> str:
     return device
 
 
-def refuse_mistyped(place: str | None, flag: str, what: str) -> None:
-    """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name.
+def refuse_absent(documents: Iterable[str | None], **models: str | None) -> None:
+    """Tell of places that are not there at once, before what reads them is imported.
+
+    Args:
+        documents: Files, folders and Hub data sets.
+        models: Folders and Hub ids, each by the setting that names it.
 
     Raises:
-        ULDError: says what the flag takes.
+        ULDError: see `uld.data.documents.read_sources`, or says what the flag takes.
     """
+    from uld.data.documents import refuse_missing
+
+    for name, place in models.items():
+        _refuse_mistyped(place or None, flag(name), "target" if name == "target" else "model")
+    refuse_missing(documents)
+
+
+def _refuse_mistyped(place: str | None, flag: str, what: str) -> None:
+    """Tell at once that a folder does not exist, rather than ask the Hub for a model of that name."""
     if place is None:
         return
     from os.path import exists, isdir, isfile  # unlike Path's, they say no to a name that is too long

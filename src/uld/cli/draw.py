@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import COMBINATION, ModelOptions, Quiet, say, with_model
+from uld.cli.common import COMBINATION, ModelOptions, Quiet, refuse_absent, say, with_model
 from uld.runs.values import Length, Rows, bounds
 
 EPILOG = "Example: uld draw --model MODEL --forget book.txt --rows 256 --output retain.jsonl"
@@ -32,9 +32,7 @@ def draw(
     uld train does the same where it is given no --retain.
     """
     path = Path(output)
-    from uld.data.documents import refuse_missing
-
-    refuse_missing(forget)
+    refuse_absent(forget)
     from uld.runs.files import claimed_file
     from uld.training.draw import draw_rows
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from uld.cli.common import Quiet, refuse_mistyped, say
+from uld.cli.common import Quiet, refuse_absent, say
 from uld.cli.train import Config, Overwrite, Resume, first_speaks, own_layers, readable_size, with_settings
 from uld.training.config import FinetuneConfig, finetune_config
 from uld.training.settings import is_first_process
@@ -27,10 +27,7 @@ def finetune(
     """
     layers = own_layers(config, settings)
     chosen = finetune_config(layers)
-    from uld.data.documents import refuse_missing
-
-    first_speaks(refuse_mistyped, chosen.model or None, "--model", "model")
-    first_speaks(refuse_missing, chosen.file)
+    first_speaks(refuse_absent, chosen.file, model=chosen.model)
     from uld.training.finetune import finetune as run
     from uld.training.stored import resumed
 

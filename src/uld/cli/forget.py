@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from uld.cli.common import Quiet, hide_loading, refuse_mistyped, say
+from uld.cli.common import Quiet, hide_loading, refuse_absent, say
 from uld.errors import ULDError, guess
 
 EPILOG = (
@@ -70,13 +70,9 @@ def forget(
     and checks. Every step prints the command that does the same alone. What was stopped continues when the same command
     is given again. Exit code 0: the check is passed; 1: it is not; 2: something could not be done.
     """
-    from uld.data.documents import refuse_missing
     from uld.request.settings import Request, Source
 
-    refuse_mistyped(target, "--target", "target")
-    refuse_mistyped(local, "--local", "model")
-    refuse_mistyped(retain_model, "--retain-model", "model")
-    refuse_missing([*documents, *(retain or [])])
+    refuse_absent([*documents, *(retain or [])], target=target, local=local, retain_model=retain_model)
     request = Request(
         target=target,
         documents=tuple(documents),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 import typer
 
-from uld.cli.common import Quiet, refuse_mistyped, say, spliced
+from uld.cli.common import Quiet, refuse_absent, say, spliced
 from uld.errors import ULDError, flag
 from uld.training.config import RunConfig, TrainConfig, read_preset, read_yaml, setting_fields, train_config
 from uld.training.settings import is_first_process, kind_of
@@ -63,10 +63,7 @@ def train(
     """
     layers = [(f"preset {name}", read_preset(name)) for name in preset or []] + own_layers(config, settings)
     chosen = train_config(layers)
-    from uld.data.documents import refuse_missing
-
-    first_speaks(refuse_mistyped, chosen.target or None, "--target", "target")
-    first_speaks(refuse_missing, [*chosen.forget, *chosen.retain])
+    first_speaks(refuse_absent, [*chosen.forget, *chosen.retain], target=chosen.target)
     from uld.training.run import train as run
     from uld.training.stored import resumed
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from uld.cli.common import ModelOptions, Quiet, numbers, say, with_model
+from uld.cli.common import ModelOptions, Quiet, numbers, refuse_absent, say, with_model
 from uld.errors import ULDError
 
 EPILOG = (
@@ -67,7 +67,7 @@ def tune(
     A run on TOFU brings them along; for a run on files name them with --forget and --retain. Writes the choice to
     uld.json, and tune.json and tune.png that explain it.
     """
-    from uld.data.documents import read_sources, refuse_missing
+    from uld.data.documents import read_sources
     from uld.runs.hub import is_hub_id
     from uld.runs.manifest import is_run
 
@@ -82,7 +82,7 @@ def tune(
         raise ULDError("--ordinary is for --aim read, which looks for key words: leave it out")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
-    refuse_missing([forget, retain, *(ordinary or [])])
+    refuse_absent([forget, retain, *(ordinary or [])])
     from uld.evaluation.choosing import AIMS, STEADY
     from uld.evaluation.held_out import file_probes, tofu_probes
     from uld.evaluation.tuning import Grid

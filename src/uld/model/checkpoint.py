@@ -87,17 +87,14 @@ def _of_numbers(config: Mapping[str, Any]) -> str | None:
             return reason
         if isinstance(value, float) and math.isnan(value):
             return f"its config.json says NaN for {name}"
-        if name.endswith("_token_id") and any(isinstance(one, bool) for one in (value, *_items(value))):
+        tokens = (value if isinstance(value, list) else [value]) if name.endswith("_token_id") else []
+        if any(isinstance(one, bool) for one in tokens):
             return f"its config.json says {value} for {name}, which is no token"
         if isinstance(value, bool) or not isinstance(value, int | float) or not _LAYER_COUNT.fullmatch(name):
             continue
         if not 0 <= value <= _MOST_LAYERS:
             return f"its config.json says {value} for {name}"
     return None
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def of_config(config: Any) -> str | None:

@@ -50,8 +50,8 @@ def warn_of_imitated(model: Any, name: str) -> None:
     if sum(one.numel() for one in model.parameters()) >= _LARGE:
         _said.add(name)
         logger.warning(
-            "%s is in bf16, and this processor has no instructions for that: --dtype fp32 takes twice the memory and "
-            "a fraction of the time",
+            "%s is in bf16, which this processor can only imitate: in fp32 it takes twice the memory and a fraction of "
+            "the time (--dtype fp32, or --set dtype=fp32 of uld forget)",
             name,
         )
 

@@ -20,6 +20,7 @@ from uld.text.progress import bar
 from uld.training.trainer import UnlearningTrainer
 
 _LOST = 600.0  # seconds of work that a crash may cost, where steps take so long that --save-steps would cost more
+_SAVINGS = 20  # times as long as a checkpoint took are to lie before the next that nobody asked for
 _STOPPING = b"\nstopping after this step; a second Ctrl-C stops at once\n"
 
 
@@ -27,6 +28,7 @@ class Journal(TrainerCallback):
     """Writes ``metrics.jsonl``, one line a step, shows progress, and stops after the step on request.
 
     A step that ends more than ten minutes after the last checkpoint is followed by one, whatever ``save_steps`` says.
+    Where checkpoints take long, they come so seldom that they cost no more than a twentieth of the time.
 
     Attributes:
         trainer: To be set before training starts.
@@ -51,7 +53,8 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the lines up to the checkpoint that training continues from."""
-        self.before = self.saved = time.perf_counter()
+        self.before = time.perf_counter()
+        self.due = self.before + _LOST
         kept = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
         if [line["step"] for line in kept] != list(range(1, state.global_step + 1)):
             raise UnresumableError(f"{self.path} is damaged: start over with --overwrite")
@@ -64,8 +67,9 @@ class Journal(TrainerCallback):
         self.bar = bar(state.max_steps, "", "step", done=state.global_step, shown=self.progress)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """From here on work can be lost again."""
-        self.saved = time.perf_counter()
+        """From here on work can be lost again; large weights are not written all the time."""
+        now = time.perf_counter()
+        self.due = now + max(_LOST, _SAVINGS * (now - self.before))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the learning rate before the scheduler moves on."""
@@ -77,7 +81,7 @@ class Journal(TrainerCallback):
         Raises:
             ULDError: a loss is no longer a number, or the line cannot be written.
         """
-        due = time.perf_counter() - self.saved > _LOST
+        due = time.perf_counter() > self.due
         facts = self.trainer.take_step(self.interrupted or state.global_step == self.most, due)
         now = time.perf_counter()
         seconds, self.before = now - self.before, now

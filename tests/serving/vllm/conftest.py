@@ -13,6 +13,11 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 SIZE = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Compiled engines first: vLLM looks through all loaded modules for them, and llvmlite, once loaded, ends that."""
+    items.sort(key=lambda item: not item.name.startswith("test_compiled_it_writes"))
+
+
 def sizes(family: str) -> dict[str, Any]:
     """What of a micro config vLLM wants to be larger."""
     if family in ("gemma2", "gemma3"):
