@@ -9,11 +9,12 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from uld.augment.endpoint import Endpoint, EndpointError, Reply
+from uld.augment.endpoint import Endpoint, EndpointError, Reply, message_of
 from uld.augment.transport import MOST_BYTES, Address, shown
 
 KEY = 'sk-very"secret/+1234567890'
@@ -375,3 +376,12 @@ def test_addresses(url: str, bare: str, local: bool):
     assert (address.url, address.is_local) == (bare, local)
     assert address.login == (("ann", "p@ss") if "@" in url else None)
     assert address.shown == shown(url) == bare.partition("?")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [({"message": "no room"}, "no room"), ({"message": 3}, "Error code: 400"), ("no room", "Error code: 400")],
+)
+def test_an_endpoint_is_quoted_alike_by_every_version_of_the_client(body, wanted):
+    error = SimpleNamespace(body=body, message=f"Error code: 400 - {body}")  # as older ones write it
+    assert message_of(error).startswith(wanted)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.data.damage import pdf
-from uld.data.documents import read_sources
+from uld.data.documents import read_sources, refuse_missing
 from uld.data.record import DataError, Record
 from uld.runs.manifest import file_digest
 
@@ -362,3 +362,13 @@ def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         assert "locked: cannot be read: Permission denied" in refused(tmp_path / "docs")
     finally:
         (tmp_path / "docs/locked").chmod(0o700)
+
+
+def test_only_what_cannot_be_on_the_hub_is_told_to_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.txt").write_text("x")
+    refuse_missing(["org/name", "org/name:config@train", "here", "here/a.txt", None])
+    for place in ("no.txt", "here/no", "./no", str(tmp_path / "no.jsonl"), "a\0b"):
+        with pytest.raises(DataError):
+            refuse_missing(["here", place])

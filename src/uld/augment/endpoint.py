@@ -225,7 +225,7 @@ class Endpoint:
             return EndpointError(f"{where} allows no more requests for now (429): lower --concurrency, or try later")
         if isinstance(error, openai.APIStatusError):
             moved = redirected(error.response)
-            said = f"answered with an error ({error.status_code}): {self._quoted(_message_of(error))}"
+            said = f"answered with an error ({error.status_code}): {self._quoted(message_of(error))}"
             return EndpointError(moved or f"{where} {said}")
         return EndpointError(f"{where} answered with something that is no chat completion: check --api-base")
 
@@ -245,7 +245,7 @@ def _all(tasks: list["asyncio.Task[None]"]) -> Awaitable[Any]:
     return asyncio.gather(*tasks)
 
 
-def _message_of(error: Any) -> str:
+def message_of(error: Any) -> str:
     """What an endpoint says in its error; older versions of the client quote the whole body."""
     said = error.body.get("message") if isinstance(error.body, dict) else None
     return said if isinstance(said, str) else str(error.message)
