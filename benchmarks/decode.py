@@ -12,7 +12,7 @@ import torch
 from common import DEPTH, LAYERS, in_turn, random_llama, rates, ratio, report, series, shown, unlearned
 from transformers import DynamicCache
 
-from uld.model.caches import FusedCache
+from uld.model.caches import FusedCache, as_given
 
 STEPS = 8
 CONTEXT = 64
@@ -30,20 +30,23 @@ def main() -> None:
     def steps(forward, cache, ids):
         def run() -> None:
             for _ in range(STEPS):
-                forward(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                forward(cache, input_ids=ids[:, -1:], use_cache=True)
 
-        forward(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        forward(cache, input_ids=ids, use_cache=True, logits_to_keep=1)
         return run
 
-    def one_pass(**inputs):
-        return model(**inputs)
+    def alone(cache, **inputs):
+        return target(**as_given(cache), **inputs)
 
-    def two_passes(past_key_values, **inputs):
-        return model.combined(model.all_logits(past_key_values, **inputs))
+    def one_pass(cache, **inputs):
+        return model(**as_given(cache), **inputs)
 
-    def two_copies(past_key_values, **inputs):
-        mine, theirs = past_key_values.split()
-        logits = [target(past_key_values=mine, **inputs).logits, separate(past_key_values=theirs, **inputs).logits]
+    def two_passes(cache, **inputs):
+        return model.combined(model.all_logits(cache, **inputs))
+
+    def two_copies(cache, **inputs):
+        mine, theirs = cache.split()
+        logits = [target(**as_given(mine), **inputs).logits, separate(**as_given(theirs), **inputs).logits]
         return model.combined(logits)
 
     def caches():
@@ -65,8 +68,8 @@ def main() -> None:
             ours = FusedCache(DynamicCache(config=target.config), [1] * LAYERS)
             seconds = in_turn(
                 {
-                    "target": steps(target, DynamicCache(config=target.config), ids),
-                    "target, our cache": steps(target, ours, ids),
+                    "target": steps(alone, DynamicCache(config=target.config), ids),
+                    "target, our cache": steps(alone, ours, ids),
                     "one pass": steps(one_pass, one, ids),
                     "two passes": steps(two_passes, two, ids),
                     "two copies": steps(two_copies, copies, ids),

@@ -23,6 +23,7 @@ from transformers.cache_utils import StaticCache
 
 from uld.methods.registry import get_method
 from uld.model.assistant import add_lora, build_assistant, default_num_layers
+from uld.model.caches import as_given
 from uld.runs.machine import library_versions
 from uld.training.objective import Objective, terms_of
 
@@ -87,7 +88,7 @@ def decoding(target: Any, model: Any, texts: int, vocab: int, steps: int) -> dic
 
             def step(one: Any = one, cache: Any = cache) -> Any:
                 inputs = {"input_ids": token, "position_ids": place, "attention_mask": mask}
-                return one(**inputs, past_key_values=cache, use_cache=True).logits
+                return one(**inputs, **as_given(cache), use_cache=True).logits
 
             try:
                 run = captured(step) if how == "graph" else step

@@ -14,6 +14,7 @@ from uld.data.record import Record
 from uld.evaluation import scoring
 from uld.evaluation.tofu_rows import answers_of, task_rows
 from uld.model.assistant import decoder_layers
+from uld.model.caches import as_given
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination, combine
 from uld.model.load import load_tokenizer
@@ -54,10 +55,10 @@ def decoding() -> tuple[list[list[str]], dict[str, float]]:
     caches = {"target": DynamicCache(config=target.config), "model": model.new_cache()}
     ids = torch.randint(1, target.config.vocab_size, (1, 64))
     for name, cache in caches.items():
-        (target if name == "target" else model)(input_ids=ids, past_key_values=cache, use_cache=True)
+        (target if name == "target" else model)(input_ids=ids, **as_given(cache), use_cache=True)
 
     def step(which: str) -> None:
-        (target if which == "target" else model)(input_ids=ids[:, -1:], past_key_values=caches[which], use_cache=True)
+        (target if which == "target" else model)(input_ids=ids[:, -1:], **as_given(caches[which]), use_cache=True)
 
     things = {
         "a step of the target": lambda: step("target"),

@@ -13,6 +13,7 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu_rows import answers_of, task_rows
+from uld.model.caches import as_given
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination
 from uld.model.gate import add_gate
@@ -41,10 +42,10 @@ def main() -> None:
         def run() -> None:
             which.combination = how
             for _ in range(STEPS):
-                which(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                which(input_ids=ids[:, -1:], **as_given(cache), use_cache=True)
 
         cache = which.new_cache()
-        which(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        which(input_ids=ids, **as_given(cache), use_cache=True, logits_to_keep=1)
         return run
 
     with torch.inference_mode():

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
 from uld.errors import ULDError
-from uld.model.caches import FusedCache, PairedCache
+from uld.model.caches import CACHE, FusedCache, PairedCache
 from uld.model.generate import nucleus
 
 SIZE = {
@@ -146,7 +146,7 @@ def test_a_generation_config_may_name_the_kind(made, fused, monkeypatch):
         **PROMPTS["unpadded"], do_sample=False, max_new_tokens=6, min_new_tokens=6, return_dict_in_generate=True
     )
     assert out.sequences[:, 6:].tolist() == wanted
-    assert isinstance(out.past_key_values, StaticCache) and out.past_key_values.is_compileable
+    assert isinstance(out[CACHE], StaticCache) and out[CACHE].is_compileable
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "separate"])
@@ -189,7 +189,7 @@ def test_a_cache_goes_from_one_generation_into_the_next(made, kind, fused):
     )
     longer = torch.cat([first.sequences, torch.tensor([[7, 19, 25]])], 1)
     wanted = model.generate(longer, **settings, use_cache=False)
-    assert torch.equal(model.generate(longer, past_key_values=first.past_key_values, **settings), wanted)
+    assert torch.equal(model.generate(longer, **{CACHE: first[CACHE]}, **settings), wanted)
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "separate"])
@@ -225,7 +225,7 @@ def test_a_cache_is_read_by_the_passes_that_it_was_made_for(made):
         cache = model.new_cache()
         assert isinstance(cache, kind)
         model.fused = not fused
-        assert model.generate(**PROMPTS["unpadded"], past_key_values=cache, **settings)[:, 6:].tolist() == wanted
+        assert model.generate(**PROMPTS["unpadded"], **{CACHE: cache}, **settings)[:, 6:].tolist() == wanted
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "separate"])
@@ -257,7 +257,7 @@ def test_a_family_without_a_cache_writes_without_one(made, fused):
     wanted = uncached(made, "openai_gpt", "unpadded", "greedy")
     model, _ = made("openai_gpt", fused)
     assert write(model) == wanted
-    assert model(PROMPTS["unpadded"]["input_ids"]).past_key_values is None
+    assert model(PROMPTS["unpadded"]["input_ids"]).get(CACHE) is None
     with pytest.raises(ULDError, match="transformers makes no cache for OpenAIGPTLMHeadModel: set use_cache=False"):
         model.new_cache()
 

@@ -25,6 +25,7 @@ from transformers import (
 import uld
 from uld.errors import ULDError
 from uld.model.assistant import add_lora, decoder_layers
+from uld.model.caches import CACHE
 from uld.model.combine import Combination, combine
 from uld.model.config import ULDConfig
 from uld.model.load import load
@@ -130,7 +131,7 @@ def test_forward_combines_the_logits_of_two_plain_models(family, made, fused):
     expected = plain(ids)
     out = model(ids)
     close(out.logits, expected)
-    assert out.loss is None and out.past_key_values is not None
+    assert out.loss is None and out[CACHE] is not None
     assert (out.logits - model.target(ids).logits).abs().max() > 0.5  # something is unlearned
     close(model(ids, use_cache=False).logits, expected)
     close(model(ids, logits_to_keep=2).logits, expected[:, -2:])
@@ -169,9 +170,9 @@ def test_token_by_token_equals_all_at_once(family, made, fused):
             batch["input_ids"][:, start:end],
             attention_mask=batch["attention_mask"][:, :end],
             position_ids=positions[:, start:end],
-            past_key_values=cache,
+            **{CACHE: cache},
         )
-        assert out.past_key_values is cache
+        assert out[CACHE] is cache
         steps.append(out.logits)
         start = end
         assert cache.get_seq_length() == end
@@ -211,10 +212,24 @@ def test_every_setting_can_be_changed_on_the_model(made, fused):
 def test_a_cache_of_one_model_is_refused(made, fused):
     model, _ = made("llama", fused)
     ids = torch.tensor(ids_of(4))
-    with pytest.raises(ULDError, match=r"past_key_values is a DynamicCache.*pass model\.new_cache\(\) instead"):
+    with pytest.raises(ULDError, match=rf"{CACHE} is a DynamicCache.*pass model\.new_cache\(\) instead"):
         model(ids, past_key_values=DynamicCache(config=model.target.config))
     with pytest.raises(ULDError, match=r"pass model\.new_cache\(\) instead"):
-        model.generate(ids, past_key_values=DynamicCache(config=model.target.config), max_new_tokens=2)
+        model.generate(ids, **{CACHE: DynamicCache(config=model.target.config)}, max_new_tokens=2)
+
+
+def test_a_cache_has_two_names(made, fused):
+    model, _ = made("llama", fused)
+    ids = torch.tensor(ids_of(6))
+    found = []
+    for name in ("past_key_values", "cache"):
+        cache = model.new_cache()
+        model(ids[:, :4], **{name: cache})
+        found.append(model(ids[:, 4:], **{name: cache}).logits)
+    close(found[0], model(ids).logits[:, 4:])
+    assert torch.equal(*found)
+    with pytest.raises(ULDError, match="past_key_values and cache are two names of one argument: give one"):
+        model(ids, past_key_values=cache, cache=cache)
 
 
 def test_what_an_unlearned_model_does_not_have_is_refused(made):
@@ -296,7 +311,7 @@ def test_a_conversation_goes_on_with_the_cache_of_its_first_part(made, fused):
         torch.tensor([prompt]), max_new_tokens=4, min_new_tokens=4, do_sample=False, return_dict_in_generate=True
     )
     longer = torch.cat([first.sequences, torch.tensor(ids_of(3, seed=9))], 1)
-    out = model.generate(longer, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
+    out = model.generate(longer, **{CACHE: first[CACHE]}, max_new_tokens=4, do_sample=False)
     assert out[0].tolist() == plain.greedy(longer[0].tolist(), 4)
 
 

@@ -1,5 +1,6 @@
 """Caches that hold the keys and values of a target and its assistants, and look like one model's to `generate`."""
 
+import dataclasses
 import functools
 import inspect
 from abc import abstractmethod
@@ -17,10 +18,27 @@ from transformers.cache_utils import (
     DynamicLayer,
     StaticCache,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.errors import ULDError
 
 _ROOM = 64  # tokens
+
+CACHE = next(
+    one.name for one in dataclasses.fields(CausalLMOutputWithPast) if one.name in ("cache", "past_key_values")
+)  # what models, their layers and `generate` call the cache: ``past_key_values`` up to transformers 5.23
+
+
+def as_given(cache: Any, pages: Any = None) -> dict[str, Any]:
+    """What a model is given of the tokens that it has read; nothing where there are none.
+
+    Args:
+        cache: Of the model, or None.
+        pages: A paged cache in its place (`uld.model.paged`), which has had one name in every version.
+    """
+    if pages is not None:
+        return {"cache": pages}
+    return {} if cache is None else {CACHE: cache}
 
 
 class RoomyLayer(DynamicLayer):

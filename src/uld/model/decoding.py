@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, QuantizedCache, StaticCache
 from transformers.generation.configuration_utils import GenerationMode
 
 from uld.errors import ULDError, words
-from uld.model.caches import FusedCache, PairedCache
+from uld.model.caches import CACHE, FusedCache, PairedCache
 from uld.model.context import check_positions
 from uld.model.fields import field
 from uld.model.trial import continues
@@ -46,7 +46,7 @@ class JointGeneration(GenerationMixin):
     @property
     def takes_cache(self) -> bool:
         """Whether the target reads the caches that transformers makes; some families have none, or one of their own."""
-        reads = "past_key_values" in inspect.signature(self.target.forward).parameters
+        reads = CACHE in inspect.signature(self.target.forward).parameters
         return reads and self.target._supports_default_dynamic_cache()
 
     def new_cache(self) -> PairedCache | FusedCache:
@@ -76,7 +76,7 @@ class JointGeneration(GenerationMixin):
             return
         raise ULDError(
             f"{type(self.target).__name__} reads such tokens behind a cache as if nothing came before: give them one "
-            "at a time with position_ids, or the whole text without past_key_values"
+            "at a time with position_ids, or the whole text without a cache"
         )
 
     def _joined(self, made: Callable[[Any], Cache]) -> PairedCache | FusedCache:
@@ -99,20 +99,20 @@ class JointGeneration(GenerationMixin):
                 model._prepare_cache_for_generation(generation_config, own, generation_mode, *rest, **kwargs)
             except (ImportError, ValueError, RuntimeError, TypeError) as error:
                 raise _no_cache(kind, str(error)) from error
-            if own["past_key_values"].offloading and self.device.type == "cpu":  # type: ignore[attr-defined]
+            if own[CACHE].offloading and self.device.type == "cpu":  # type: ignore[attr-defined]
                 raise _no_cache(kind, "the model is on the CPU already")
-            return own["past_key_values"]
+            return own[CACHE]
 
-        if model_kwargs.get("past_key_values") is not None:
+        if model_kwargs.get(CACHE) is not None:
             super()._prepare_cache_for_generation(  # type: ignore[misc]
                 generation_config, model_kwargs, generation_mode, *rest, **kwargs
             )
         elif generation_config.use_cache is not False:
             if self.takes_cache and self._manages(kind, made, model_kwargs.get("attention_mask") is not None):
-                model_kwargs["past_key_values"] = self._joined(made)
+                model_kwargs[CACHE] = self._joined(made)
             else:
                 generation_config.use_cache = False
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE)
         if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache | QuantizedCache):
             raise ULDError(
                 "assisted decoding and prompt lookup take tokens back, which only a growing cache can do: "

@@ -26,7 +26,7 @@ from transformers.cache_utils import Cache
 
 from uld.errors import ULDError
 from uld.model.assistant import base_model, build_assistant, decoder_layers, text_decoder
-from uld.model.caches import FusedCache
+from uld.model.caches import FusedCache, as_given
 from uld.model.stacked import RowExperts, RowLoRA, map_tensors, tensors_of
 from uld.model.trial import difference, padded_inputs, untraced
 
@@ -256,11 +256,12 @@ class FusedModel:
         for module, source in self._buffers:
             module._buffers.update(source._buffers)
 
-    def logits(self, cache: FusedCache | None = None, /, **inputs: Any) -> list[Tensor]:
+    def logits(self, cache: FusedCache | None = None, /, pages: Any = None, **inputs: Any) -> list[Tensor]:
         """Logits of the target and of each assistant.
 
         Args:
             cache: Past of all of them, or None.
+            pages: A `uld.model.paged.PagedRows` in its place.
             inputs: What the target's ``forward`` takes, for B rows.
 
         Returns:
@@ -268,10 +269,10 @@ class FusedModel:
         """
         with self._passing:
             self._start()
-            out = self.skeleton(past_key_values=cache, **self._repeat(inputs)).logits
+            out = self.skeleton(**as_given(cache, pages), **self._repeat(inputs)).logits
         return self._in_order(out)
 
-    def hidden(self, cache: FusedCache | None = None, /, **inputs: Any) -> list[Tensor]:
+    def hidden(self, cache: FusedCache | None = None, /, pages: Any = None, **inputs: Any) -> list[Tensor]:
         """Final hidden states (after the norm), before the head; otherwise like `logits`.
 
         Returns:
@@ -280,7 +281,7 @@ class FusedModel:
         decoder = text_decoder(self.skeleton)
         with self._passing:
             self._start()
-            out = decoder(past_key_values=cache, **self._repeat(inputs)).last_hidden_state
+            out = decoder(**as_given(cache, pages), **self._repeat(inputs)).last_hidden_state
         return self._in_order(out)
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:

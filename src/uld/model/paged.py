@@ -116,7 +116,7 @@ class PagedModel(ContinuousMixin):
         one_pass = self.model.one_pass
         order = range(len(self._starts) - 1) if one_pass is None else one_pass.order
         starts = [0, *(self._starts[1 + number] for number in order)]
-        return self.model(cache=PagedRows(cache, starts), **batch)
+        return self.model(pages=PagedRows(cache, starts), **batch)
 
     def checked(self, config: ContinuousBatchingConfig | None = None) -> None:
         """Make sure that two prompts give through the paged cache what `generate` gives; found out once a setting.

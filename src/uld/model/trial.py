@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from uld.model.caches import as_given
 from uld.model.lora import some_tokens
 
 untraced: Any = torch.compiler.disable  # a trial is no part of a compiled model
@@ -60,6 +61,6 @@ def continues(model: Any, *, several: bool, positions: bool) -> bool:
     found = []
     for start, end in ((0, 3), (3, 6)) if several else ((0, 3), (3, 4), (4, 5), (5, 6)):
         inputs = {"position_ids": places[:, start:end]} if positions else {}
-        found.append(model(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True, **inputs).logits)
+        found.append(model(input_ids=ids[:, start:end], use_cache=True, **as_given(cache), **inputs).logits)
     wanted = model(input_ids=ids, use_cache=False).logits
     return difference(torch.cat(found, 1), wanted, torch.ones_like(ids)) is None

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld.errors import ULDError
 from uld.model.assistant import base_model, gated_logits, head_logits, text_decoder, through_gate
-from uld.model.caches import FusedCache, PairedCache
+from uld.model.caches import CACHE, FusedCache, PairedCache, as_given
 from uld.model.causal_lm import load_target
 from uld.model.combine import Combination, combine_all
 from uld.model.config import ULDConfig
@@ -167,6 +167,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Unlearned next-token logits.
@@ -180,10 +181,11 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             labels: ``(batch, tokens)``; gives ``loss``, the mean NLL in nats of the unlearned model.
             use_cache: Whether to return a cache.
             logits_to_keep: As in transformers: the last n positions only, or an index.
+            cache: The name that ``past_key_values`` has from transformers 5.24 on.
             kwargs: Handed to all models; of ``return_dict`` a tuple comes where it is False.
 
         Returns:
-            ``logits`` ``(batch, tokens, vocab)`` in the target's dtype, ``past_key_values``, ``loss``.
+            ``logits`` ``(batch, tokens, vocab)`` in the target's dtype, ``past_key_values`` (or ``cache``), ``loss``.
 
         Raises:
             ULDError: the given cache was not made for this model, or hidden states or attentions are asked for.
@@ -194,12 +196,15 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
                 raise ULDError(
                     f"{name}: an unlearned model has logits only; ask model.target or model.assistant for it"
                 )
-        use_cache = use_cache if use_cache is not None else (past_key_values is not None or not self.training)
-        if use_cache and past_key_values is None:
+        if past_key_values is not None and cache is not None:
+            raise ULDError("past_key_values and cache are two names of one argument: give one")
+        past = cache if past_key_values is None else past_key_values
+        use_cache = use_cache if use_cache is not None else (past is not None or not self.training)
+        if use_cache and past is None:
             use_cache = self.takes_cache
-            past_key_values = self.new_cache() if use_cache else None
+            past = self.new_cache() if use_cache else None
         tokens = input_ids if input_ids is not None else inputs_embeds
-        self.refuse_to_begin_anew(past_key_values, tokens, position_ids)
+        self.refuse_to_begin_anew(past, tokens, position_ids)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -209,11 +214,11 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             "logits_to_keep": logits_to_keep,
             **kwargs,
         }
-        logits = self.combined(self.all_logits(past_key_values, **inputs))
+        logits = self.combined(self.all_logits(past, **inputs))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)  # type: ignore[arg-type]
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past})  # type: ignore[arg-type]
         return output.to_tuple() if return_dict is False else output  # type: ignore[return-value]
 
     def combined(self, logits: Sequence[Tensor]) -> Tensor:
@@ -226,7 +231,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
 
         Args:
             cache: From `new_cache`, or None.
-            inputs: What the target's ``forward`` takes; as ``cache``, a `uld.model.paged.PagedRows`.
+            inputs: What the target's ``forward`` takes; as ``pages``, a `uld.model.paged.PagedRows` in a cache's place.
 
         Returns:
             The target's, then each assistant's: ``(batch, tokens, vocab)``.
@@ -272,8 +277,7 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         if isinstance(cache, FusedCache) and (one_pass := self._fused_model()) and one_pass.groups == cache.groups:
             return one_pass
         raise ULDError(
-            f"past_key_values is a {type(cache).__name__} that was not made for this model: "
-            "pass model.new_cache() instead"
+            f"{CACHE} is a {type(cache).__name__} that was not made for this model: pass model.new_cache() instead"
         )
 
     def _each(self, cache: PairedCache | Cache | None) -> Iterator[tuple[Any, Cache | None]]:
@@ -283,9 +287,10 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
 
     def _apart(self, cache: Cache | None, inputs: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Each model with what it reads in a pass of its own."""
-        pages = inputs["cache"].split() if "cache" in inputs else None
-        for number, (model, past) in enumerate(self._each(cache)):
-            yield model, inputs | {"past_key_values": past} | ({} if pages is None else {"cache": pages[number]})
+        pages = inputs.pop("pages", None)
+        parts = [None] * (1 + len(self.assistants)) if pages is None else pages.split()
+        for (model, past), own in zip(self._each(cache), parts, strict=True):
+            yield model, inputs | as_given(past, own)
 
     def get_input_embeddings(self) -> Any:
         """The target's embedding, which the assistant shares."""
