@@ -89,9 +89,11 @@ class Served(ModelManager):
         """The model and its tokenizer."""
         return self._held
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:  # type: ignore[override]
+    def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
         """What ``/v1/models`` lists."""
         return [self._listed]
+
+    get_gen_models = list_models  # type: ignore[assignment]  # its name up to transformers 5.23
 
     @staticmethod
     def get_model_modality(model: Any, processor: Any = None) -> Modality:
