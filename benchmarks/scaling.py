@@ -131,6 +131,9 @@ def main() -> None:
         "",
         "Computed by `python benchmarks/scaling.py`; nothing of this size was run.",
         "",
+        "Serving here means one pass in transformers, where the assistant shares the target's weights; under vLLM it has its own "
+        "([how many GPUs](serving.md#how-many-gpus)). Training here means `uld train`; `uld forget` also loads the whole target.",
+        "",
     ]
     lines += [
         f"ULD with K a quarter of the layers, LoRA rank {rank}, bf16 weights, batch {BATCH}, an epoch of {ROWS:,} rows of "

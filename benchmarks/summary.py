@@ -17,7 +17,7 @@ def main() -> None:
     lines = [
         "# Speed and memory",
         "",
-        "Written by `make bench`. Ratios are of things measured in turn in one run: median ",
+        "Written by `make bench`; what names a GPU was run there with the same scripts. Ratios are of things measured in turn in one run: median ",
     ]
     lines[-1] += (
         "(least–greatest). These machines are shared, so the spread matters as much as the median. Where the rest of the time goes, and what was tried: [notes](speed.md)."

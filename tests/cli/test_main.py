@@ -154,6 +154,8 @@ def test_doctor_tells_versions_machine_and_what_is_missing(monkeypatch):
     assert lines["tensorboard"] == "present"
     assert lines["bitsandbytes"].endswith("4-bit and 8-bit targets: pip install -e '.[quant]' in the folder of uld")
     assert "pytest" not in lines  # what only an extra asks for is no part of it
+    extras = set(importlib.metadata.metadata("uld-llm").get_all("Provides-Extra")) - {"dev"}
+    assert {extra for extra, _ in doctor.EXTRAS.values()} == extras
 
 
 def test_doctor_finds_a_package_that_does_not_fit(monkeypatch):

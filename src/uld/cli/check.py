@@ -38,7 +38,7 @@ def check(
     ] = None,
     ordinary: Annotated[
         list[str] | None,
-        typer.Option(help="More answers or texts: words that are common in them give nothing away (repeat)."),
+        typer.Option(help="More answers or texts: words that are common in them do not count as key words (repeat)."),
     ] = None,
     retain_model: Annotated[
         str | None, typer.Option(help="A model that never saw the documents, to stand beside.")

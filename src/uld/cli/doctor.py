@@ -12,6 +12,11 @@ EXTRAS = {
     "liger_kernel": ("kernels", "faster training kernels on CUDA"),
     "bitsandbytes": ("quant", "4-bit and 8-bit targets"),
     "gradio": ("playground", "the page of uld playground"),
+    "pypdf": ("documents", "PDF and HTML documents"),
+    "openai": ("augment", "questions and paraphrases by an endpoint"),
+    "lm_eval": ("harness", "uld eval harness and uld lm-eval"),
+    "fastapi": ("serve", "uld serve on transformers' own server"),
+    "vllm": ("vllm", "uld serve on vLLM, in an environment of its own"),
 }
 DISTRIBUTION = "uld-llm"
 

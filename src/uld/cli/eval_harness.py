@@ -54,7 +54,7 @@ def harness(
 ) -> None:
     """General ability: tasks of EleutherAI's lm-eval, before and after unlearning, with standard errors.
 
-    An evaluation that was stopped continues behind its last finished task when the same command is given again.
+    An evaluation that was stopped continues after its last finished task when the same command is given again.
     """
     changed = {"shots": num_fewshot, "limit": limit, "max_length": max_length, "chat": apply_chat_template or None}
     folder = evaluation_folder(options, "harness", output, changed)

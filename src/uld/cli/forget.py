@@ -66,9 +66,9 @@ def forget(
 ) -> None:
     """Make a model forget documents, and check that it did: one command from a folder to a report page.
 
-    It asks about texts, finds other words, draws what must stay, trains, chooses margin, floor and α on held-out rows,
-    and checks. Every step prints the command that does the same alone. What was stopped continues when the same command
-    is given again. Exit code 0: the check is passed; 1: it is not; 2: something could not be done.
+    It asks about texts, rewords, draws what must stay, trains, chooses margin, floor and α on held-out rows, and
+    checks. A step that is a command of its own prints that command. If it is interrupted, give the same command
+    again. Exit code 0: the check is passed; 1: it is not; 2: something could not be done.
     """
     from uld.request.settings import Request, Source
 

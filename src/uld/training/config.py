@@ -141,13 +141,13 @@ class TrainConfig(RunConfig):
     floor: Share | None = setting(
         None, "φ, share of the best token's probability below which suppress lowers none; see --weight.", "Combination"
     )
-    rank_tokens: CountFromZero | None = setting(None, "k, tokens that the rule rank puts down.", "Combination")
+    rank_tokens: CountFromZero | None = setting(None, "k, how many tokens the rule rank lowers.", "Combination")
     gate: bool = setting(False, "Give the assistant a gate, so that it can be silent.", "Method")
 
     rounds: Few = setting(
         0,
-        "Rounds behind the training: the unlearned model answers the forget questions, and the assistant is trained on "
-        "the beginnings behind which memorised words come back.",
+        "Rounds after the training: the unlearned model answers the forget questions, and the assistant is trained on "
+        "the beginnings after which memorised words come back.",
     )
     keep_epochs: bool = setting(
         False, "Keep what was trained after every epoch, as a run in epochs/N, and after every round in rounds/N."
