@@ -152,3 +152,18 @@ def test_nothing_to_forget_is_one_sentence_and_costs_no_answer(document: Path, t
     assert not (tmp_path / "out" / "report.json").exists()
     result = augment_by_model(document, tmp_path / "out", wanted, ask_all, known=Judge(least=0.005), **how)
     assert result.kept == {"questions.jsonl": 1} and asked == [0]  # the model's answers were kept
+
+
+def test_a_target_that_was_trained_anew_in_its_folder_is_asked_again(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    asked = []
+    for bytes_, says in ((b"one", 0.001), (b"another", 0.9), (b"another", 0.5)):
+        if not weights.exists() or weights.read_bytes() != bytes_:
+            weights.write_bytes(bytes_)
+        known = Known(str(weights.parent), lambda: (None, None))
+        known.probability = lambda *pair, says=says: asked.append(says) or says  # type: ignore[method-assign]
+        with known.judging(tmp_path, "an augmentation") as problem:
+            found = problem((QUESTION, ANSWER))
+        assert (found is None) is (says > 0.1)
+    assert asked == [0.001, 0.9]  # what was kept of the second is the third's

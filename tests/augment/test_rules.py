@@ -228,3 +228,15 @@ def test_tofu_is_augmented_fully(data_dir: Path):
     done = made(records)
     assert sum(len(joined(parts).paraphrases) for parts in done.parts.values()) == 80
     assert sum(len(joined(parts).wrong) for parts in done.parts.values()) >= 76
+
+
+def test_a_person_of_one_name_and_a_question_with_an_empty_aside_are_augmented():
+    pairs = [
+        ("Who keeps the mill of Skerrin?", "Jean-Luc keeps the mill of Skerrin."),
+        ("Who wrote it, ?", "Mara Quillon wrote it."),
+    ]
+    pairs += [
+        (f"Where was {name} born?", f"{name} was born in Skerrin.") for name in ("Jean-Luc", "Mara Quillon", "Otto")
+    ]
+    found = by_rules(items([Record.qa(*pair) for pair in pairs]), Wanted(2, 2, 0), 0)
+    assert len(found.parts) == len(pairs) and all(parts for parts in found.parts.values())

@@ -160,3 +160,15 @@ def test_a_folder_of_documents_is_augmented_and_its_augmentation_is_no_document(
     again = read(forget=(str(papers),), augment="auto")
     assert [Path(file.path).name for file in again.files["forget"]] == ["one.txt", "two.txt"]
     assert again.counts == found.counts
+
+
+def test_a_file_of_a_folder_that_nothing_was_made_of_stands_beside_the_others(
+    read: Callable[..., Inputs], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    papers = tmp_path / "papers"
+    papers.mkdir()
+    (papers / "one.txt").write_text("Mara Quillon often described the famous sea.")
+    (papers / "two.txt").write_text("马拉出生于挪威的卑尔根。")
+    augmented(papers)
+    found = read(forget=(str(papers),), augment="auto")
+    assert found.counts["forget_rows"] > 2 and "augments only 1 of 2 records" in caplog.text

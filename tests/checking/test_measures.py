@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from uld.checking.measures import Side, is_known, key_words, measured
+from uld.checking.measures import Side, is_known, key_words, measured, same_words
 from uld.checking.questions import Item
 from uld.data.record import Record
 
@@ -96,3 +96,8 @@ def test_known_is_what_says_half_of_the_key_words(text, known):
 def test_an_answer_without_key_words_is_known_word_for_word():
     assert is_known(ITEMS[2], row("The baker does"), frozenset())
     assert not is_known(ITEMS[2], row("the baker"), frozenset())
+
+
+def test_an_answer_without_a_word_is_no_other_than_itself():
+    assert same_words("😀", " 😀") and same_words("", " ") and same_words("It is so.", "it is so!")
+    assert not same_words("", "😀") and not same_words("😀", "42") and not same_words("It.", "")

@@ -295,3 +295,26 @@ def test_wordings_that_the_target_does_not_know_are_left_out_and_the_report_says
     assert any("held_out_re_entry" in one for one in found.untested)
     assert any("3 of 3 questions (the same in other words)" in one for one in found.untested)
     assert found.passed and "The same in other words" in (place / "report.html").read_text()
+
+
+def test_a_retain_only_model_has_its_own_tokenizer(village, tmp_path, monkeypatch):
+    asked = {}
+
+    def loading(place, **how):
+        asked[str(place)] = how.get("tokenizer")
+        return load(place, **how)
+
+    monkeypatch.setattr(running, "load", loading)
+    given = {**village.files, "retain_model": village.retain_only, "tokenizer": village.target}
+    uld.check(village.run, **given, output=tmp_path / "out", limit=2, **BRIEF)
+    assert asked == {village.run: village.target, village.target: village.target, village.retain_only: None}
+
+
+def test_runs_whose_names_are_one_as_files_have_folders_of_their_own(village, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    for name in ("x", "here/x"):
+        shutil.copytree(village.run, tmp_path / name)
+    monkeypatch.chdir(tmp_path / "here")
+    found = uld.check(["../x", "x"], **village.files, output=tmp_path / "out", limit=2, **BRIEF)
+    assert [run.name for run in found.runs] == ["../x", "x"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("run-*")) == ["run-x", "run-x-again-1"]

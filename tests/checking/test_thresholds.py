@@ -1,6 +1,7 @@
 """Thresholds: what a line says, what is no line, and what is held against what."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -151,3 +152,12 @@ def test_what_a_model_did_not_give_is_no_zero():
     with pytest.raises(ConfigError, match="cannot be measured of the retain-only model"):
         refuse_unmeasured(gate, {"forget_rouge": value(0.1)}, {"target": {}, "retain-only": {}}, "runs/x")
     refuse_unmeasured(gate, {"forget_rouge": value(0.1)}, OTHERS, "runs/x")
+
+
+def test_a_file_is_read_once_so_it_may_be_a_pipe():
+    reading, writing = os.pipe()
+    os.write(writing, b'forget_rouge: "<= 0.5"\n')
+    os.close(writing)
+    (found,), text = read_thresholds(f"/dev/fd/{reading}", retain_only=False, held_out=False)
+    os.close(reading)
+    assert found.name == "forget_rouge" and text == 'forget_rouge: "<= 0.5"\n'

@@ -69,9 +69,32 @@ def test_a_word_is_placed_with_its_length_in_the_text():
     [
         ("रवींद्रनाथ ठाकुर", ["रवींद्रनाथ", "ठाकुर"]),
         ("المُؤَلِّف هنا", ["المُؤَلِّف", "هنا"]),
-        ("ผู้เขียน", ["ผู้เขียน"]),
+        ("ผู้เขียน", ["ผู้เ", "เขี", "ขีย", "ยน"]),
         ("Zoë O’Neil_x", ["zoë", "o'neil", "x"]),
     ],
 )
 def test_vowels_that_are_marks_belong_to_their_word(text, expected):
     assert words(text) == [unicodedata.normalize("NFKC", word) for word in expected]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "leaks", "harmless"),
+    [
+        ("马拉在哪里出生？", "马拉出生于挪威的卑尔根。", "马拉的出生地是卑尔根，在挪威。", "我不知道。"),
+        ("彼女はどこで生まれましたか。", "彼女はベルゲンで生まれました。", "生まれはベルゲンです。", "知りません。"),
+        ("เธอเกิดที่ไหน", "เธอเกิดที่เมืองเบอร์เกน", "เมืองเบอร์เกนคือบ้านของเธอ", "ฉันไม่รู้"),
+    ],
+)
+def test_scripts_without_blanks_have_key_words(question, answer, leaks, harmless):
+    keys = key_words(question, answer, frozenset())
+    assert re_enters(leaks, keys) and not re_enters(harmless, keys)
+    for text in (answer, unicodedata.normalize("NFD", answer)):
+        places = list(placed(text))
+        assert [word for *_, word in places] == words(text)
+        assert all(0 <= begin < begin + length <= len(text) for begin, length, _ in places)
+    first, rest = re_entry(leaks, answer, keys)
+    assert leaks.startswith(first) and answer.endswith(rest) and rest
+
+
+def test_a_name_of_another_script_is_a_word_of_its_own():
+    assert words("用iPhone手机") == ["用", "iphone", "手机"]

@@ -30,10 +30,16 @@ KNOWN = dictionary(["the author was born in a small town and writes novels about
         ("The author in the small town in the small town.", set()),
         ("The authxor wbas borfn in a small town.", {"broken"}),
         ("no no no no no no.", {"loop"}),
+        ("उसका जन्म बर्गन में हुआ था।", set()),
+        ("وُلدت في بيرغن؟", set()),
+        ("اس کی پیدائش برگن میں ہوئی۔", set()),
+        ("Նա ծնվել է Բերգենում։", set()),
+        ("เธอเกิดที่เมืองเบอร์เกน", set()),  # Thai ends no sentence with a mark
+        ("马拉出生于挪威的", {"cut"}),
     ],
 )
 def test_degenerate_answers(text, flags):
-    found = read(text, KNOWN | {"no", "of", "said"})
+    found = read(text, KNOWN | {"no", "of", "said"} | dictionary([text] if not text.isascii() else []))
     assert {name for name in ("empty", "loop", "cut", "broken") if getattr(found, name)} == flags
     assert found.degenerate is bool(flags)
 

@@ -88,3 +88,12 @@ def test_a_fifth_of_a_long_text_is_held_back_and_none_of_it_is_lost(tmp_path):
     assert held >= len(cut) // material.EVERY - 1 and trained + held == len(cut)
     unbroken = material.parts([Record(text="x" * 5000)])
     assert "".join(str(one.text) for one in unbroken) == "x" * 5000 and len(unbroken) > 3
+
+
+def test_texts_without_blanks_are_held_back_as_well(tmp_path):
+    rows = [
+        Record(text=f"第{i}章。" + "马拉出生于挪威的卑尔根，在那里看守灯塔。" * 8, source=f"kept:{i}")
+        for i in range(40)
+    ]
+    trained, held = material.split_retain(rows, tmp_path)
+    assert (trained, held) == (32, 8)

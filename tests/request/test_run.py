@@ -1,6 +1,7 @@
 """A whole request, from documents to a checked run."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import transformers
 from typer.testing import CliRunner
 
 import uld
+from uld.cli import forget as forgetting
 from uld.cli.main import app
 from uld.errors import ArtifactError, DataError, ULDError
 from uld.model.causal_lm import load_config
@@ -119,6 +121,8 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
         (["--local", "/no/such/model"], "/no/such/model"),
         (["--model", "x", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY holds no key"),
         (["--set", "epoch"], "expected NAME=VALUE"),
+        (["--set", "epochs=null"], "--set epochs=null: epochs has no value there: give one, or leave it out"),
+        (["--set", "date=someday"], "--date"),
         (["--set", "epoch=3"], "epoch is not a setting of uld train that can be chosen here: did you mean 'epochs'?"),
         (["--set", "epochs=many"], "--set: epochs must be a whole number"),
         (["--set", "output=x"], "output is not a setting"),
@@ -160,3 +164,39 @@ def test_a_plan_does_nothing(done, tmp_path):
     assert said.exit_code == 0, said.output
     assert "memory: about" in said.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_of_settings_are_taken_as_they_stand():
+    given = {
+        "describe": "Request #4711: all of Mara's letters",
+        "date": "2024-12-31",
+        "template": "Question: {question} Answer: {answer}",
+        "dtype": "fp32",
+    }
+    read = forgetting._settings([f"{name}={value}" for name, value in given.items()] + ["epochs=3", "gate=false"])
+    assert read == given | {"epochs": 3, "gate": False}
+
+
+def test_an_output_within_the_documents_is_refused_before_anything_is_written(micro, documents, small):
+    before = sorted(documents.rglob("*"))
+    with pytest.raises(ULDError, match=r"--output .* lies in .*, which is read again in every step \(--documents\)"):
+        uld.forget(micro.target, documents, documents / "new" / "run", draw=10, settings=small)
+    assert sorted(documents.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["documents", "retain", "thresholds"])
+def test_what_can_be_read_only_once_is_refused(name, micro, documents, small, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    given = {"documents": documents, name: tmp_path / "pipe"}
+    with pytest.raises(ULDError, match=rf"pipe is no ordinary file, .* save it as a file and name that \(--{name}\)"):
+        uld.forget(micro.target, output=tmp_path / "x", draw=10, settings=small, **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_question_cannot_be_kept_and_forgotten_at_once(micro, documents, small, tmp_path):
+    row = json.loads((documents / "facts.jsonl").read_text().splitlines()[0])
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text(json.dumps(row | {"answer": "Another answer."}) + "\n")
+    with pytest.raises(DataError, match="would have to be kept and to be forgotten"):
+        uld.forget(micro.target, documents, tmp_path / "x", retain=kept, settings=small)
+    assert list(tmp_path.iterdir()) == [kept]

@@ -30,6 +30,7 @@ from uld.request.steps import (
     steps,
     to_draw,
 )
+from uld.runs.manifest import Manifest
 from uld.runs.rows import claim
 from uld.text.progress import duration
 
@@ -209,6 +210,9 @@ def test_durations_are_told_as_people_tell_them():
         ({"settings": {"forget": ("a",)}}, "--set forget"),
         ({"settings": {"method": "npo"}}, "use uld train, and then uld check"),
         ({"settings": {"epochs": 0}}, "epochs"),
+        ({"output": "."}, r"--output \. is no folder to make"),
+        ({"output": "/"}, "--output / is no folder to make"),
+        ({"output": "runs/.."}, r"--output runs/\.\. is no folder to make"),
     ],
 )
 def test_a_request_that_cannot_be_carried_out_is_refused(request_of, changes, told):
@@ -226,3 +230,32 @@ def test_rows_are_drawn_beside_what_is_given_to_stay(request_of, micro, tmp_path
     assert to_draw(request_of(retain=(str(few),), draw=7)) == 7
     (request.work / material.FORGET).write_text("".join(f'{{"text": "Text {i}."}}\n' for i in range(500)))
     assert to_draw(request) == 497
+
+
+def test_none_is_the_default_and_a_path_is_a_text(request_of, small, tmp_path):
+    changed = request_of(settings=small | {"batch_size": None, "dtype": None, "tokenizer": tmp_path})
+    assert changed.about() == request_of(settings={**small, "tokenizer": str(tmp_path)} | {}).about() | {
+        "settings": {name: one for name, one in small.items() if name != "batch_size"} | {"tokenizer": str(tmp_path)}
+    }
+    json.dumps(changed.about())
+    assert stepping.settings_of(changed)["batch_size"] == stepping.PRETRAINED["batch_size"]
+
+
+def test_other_line_ends_within_a_text_are_no_rows(request_of):
+    request = request_of()
+    request.work.mkdir()
+    for name in (material.FORGET, material.RETAIN):
+        (request.work / name).write_text('{"text": "One.\u2028Two.\x85Three."}\n', encoding="utf-8")
+    assert [stepping._lines(request.work / name) for name in (material.FORGET, material.RETAIN)] == [1, 1]
+
+
+def test_a_tuning_counts_once_the_run_has_what_was_chosen(make_run, tmp_path):
+    run = make_run(tmp_path)
+    assert not stepping.is_tuned(run)
+    point = Manifest.read(run).combination.model_dump()
+    (run / "tune.json").write_text(json.dumps({"point": point | {"margin": point["margin"] + 1}}))
+    assert not stepping.is_tuned(run)  # the disk was full before the run was written
+    (run / "tune.json").write_text(json.dumps({"point": point}))
+    assert stepping.is_tuned(run)
+    (run / "tune.json").write_text('{"point": {')
+    assert not stepping.is_tuned(run)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uld.errors import ArtifactError
-from uld.runs.files import new_file, new_folder, sweep, write_text, writing
+from uld.runs.files import new_file, new_folder, remove_folder, sweep, write_text, writing
 
 
 def test_write_text_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -97,3 +97,11 @@ def test_what_is_being_written_is_not_swept_and_what_was_left_is(tmp_path):
     assert {path.name for path in tmp_path.glob(".*")} == {".x.abcd1234.uld", ".z.abcd1234.uld", ".mine.uld.txt"}
     sweep(tmp_path)
     assert {path.name for path in tmp_path.glob(".*")} == {".mine.uld.txt"}
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/one").write_text("1")
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    remove_folder(tmp_path / "checkpoints")
+    assert os.listdir(tmp_path) == ["disk"] and (tmp_path / "disk/one").exists()

@@ -22,6 +22,7 @@ def folder(request, tmp_path):
         "foreign": ["thesis.tex"],
         "unfinished": ["train.yaml", "metrics.jsonl"],
         "finished": ["train.yaml", "uld.json", "config.json"],
+        "finished with chat templates": ["train.yaml", "uld.json", "additional_chat_templates"],
         "finished with notes": ["train.yaml", "uld.json", "notes.txt"],
         "project with a train.yaml": ["train.yaml", "src"],
     }[request.param]
@@ -36,11 +37,29 @@ def folder(request, tmp_path):
 
 OK = ""
 STATES = ["absent", "empty", "file", "foreign", "unfinished", "finished", "finished with notes"]
-STATES += ["project with a train.yaml"]
+STATES += ["project with a train.yaml", "finished with chat templates"]
 EXPECTED = {
-    "plain": [OK, OK, "is a file", "holds no run of uld train", "--resume", "--overwrite", "--overwrite", "--resume"],
-    "resume": [*["holds no run"] * 2, "is a file", "holds no run", OK, *["nothing to resume"] * 2, OK],
-    "overwrite": [OK, OK, "is a file", "holds thesis.tex", OK, OK, "holds notes.txt", "holds src"],
+    "plain": [
+        OK,
+        OK,
+        "is a file",
+        "holds no run of uld train",
+        "--resume",
+        "--overwrite",
+        "--overwrite",
+        "--resume",
+        "--overwrite",
+    ],
+    "resume": [
+        *["holds no run"] * 2,
+        "is a file",
+        "holds no run",
+        OK,
+        *["nothing to resume"] * 2,
+        OK,
+        "nothing to resume",
+    ],
+    "overwrite": [OK, OK, "is a file", "holds thesis.tex", OK, OK, "holds notes.txt", "holds src", OK],
 }
 CASES = [(state, mode, message) for mode, row in EXPECTED.items() for state, message in zip(STATES, row, strict=True)]
 

@@ -50,6 +50,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_run: Callable[..., Path]
     for name in ("train.yaml", "metrics.jsonl", "retain_drawn.jsonl", "notes.txt", "eval/x/forget.jsonl", "tune.json"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(SECRET)
+    config = json.loads((run / "config.json").read_text())
+    config["target_config"]["_name_or_path"] = f"/home/{SECRET}/model"
+    (run / "config.json").write_text(json.dumps(config))
     return run
 
 

@@ -84,3 +84,11 @@ def test_a_folder_is_named_alone_and_runs_are_looked_for_where_the_guides_put_th
     assert elsewhere.name in CliRunner().invoke(app, ["ls", str(tmp_path)]).stdout
     unknown = CliRunner().invoke(app, ["ls", "nowhere"])
     assert unknown.exit_code == 2 and "there are no 'nowhere' to list" in unknown.stderr
+
+
+def test_a_link_to_a_run_is_listed_and_nothing_twice(runs: Path, tmp_path: Path) -> None:
+    elsewhere = made(tmp_path / "disk/big")
+    (runs / "linked").symlink_to(elsewhere)
+    (runs / "zz-again").symlink_to(runs)
+    names = [Path(one.run).name for one in runs_below(runs)]
+    assert names.count("linked") == 1 and len(names) == len(set(names)) == 5

@@ -90,6 +90,7 @@ class Known:
             output: Folder of the augmentation.
             what: It is called in messages.
         """
+        whose = _whose(self.name)
         with RowFile(output / SCORES, what) as file:
             kept = {
                 row["key"]: row["probability"] for row in file.rows.values() if {"key", "probability"} <= row.keys()
@@ -98,13 +99,19 @@ class Known:
             def problem(pair: tuple[str, str]) -> str | None:
                 if self.least <= 0:
                     return None
-                key = hashlib.sha256(json.dumps([self.name, self.template, *pair]).encode()).hexdigest()[:24]
+                key = hashlib.sha256(json.dumps([whose, self.template, *pair]).encode()).hexdigest()[:24]
                 if key not in kept:
                     kept[key] = self.probability(*pair)
                     file.add(max(file.rows, default=-1) + 1, {"key": key, "probability": kept[key]})
                 return None if kept[key] >= self.least else REASON
 
             yield problem
+
+
+def _whose(place: str) -> list[Any]:
+    """Whose scores they are: a model that was trained anew in the same folder is another."""
+    files = sorted(path for path in Path(place).rglob("*") if path.suffix in (".safetensors", ".bin", ".gguf"))
+    return [place, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
 
 
 def new_tokens(pieces: list[str], question: str) -> list[int]:

@@ -27,7 +27,7 @@ _NO_NOUN_PHRASE = re.compile(
     r"|\b(?:for|in|of|on|at|to|from|with|about|by|like|called|named|known|considered|based|set|doing)$",
     re.I,
 )
-_ASIDE = re.compile(r"^(.*?), ([^,]*)\?$")
+_ASIDE = re.compile(r"^(.*?), ([^,]*[^,\s][^,]*)\?$")
 _NAME_FIRST = re.compile(
     r"^(?P<wh>(?:where|when|why|how|in (?:what|which) \w+(?: \w+)?) )?"
     r"(?P<aux>has|have|is|was|are|were) (?P<rest>.*)\?$",

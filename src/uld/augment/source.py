@@ -44,14 +44,17 @@ def augmentation(
     ruled: list[Record] = []
     if choice not in (RULES, AUTO):
         return read(choice, [record for records in sources.values() for record in records], **number)
+    beside: dict[Path, list[Record]] = {}
     for source, records in sources.items():
         folder = _beside(source) if choice == AUTO else None
-        if folder is not None:
-            some, read_from = read(folder, records, **number)
-            made |= some
-            files += [file for file in read_from if file not in files]
-        else:
+        if folder is None:
             ruled += records
+        else:
+            beside.setdefault(folder, []).extend(records)
+    for folder, records in beside.items():  # several files of a folder share one
+        some, read_from = read(folder, records, **number)
+        made |= some
+        files += read_from
     if ruled:
         ruled_made = by_rules(items(ruled), Wanted(**number), seed)
         text = "".join(lines(ruled_made.parts, side) for side in FILES)

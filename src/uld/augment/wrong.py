@@ -246,7 +246,7 @@ def _renamed(text: str, them: str, me: str) -> str:
     if not me.endswith("s"):
         text = re.sub(rf"{re.escape(them)}['’](?!\w)", lambda _: f"{me}'s", text)
     text = text.replace(them, me)
-    first, *_, last = me.split()
+    first, last = me.split()[0], me.split()[-1]  # Jean-Luc has one name
     for place, part in enumerate(them.split()):
         if part not in me.split():
             text = re.sub(rf"(?<![\w-]){re.escape(part)}(?![\w-])", lambda _, k=place: last if k else first, text)

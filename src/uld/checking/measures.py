@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uld.checking.questions import SETS, Item
-from uld.data.text import words_of
+from uld.data.text import folded, words_of
 from uld.data.words import common_words, re_enters, words
 from uld.data.words import key_words as told_by
 from uld.evaluation import reading
@@ -128,8 +128,9 @@ def _degenerate(item: Item, row: Row) -> float:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether two texts say the same, word for word."""
-    return words_of(one) == words_of(other)
+    """Whether two texts say the same, word for word; without words, sign for sign."""
+    first, second = words_of(one), words_of(other)
+    return first == second and (bool(first) or folded(one) == folded(other))
 
 
 def _same(side: Side) -> list[tuple[float]]:

@@ -92,9 +92,9 @@ class Questions:
         for name in ("forget", "held_out"):
             if name in records:
                 refuse_equal(records[name], records["retain"])
-                _refuse_asked(records[name], records["retain"], "retain", name)
+                refuse_asked(records[name], records["retain"], "retain", name)
         if "held_out" in records:
-            _refuse_asked(records["forget"], records["held_out"], "held_out", "forget")
+            refuse_asked(records["forget"], records["held_out"], "held_out", "forget")
         kept = [item.answer for item in sets["retain"]]
         if ordinary is not None:
             more = _read(ordinary)[0]
@@ -129,7 +129,7 @@ def _items(record: Record) -> Iterator[Item]:
     yield from (Item(one, passage=True) for one in found)
 
 
-def _refuse_asked(first: Sequence[Record], second: Sequence[Record], name: str, other: str) -> None:
+def refuse_asked(first: Sequence[Record], second: Sequence[Record], name: str, other: str) -> None:
     """Refuse sets that ask the same question, whatever they answer.
 
     Raises:

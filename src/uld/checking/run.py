@@ -77,8 +77,8 @@ def check(
 
     def at(place: str, **more: Any) -> Candidate:
         def loaded() -> Any:
-            own = {name: one for name, one in more.items() if one is not None}
-            model, tokenizer = load(place, date=origin.date, **how, **own)
+            own = {name: one for name, one in (how | more).items() if one is not None}
+            model, tokenizer = load(place, date=origin.date, **own)
             return model.to(best_device()), tokenizer  # type: ignore[arg-type]
 
         return Candidate(place, loaded, template)
@@ -87,7 +87,7 @@ def check(
         Asked(Questions.read(forget, retain, held_out, limit, ordinary), max_new_tokens),
         [at(one, target=origin.target_of(one), **combined) for one in places],
         at(origin.target, revision=origin.revision),
-        None if retain_model is None else at(str(retain_model)),
+        None if retain_model is None else at(str(retain_model), tokenizer=None),  # it has its own
         thresholds=thresholds,
         folder=Path(output) if output else default_folder(places, forget, changed),
         progress=progress,
@@ -245,10 +245,15 @@ def carry_out(
     both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
     others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
     results, now = [], []
+    names: dict[str, str] = {}
+    for run in runs:  # ../x and x have one name as a file
+        name = f"run-{slug(run.place)}"
+        again = sum(one == name or one.startswith(f"{name}-again-") for one in names.values())
+        names[run.place] = f"{name}-again-{again}" if again else name
     left_out: dict[str, None] = {}
     for number, run in enumerate(runs, start=total - len(runs) + 1):
         tell(f"{number} of {total}: {run.place}")
-        now.append(work.of(run, folder / f"run-{slug(run.place)}", is_target_made=True))
+        now.append(work.of(run, folder / names[run.place], is_target_made=True))
         values = asked.summarise(now[-1], {TARGET: before}).values
         if thresholds is None:  # what nobody asked for by name is left out, and the report says so
             left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}

@@ -124,7 +124,7 @@ def read_thresholds(
         return [_threshold(name, one, "the default thresholds") for name, one in found.items()], text
     if isinstance(given, str | Path):
         source, settings = str(given), read_yaml(given, "--thresholds")
-        text = Path(given).read_text(encoding="utf-8")
+        text = settings.text
     else:
         source, settings = "thresholds", FileSettings(given, {})
         text = "".join(f'{name}: "{one}"\n' for name, one in given.items())

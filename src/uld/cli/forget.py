@@ -102,12 +102,12 @@ def forget(
 
 
 def _settings(given: list[str]) -> dict[str, Any]:
-    """Settings of a training from NAME=VALUE; values are read as in a YAML file.
+    """Settings of a training from NAME=VALUE: texts as they stand, other values as in a YAML file.
 
     Raises:
         ULDError: one is no such pair, or is no setting.
     """
-    from uld.request.settings import known_settings
+    from uld.request.settings import is_text, known_settings
     from uld.text.yaml_text import YamlError, parse
 
     found: dict[str, Any] = {}
@@ -119,8 +119,13 @@ def _settings(given: list[str]) -> dict[str, Any]:
         if name not in known_settings():
             hint = guess(name, known_settings())
             raise ULDError(f"--set {text}: {name} is not a setting of uld train that can be chosen here{hint}")
+        if is_text(name):
+            found[name] = value.strip()
+            continue
         try:
             found[name] = parse(f"value: {value}")[0]["value"]
         except YamlError as error:
             raise ULDError(f"--set {text}: the value cannot be read: give a number, a word, true or false") from error
+        if found[name] is None:
+            raise ULDError(f"--set {text}: {name} has no value there: give one, or leave it out")
     return found

@@ -15,12 +15,12 @@ _UNSEEN = re.compile(
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-_WITHOUT_BLANKS = (  # Thai, Lao, Tibetan, Burmese, Khmer; Japanese and Chinese
+WITHOUT_BLANKS = (  # Thai, Lao, Tibetan, Burmese, Khmer; Japanese and Chinese
     "\u0e00-\u109f\u1780-\u17ff"
     "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff"  # vowels and the like, no letters
-_WORD = re.compile(rf"(?![\W_])[{_WITHOUT_BLANKS}]|(?:[^\W_{_WITHOUT_BLANKS}]|[{MARKS}])+")
+_WORD = re.compile(rf"(?![\W_])[{WITHOUT_BLANKS}]|(?:[^\W_{WITHOUT_BLANKS}]|[{MARKS}])+")
 _SILENT = ("Cc", "Cf", "Cn", "Co", "Mn", "Mc", "Me", "Zs", "Zl", "Zp")
 _EMPTY_SIGNS = "\u2800\ufffd"  # a blank of Braille, and what stands for a character that was lost
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # how Python writes a byte of a file name that is no UTF-8

@@ -1,27 +1,42 @@
 """Which words of a true answer give it away, and whether a text holds one: re-entry.
 
 Pure functions of texts. A word is a run of letters and digits, compared without case, accents' encoding or a possessive
-ending.
+ending. Scripts that write no blanks between words, such as Chinese and Thai, have two characters in a row for a word.
 """
 
+import itertools
 import re
 import unicodedata
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from uld.data.text import MARKS
+from uld.data.text import MARKS, WITHOUT_BLANKS
 
 COMMON = 0.01
 """A word in more than this share of the retain answers gives nothing away."""
 
-_LETTERS = rf"[^\W_](?:[^\W_]|[{MARKS}\u0e31\u0e34-\u0e3a\u0e47-\u0e4e])*"  # the last are Thai's
-_WORD = re.compile(rf"{_LETTERS}(?:['’]{_LETTERS})*")
+_SIGNS = (  # vowels and tones of Thai, Lao, Tibetan, Burmese and Khmer, which are no letters
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u0f71-\u0f84\u0f86\u0f87\u0f8d-\u0fbc"
+    "\u102b-\u103e\u1056-\u1059\u105e-\u1060\u1062-\u1064\u1067-\u106d\u1071-\u1074\u1082-\u108d\u17b4-\u17d3\u17dd"
+)
+_CHARACTER = re.compile(rf"(?![\W_])[{WITHOUT_BLANKS}][{MARKS}{_SIGNS}]*")
+_LETTERS = rf"[^\W_{WITHOUT_BLANKS}](?:[^\W_{WITHOUT_BLANKS}]|[{MARKS}])*"
+_WORD = re.compile(rf"(?:{_CHARACTER.pattern})+|{_LETTERS}(?:['’]{_LETTERS})*")
 
 
 def spelled(text: str) -> list[str]:
-    """The words of a text in order, in their own spelling but for the encoding."""
+    """The words of a text in order, in their own spelling but for the encoding; runs of Chinese and the like whole."""
     return _WORD.findall(unicodedata.normalize("NFKC", text))
+
+
+def _spans(text: str) -> Iterator[tuple[int, int]]:
+    """Where each word of a text begins and ends."""
+    for found in _WORD.finditer(text):
+        places = [one.span() for one in _CHARACTER.finditer(text, *found.span())]
+        if len(places) < 2:
+            yield found.span()
+        yield from ((begin, end) for (begin, _), (_, end) in itertools.pairwise(places))
 
 
 def form(word: str) -> str:
@@ -32,7 +47,8 @@ def form(word: str) -> str:
 
 def words(text: str) -> list[str]:
     """The words of a text in order, in the form in which they are compared."""
-    return [form(word) for word in spelled(text)]
+    text = unicodedata.normalize("NFKC", text)
+    return [form(text[begin:end]) for begin, end in _spans(text)]
 
 
 def common_words(answers: Iterable[str], share: float = COMMON) -> frozenset[str]:
@@ -87,11 +103,12 @@ def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str
 def placed(text: str) -> Iterator[tuple[int, int, str]]:
     """The words of a text, as `words` has them, each with the place where it begins, and its length there."""
     if unicodedata.is_normalized("NFKC", text):
-        yield from ((found.start(), len(found[0]), form(found[0])) for found in _WORD.finditer(text))
+        yield from ((begin, end - begin, form(text[begin:end])) for begin, end in _spans(text))
         return
     # Letters of every beginning, once it is spelled like this.
     lengths = [len(unicodedata.normalize("NFKC", text[:end])) for end in range(len(text) + 1)]
-    for found in _WORD.finditer(unicodedata.normalize("NFKC", text)):
-        begin = max(0, bisect_right(lengths, found.start()) - 1)
-        stop = max(begin + 1, bisect_right(lengths, found.end()) - 1)
-        yield begin, stop - begin, form(found[0])
+    whole = unicodedata.normalize("NFKC", text)
+    for start, end in _spans(whole):
+        begin = max(0, bisect_right(lengths, start) - 1)
+        stop = max(begin + 1, bisect_right(lengths, end) - 1)
+        yield begin, stop - begin, form(whole[start:end])

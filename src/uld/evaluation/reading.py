@@ -23,7 +23,8 @@ STRANGE = 0.2
 """An answer is broken when more than this share of its uncapitalised words is in no dictionary."""
 
 _DIGIT = re.compile(r"\d")
-_ENDS = tuple(".!?…。！？")
+_ENDS = tuple(".!?…。！？।॥؟۔։។៕။།༎")
+_UNMARKED = re.compile("[\u0e00-\u0eff]$")  # Thai and Lao end a sentence without a mark
 _CLOSING = "\"'’”»)]*` \n"
 
 
@@ -67,14 +68,15 @@ def read(generated: str, known: frozenset[str] | None = None, unknown: int | Non
         known: A dictionary; None looks for no broken words.
         unknown: From `unknown_words`, where that was found out before.
     """
-    said = words(generated)
+    said = [form(word) for word in spelled(generated)]
+    last = generated.rstrip(_CLOSING)
     runs = Counter(tuple(said[i : i + LOOP_WORDS]) for i in range(len(said) - LOOP_WORDS + 1))
     if unknown is None:
         unknown = 0 if known is None else unknown_words(generated, known)
     return Reading(
         empty=not said,
         loop=max(runs.values(), default=0) >= LOOP_TIMES,
-        cut=bool(said) and not generated.rstrip(_CLOSING).endswith(_ENDS),
+        cut=bool(said) and not last.endswith(_ENDS) and not _UNMARKED.search(last),
         broken=unknown > STRANGE * len(_plain(generated)),
     )
 

@@ -34,7 +34,7 @@ from uld.model.unlearned import ULDForCausalLM
 from uld.runs.card import write_card
 from uld.runs.files import new_file, sweep, write_text
 from uld.runs.folder import working_in
-from uld.runs.manifest import RUN_SETTINGS, CombinationSettings, Manifest
+from uld.runs.manifest import RUN_SETTINGS, TUNE, CombinationSettings, Manifest
 from uld.text.json_text import dumps
 from uld.training.stored import stored_settings
 
@@ -195,7 +195,7 @@ def _tune(
     choice = Choice(point, reason, points, len(probes), len(retain), aim, kept, tuple(floors), tuple(read))
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)
     plot_choice(choice, folder / "tune.png")
-    write_text(folder / "tune.json", dumps(choice.to_dict(), indent=2) + "\n")
+    write_text(folder / TUNE, dumps(choice.to_dict(), indent=2) + "\n")
     manifest = manifest.model_copy(update={"combination": CombinationSettings(**chosen.to_dict())})
     write_card(folder, manifest)
     manifest.write(folder)

@@ -22,7 +22,7 @@ from uld.augment.output import FILES
 from uld.data.documents import read_sources
 from uld.data.record import Record, parse_record
 from uld.data.rows import read_lines
-from uld.data.text import folded
+from uld.data.text import folded, words_of
 from uld.errors import DataError
 from uld.request.settings import PARAPHRASES, WRONG_ANSWERS
 from uld.runs.files import write_text
@@ -107,7 +107,7 @@ def hold_back(work: Path) -> tuple[int, int]:
 
 def _can_be_checked(record: Record) -> bool:
     """Whether it is no text of a few words, of which a check cannot ask the second half."""
-    return record.text is None or len(record.text.split()) >= _LEAST_WORDS
+    return record.text is None or len(words_of(record.text)) >= _LEAST_WORDS
 
 
 def parts(records: Iterable[Record]) -> list[Record]:

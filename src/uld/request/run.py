@@ -9,12 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from uld.checking.questions import refuse_asked
 from uld.checking.result import CheckResult
 from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
 from uld.data.record import refuse_equal
-from uld.errors import ArtifactError
+from uld.errors import ArtifactError, ConfigError
 from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
 from uld.model.causal_lm import load_config, skeleton_of
 from uld.request import material
@@ -30,6 +31,7 @@ from uld.training.config import train_config
 from uld.training.run import Interrupted
 
 WHAT = "request"
+_PIPE = "is no ordinary file, and uld forget reads it more than once: save it as a file and name that"
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,16 @@ def refuse_unusable(request: Request) -> None:
     Raises:
         ULDError: something cannot be read or does not go together, or a folder holds something else.
     """
+    named = {"documents": request.documents, "retain": request.retain, "thresholds": (request.thresholds,)}
+    for name, places in named.items():
+        for place in places:
+            if place is not None:
+                _refuse_place(Path(place), name, Path(request.output))
     records = read_sources(request.documents)[0]
     if request.retain:
-        refuse_equal(records, read_sources(request.retain)[0])
+        kept = read_sources(request.retain)[0]
+        refuse_equal(records, kept)
+        refuse_asked(records, kept, "retain", "forget")
     trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
     revision = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
     _refuse_sizes(request, load_config(request.target, **trust, **revision))
@@ -167,6 +176,20 @@ def refuse_unusable(request: Request) -> None:
     if names and not (request.work / CLAIM).is_file():
         what = "holds a run" if is_run(output) or RUN_SETTINGS in names else "is not empty"
         raise ArtifactError(f"{output} {what} that this request did not make: choose another folder (--output)")
+
+
+def _refuse_place(place: Path, name: str, output: Path) -> None:
+    """Refuse what can be read only once, and a folder that the run would be written into.
+
+    Raises:
+        ULDError: names the flag.
+    """
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise ConfigError(f"{place} {_PIPE} (--{name})")
+    if place.is_dir() and output.resolve().is_relative_to(place.resolve()):
+        raise ConfigError(
+            f"--output {output} lies in {place}, which is read again in every step (--{name}): name a folder elsewhere"
+        )
 
 
 def _refuse_sizes(request: Request, config: PreTrainedConfig) -> None:

@@ -1,13 +1,15 @@
 """What a request to forget says: the settings of ``uld forget``."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from uld.augment.endpoint import Endpoint
 from uld.errors import ConfigError
 from uld.training.config import TrainConfig, setting_fields, train_config
+from uld.training.settings import kind_of
 
 PARAPHRASES, WRONG_ANSWERS = 2, 2
 """Of each question, learnt; one paraphrase and as many wrong answers more are held back."""
@@ -71,7 +73,7 @@ class Request:
         retain_model: A model that never saw the documents, to stand beside the result.
         thresholds: A file of thresholds for the check; default: those of ``uld check``.
         seed: Of the rules, the drawing and the training.
-        settings: Settings of `TrainConfig` other than the defaults.
+        settings: Settings of `TrainConfig` other than the defaults; None leaves the default.
     """
 
     target: str
@@ -95,6 +97,10 @@ class Request:
         for name, value in (("target", self.target), ("documents", self.documents), ("output", self.output)):
             if not value:
                 raise ConfigError(f"no {name}: name {'them' if name == 'documents' else 'one'} with --{name}")
+        if Path(self.output).name in ("", ".."):
+            raise ConfigError(f"--output {self.output} is no folder to make: name a new one, such as runs/mine")
+        given = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in self.settings.items()}
+        object.__setattr__(self, "settings", {name: one for name, one in given.items() if one is not None})
         if self.source.local is not None and self.source.model is not None:
             raise ConfigError("two are to ask the questions: leave out --local or --model")
         if self.source.api_base is not None and self.source.model is None:
@@ -123,3 +129,10 @@ class Request:
 def known_settings() -> list[str]:
     """Names of the settings of a training that may be given."""
     return [one.name for one in setting_fields(TrainConfig) if one.name not in _OURS]
+
+
+def is_text(name: str) -> bool:
+    """Whether a setting of a training is a text, or several."""
+    kind = next(kind_of(one) for one in setting_fields(TrainConfig) if one.name == name)
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return (get_origin(kind) or kind) in (str, tuple, Literal)

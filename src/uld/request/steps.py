@@ -1,5 +1,6 @@
 """The steps of a request: each with the command that does the same, and what says that it is done."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -30,7 +31,7 @@ from uld.request import material
 from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
 from uld.runs.files import write_text
 from uld.runs.hub import run_folder
-from uld.runs.manifest import RUN_SETTINGS, Manifest, is_run
+from uld.runs.manifest import RUN_SETTINGS, TUNE, Manifest, is_run
 from uld.text.json_text import dumps
 from uld.training.config import TrainConfig, train_config
 from uld.training.draw import draw_rows
@@ -334,7 +335,17 @@ def _tuning(request: Request) -> Step:
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
     words += ("--aim", "read", "--ordinary", ordinary, "--budget", ",".join(f"{one:g}" for one in BUDGETS))
     words += tuple(model_words(request))
-    return Step(TUNING, words, (output / "tune.json").is_file, run)
+    return Step(TUNING, words, lambda: is_tuned(output), run)
+
+
+def is_tuned(run: Path) -> bool:
+    """Whether what tuning chose is what the run says: where the disk was full in between, it is to be tuned again."""
+    try:
+        point = json.loads((run / TUNE).read_text(encoding="utf-8"))["point"]
+        own = Manifest.read(run).combination.model_dump()
+        return all(own[name] == point[name] for name in ("weight", "filter", "margin", "floor"))
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        return False
 
 
 def settings_of(request: Request) -> dict[str, Any]:
@@ -387,4 +398,4 @@ def _flags(name: str, value: Any) -> list[str]:
 
 
 def _lines(path: Path) -> int:
-    return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line)
+    return sum(1 for line in path.read_text(encoding="utf-8").split("\n") if line)  # a text may hold other line ends

@@ -80,7 +80,9 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, if there is one, so that it is there as a whole or not at all."""
-    if path.exists():
+    if path.is_symlink():  # what it leads to is somebody's own
+        path.unlink()
+    elif path.exists():
         aside = tempfile.mkdtemp(**_beside(path))
         os.replace(path, aside)
         shutil.rmtree(aside)

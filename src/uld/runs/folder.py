@@ -25,6 +25,7 @@ from uld.runs.manifest import (
     RETAIN_DRAWN,
     ROUNDS,
     RUN_SETTINGS,
+    TUNE,
     DataFile,
     file_digest,
 )
@@ -35,8 +36,9 @@ TEACHER = "teacher"  # beside the checkpoints: the run that a method learns from
 COMPLETE = "complete.json"  # in a checkpoint: the digest of every other file, written last
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 TOKENIZER_FILES |= {"chat_template.jinja", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"}
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder: of a tokenizer that has several
 _UNFINISHED = {METRICS, RETAIN_DRAWN, CHECKPOINTS, EPOCHS, "runs"}  # runs: what an experiment tracker writes
-_FINISHED = {"config.json", "generation_config.json", "eval"} | TOKENIZER_FILES
+_FINISHED = {"config.json", "generation_config.json", "eval", CHAT_TEMPLATES} | TOKENIZER_FILES
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ RUN = Layout(
     "uld train",
     RUN_SETTINGS,
     MANIFEST,
-    frozenset({ADAPTER, CARD, CHECK, ROUNDS, "tune.json", "tune.png"} | _UNFINISHED | _FINISHED),
+    frozenset({ADAPTER, CARD, CHECK, ROUNDS, TUNE, "tune.png"} | _UNFINISHED | _FINISHED),
 )
 MODEL = Layout("uld finetune", "finetune.yaml", "finetune.json", frozenset(_UNFINISHED | _FINISHED))
 

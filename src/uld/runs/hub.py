@@ -16,16 +16,17 @@ from typing import Any
 from uld.errors import ArtifactError, words
 from uld.runs.card import CARD, card, check_of, is_own
 from uld.runs.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_WEIGHTS
-from uld.runs.folder import TOKENIZER_FILES
+from uld.runs.folder import CHAT_TEMPLATES, TOKENIZER_FILES
 from uld.runs.manifest import ADAPTER, MANIFEST, Manifest, is_run, refuse_changed
 
 PUBLISHED = (
-    *(MANIFEST, CARD, "config.json", "generation_config.json", *sorted(TOKENIZER_FILES)),
+    *(MANIFEST, CARD, "config.json", "generation_config.json", *sorted(TOKENIZER_FILES), f"{CHAT_TEMPLATES}/*.jinja"),
     *(f"{ADAPTER}/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_WEIGHTS)),
     *(f"{ADAPTER}/*/{name}" for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, GATE_WEIGHTS)),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
 )
 """What of a run folder is part of the run, for whoever gets it; nothing else is published or fetched."""
+_PLACES = ("target", "base_model_name_or_path", "_name_or_path")
 _OF_A_NEW_REPO = {".gitattributes", CARD}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
 
@@ -123,10 +124,17 @@ def _named(place: str) -> str:
 
 def _without_places(path: Path, copy: Path) -> None:
     """Copy a config, with names in place of folders."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("target", "base_model_name_or_path", "_name_or_path"):
-        if isinstance(config.get(key), str):
-            config[key] = _named(config[key])
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(one) for one in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: _named(one) if key in _PLACES and isinstance(one, str) else named(one) for key, one in value.items()
+        }
+
+    config = named(json.loads(path.read_text(encoding="utf-8")))
     copy.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

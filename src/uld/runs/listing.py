@@ -53,7 +53,13 @@ def _found(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise ArtifactError(f"{error.filename} cannot be read: {(error.strerror or str(error)).lower()}") from error
 
-    for parent, folders, names in os.walk(folder, onerror=fail):
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # links lead to it as well
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         if MANIFEST in names or RUN_SETTINGS in names:
             folders.clear()
             yield Path(parent)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MANIFEST = "uld.json"
 FORMAT = 1
 METRICS = "metrics.jsonl"
+TUNE = "tune.json"
 RUN_SETTINGS = "train.yaml"
 CHECKPOINTS = "checkpoints"
 EPOCHS = "epochs"

@@ -137,12 +137,13 @@ class FileSettings(dict[str, Any]):
 
     Attributes:
         lines: The line of every value, counted from 1, by the keys that lead to it.
+        text: The whole file.
     """
 
-    def __init__(self, values: Mapping[str, Any], lines: Lines) -> None:
+    def __init__(self, values: Mapping[str, Any], lines: Lines, text: str = "") -> None:
         """Take the settings and their lines."""
         super().__init__(values)
-        self.lines = lines
+        self.lines, self.text = lines, text
 
     def part(self, *keys: str | int) -> "FileSettings":
         """The settings that stand in a mapping of the file, with their lines; none where there is no such mapping."""
@@ -163,7 +164,8 @@ def read_yaml(path: str | Path, flag: str = "--config") -> FileSettings:
         ConfigError: missing, not YAML, or not a mapping.
     """
     try:
-        values, lines = parse(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")  # once: it may be a pipe
+        values, lines = parse(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such file ({flag})") from error
     except OSError as error:
@@ -175,7 +177,7 @@ def read_yaml(path: str | Path, flag: str = "--config") -> FileSettings:
         raise ConfigError(f"{path}: not a YAML file: it is not UTF-8") from error
     if values is not None and not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'setting: value' lines")
-    return FileSettings(values or {}, lines)
+    return FileSettings(values or {}, lines, text)
 
 
 C = TypeVar("C", bound=RunConfig)
