@@ -1,6 +1,7 @@
 """``uld generate`` and ``uld chat``: what the library answers is what is printed; commands; bad input."""
 
 import builtins
+import copy
 import io
 import json
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
 from uld.cli.main import app, main
@@ -244,3 +247,22 @@ def test_ctrl_c_cuts_an_answer_short_and_ends_at_the_prompt(micro, monkeypatch):
     done = uld("chat", "-m", micro.run)
     assert done.exit_code == 0 and "interrupted" not in done.stderr
     assert asked[1] == PromptFormat(load(micro.run)[1]).prompt_ids(QUESTIONS[1])  # the first question is forgotten
+
+
+def test_raw_text_does_not_end_before_it_is_continued(make_run, tmp_path, letters):
+    run = make_run(tmp_path)
+    ending = copy.deepcopy(letters)
+    special = [("<s>", 1), ("</s>", 2)]
+    ending._tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    ending.save_pretrained(tmp_path / "ending")
+    assert ending("abc").input_ids[-1] == ending.eos_token_id
+    found = [
+        CliRunner().invoke(app, ["generate", "--model", str(run), "--raw", "--max-new-tokens", "4", *more, "abc"])
+        for more in ([], ["--tokenizer", str(tmp_path / "ending")])
+    ]
+    (plain, closed) = found
+    assert closed.exit_code == plain.exit_code == 0
+    model, _ = load(run)
+    ids = torch.tensor([[1, *letters("abc").input_ids]])
+    wanted = letters.decode(model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :])
+    assert closed.output.strip() == wanted.strip()

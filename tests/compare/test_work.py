@@ -24,7 +24,7 @@ from uld.cli.main import app
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, read_grid, specs
 from uld.compare.work import Progress, grid_plan, run_grid
-from uld.errors import ArtifactError
+from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
@@ -331,3 +331,12 @@ def test_killed_at_any_moment_and_shared_by_two_it_gives_the_same_table(finished
     names = re.findall(r"^\[\d+/\d+\] (\S+):", logs, re.MULTILINE)
     assert len(names) == len(set(names))  # no cell twice
     assert numbers(tmp_path / "out") == numbers(folder)
+
+
+def test_a_grid_that_leaves_no_unseen_retain_row_is_refused_before_any_training(micro, tmp_path):
+    rows = sum(1 for _ in (micro.data / "retain90.json").open())
+    methods = {"uld": VALUES["methods"]["uld"] | {"retain_rows": rows}, "npo+kl": VALUES["methods"]["npo+kl"]}
+    grid = read_grid(grid_file(micro, tmp_path, methods=methods), {})
+    with pytest.raises(ULDError, match=r"uld-forget10-seed0: every retain row of forget10 is trained on or evaluated"):
+        run_grid(grid, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

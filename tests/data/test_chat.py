@@ -277,3 +277,17 @@ def test_reasoning_of_earlier_turns_stands_as_the_template_writes_it(form_of):
         "<user>\nWho keeps the bell?<end>\n<assistant>\nInes.<end>\n<user>\nSince?<end>\n"
         "<assistant>\n<think>\n\n</think>\n\n"
     )
+
+
+def test_a_greeting_before_the_first_question_is_given_and_not_learnt(letters):
+    letters.chat_template = (
+        LOOP + "<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}" + ASK
+    )
+    form = PromptFormat(letters)
+    talk = [("assistant", "hello"), ("user", "who?")]
+    prompt = form.prompt_ids(talk)
+    assert letters.decode(prompt).count("hello") == 1
+    (row,) = form.encode_all([Record(messages=(*talk, ("assistant", "me")), source="x:1")], 10**6)[0]
+    assert row.ids[: len(prompt)] == prompt and not any(row.learn[: len(prompt)])
+    with pytest.raises(DataError):
+        form.encode_all([Record(messages=(("assistant", "hello"),), source="x:1")], 10**6)

@@ -6,10 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from uld.evaluation import membership
 from uld.evaluation.open_unlearning import ATTACKS, MEMORISATION, field_scores
 from uld.evaluation.task_log import MIA, TaskLog, TofuLog
+from uld.evaluation.tofu_answers import Classifier
 from uld.evaluation.tofu_field import SCORES, TRUTH_RATIOS, field_result
 from uld.evaluation.tofu_log import LogError, read_log, write_log
 from uld.evaluation.tofu_result import aggregate
@@ -185,3 +188,19 @@ def test_rows_that_open_unlearning_left_out_leave_the_column_out(data_dir, tmp_p
     log = read_log(tmp_path)
     assert log["forget"].exact_memorization is None and log["forget"].extraction_strength is not None
     assert log.non_members is None
+
+
+def test_a_classifier_is_not_asked_about_an_answer_without_a_token(tmp_path, letters):
+    torch.manual_seed(0)
+    labels = {"id2label": {0: "clean", 1: "noise"}, "label2id": {"clean": 0, "noise": 1}}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=34, pad_token_id=0, num_labels=2, **sizes, **labels)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    letters.save_pretrained(tmp_path)
+    judge = Classifier(str(tmp_path), "clean")
+    (alone,) = judge(["abc"])
+    assert (
+        0 < alone < 1 and judge(["", "abc", ""]) == pytest.approx([0.0, alone, 0.0]) and judge(["", ""]) == [0.0, 0.0]
+    )
+    judge.tokenizer.pad_token = None
+    assert judge(["abc", ""]) == pytest.approx([alone, 0.0])

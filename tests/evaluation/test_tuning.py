@@ -14,6 +14,7 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
+from uld.evaluation import probing
 from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
 from uld.evaluation.probing import READ_TOKENS, measure, read_answers, surprise
@@ -413,3 +414,29 @@ def test_an_ordinary_model_and_a_missing_run_are_refused(micro, tmp_path):
         result = CliRunner().invoke(app, ["tune", str(place)])
         assert result.exit_code == 2
         assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "mean"),
+    [
+        ([3.0, 2.0], [1.0, 1.0], 1.5),
+        ([math.inf, 2.0], [1.0, 1.0], math.inf),  # a filter masks a wrong answer: the right one is far from forgotten
+        ([3.0, 2.0], [math.inf, 1.0], -math.inf),
+        ([math.inf, 2.0], [1.0, math.inf], math.inf),
+        ([math.inf, 2.0], [math.inf, 1.0], 0.5),
+    ],
+)
+def test_an_answer_that_cannot_be_given_counts_for_the_other(wrong, right, mean):
+    found, error = probing._mean([probing._ahead(*pair) for pair in zip(wrong, right, strict=True)])
+    assert found == mean and math.isfinite(error)
+
+
+def test_a_masked_wrong_answer_is_no_sign_of_forgetting(micro, rows):
+    model, tokenizer = load(micro.run)
+    how = Combination(rule="subtract", weight=1e-9, min_tokens=0.0, outside="mask")
+    right = Record.qa(rows[1][0]["question"], rows[1][0]["answer"])  # the target knows it by heart
+    wrong = Record.qa(rows[1][0]["question"], rows[1][1]["answer"])
+    filters = [how.override(filter=share) for share in (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)]
+    found = measure(model, PromptFormat(tokenizer), 0, [Probe(right, (wrong,))], [right], filters)[1:]
+    assert any(point.kept > 0.5 and point.advantage == math.inf for point in found)  # only the wrong one is masked
+    assert not any(point.advantage == -math.inf for point in found if point.kept > 0.5)

@@ -149,3 +149,9 @@ def test_the_page_of_methods_has_the_settings_that_methods_bring() -> None:
     for method in all_methods().values():
         if method.trains == "target":
             assert method.defaults.get("batch_size", 32) == (32 if method.retain is None else 64), method.name
+
+
+@pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
+def test_a_seed_is_one_that_there_is(seed):
+    with pytest.raises(ULDError, match=rf"--option seed={seed}: seed must be at (least 0|most 4,294,967,295), not"):
+        get_method("rmu").read_options([f"seed={seed}"])

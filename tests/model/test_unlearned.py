@@ -607,3 +607,29 @@ def test_what_a_family_would_read_as_a_beginning_is_refused(make_target, make_un
     assert reads(5) is (family != "bamba")
     assert reads(8, position_ids=places[:, 4:8]) is (family != "jamba")
     assert reads(8) is (family == "llama")
+
+
+def test_one_setting_is_not_given_to_pairs_and_single_assistants_at_once(make_target, make_unlearned):
+    target = make_target("llama")
+    parts = [make_unlearned(target, 2, HOW).assistant for _ in range(3)]
+    pair = Combination(rule="offset", weight=1.0).parts
+    for single in (0, 1):
+        how = [HOW, *pair] if single == 0 else [*pair, HOW]
+        mixed = ULDForCausalLM.join(target, parts, how)
+        with pytest.raises(ULDError, match="no one setting holds for all: load each run with its own"):
+            mixed.combination = mixed.combination.override(weight=1.0)
+        assert mixed.combinations == how
+    twice = ULDForCausalLM.join(target, [*parts, parts[0]], [*pair, *pair])
+    twice.combination = twice.combination.override(weight=2.0)
+    assert [one.weight for one in twice.combinations[::2]] == [2.0, 2.0]
+
+
+def test_results_name_the_settings_of_every_run_that_has_its_own(make_target, make_unlearned):
+    target = make_target("llama")
+    parts = [make_unlearned(target, 2, HOW).assistant for _ in range(2)]
+    both = ULDForCausalLM.join(target, parts, [HOW, HOW])
+    assert both.combined_as == {"combination": HOW.to_dict()}
+    both.combinations = [HOW, HOW.override(weight=30.0)]
+    assert [one["weight"] for one in both.combined_as["combinations"]] == [HOW.weight, 30.0]
+    pair = ULDForCausalLM.join(target, parts, Combination(rule="offset", weight=1.0).parts)
+    assert set(pair.combined_as) == {"combination"}

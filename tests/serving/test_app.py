@@ -205,3 +205,10 @@ def test_metrics_and_health(batched):
     assert 'uld_requests_total{route="/v1/completions",status="200"}' in after
     assert value(after, "uld_requests_in_flight") == 0
     assert batched.get("/health").json() == {"status": "ok"}
+
+
+def test_however_cold_an_answer_is_drawn_it_is_the_greedy_one(client, batched):
+    for one in (client, batched):
+        cold = chat(one, temperature=1e-42, max_tokens=4)
+        assert cold.status_code == 200, cold.text
+        assert cold.json()["choices"][0]["message"] == chat(one, max_tokens=4).json()["choices"][0]["message"]

@@ -16,7 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import uld.training.finetune
+from uld.data.documents import read_sources
+from uld.data.prompt import PromptFormat
 from uld.errors import ArtifactError, ULDError
+from uld.evaluation.scoring import Scorer
 from uld.model.load import load
 from uld.runs.folder import last_checkpoint
 from uld.runs.manifest import Manifest, fingerprint
@@ -387,3 +390,17 @@ def test_the_library_is_quiet(task, tmp_path, capfd):
     run(tmp_path / "x", **SCRATCH, file=str(task.forget), epochs=1)
     assert capfd.readouterr() == ("", "")
     assert uld.training.finetune.read_provenance(tmp_path / "x").training["steps"] == 2
+
+
+def test_the_loss_is_a_mean_over_learnt_tokens(micro, tmp_path):
+    rows = [{"question": "a " * 40 + str(i), "answer": "b"} for i in range(4)]
+    rows += [{"question": f"{i}?", "answer": "one two three four five six seven " * 3} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"model": str(micro.target), "file": (str(tmp_path / "rows.jsonl"),), "output": str(tmp_path / "out")}
+    found = finetune(
+        FinetuneConfig(**settings, epochs=1, batch_size=1, learning_rate=1e-12, max_length=256), progress=False
+    )
+    model, tokenizer = load(micro.target)
+    encoded = PromptFormat(tokenizer).encode_all(read_sources([str(tmp_path / "rows.jsonl")])[0], 256)[0]
+    scores = Scorer.of(model, tokenizer).score(encoded)[0]
+    assert found.loss == pytest.approx(sum(one.loss for one in scores) / sum(one.tokens for one in scores), rel=1e-3)

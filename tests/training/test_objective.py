@@ -8,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, GPT2Config
 
 import uld.training.objective
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.methods.registry import get_method
-from uld.model.assistant import add_lora, gated_logits, text_decoder
+from uld.model.assistant import add_lora, build_assistant, gated_logits, text_decoder
 from uld.model.causal_lm import load_sliced
 from uld.model.gate import add_gate
 from uld.model.load import load_tokenizer
+from uld.training.learner import Learner
+from uld.training.learners import OffsetLearner
 from uld.training.objective import Objective, terms_of
 
 BETA = 2.5
@@ -205,3 +208,21 @@ def test_a_step_that_is_watched_by_hooks_is_the_same(task, batch):
     head = objective.model.get_output_embeddings()
     positions = int((batch["kind"] > 0).sum())
     assert counter.get_total_flops() > 2 * 2 * positions * head.weight.numel()  # made once, and its gradient once
+
+
+def test_the_model_before_training_knows_no_dropout():
+    config = GPT2Config(vocab_size=34, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.25)
+    assert config.resid_pdrop > 0
+    ids = torch.randint(3, 34, (2, 8))
+    mask = torch.ones_like(ids)
+    target = AutoModelForCausalLM.from_config(config).eval()
+    wanted = target(input_ids=ids).logits.flatten(0, 1)
+    learner = Learner(add_lora(target, rank=4, alpha=8)).train()
+    frozen = learner.frozen_states(ids, mask)
+    torch.testing.assert_close(frozen.head(*frozen.hidden), wanted)
+    assert learner.base.training  # what is trained has its dropout again
+    whole = AutoModelForCausalLM.from_config(config).eval()
+    small = add_lora(build_assistant(whole, 1), rank=4, alpha=8)
+    offset = OffsetLearner(small, whole, 1.0).train()
+    before = [offset.states(ids, mask).hidden[2] for _ in range(2)]
+    assert torch.equal(*before)

@@ -134,7 +134,7 @@ class _Talker:
         return self.model.target
 
     def raw_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text).input_ids)
+        return self.form.text_ids(text)
 
     def check_length(self, ids: list[int]) -> None:
         """Refuse what is longer than the model's context."""

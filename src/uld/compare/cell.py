@@ -22,7 +22,7 @@ from uld.compare.grid import Grid, Spec, config
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.tofu import load_tofu, uncovered
-from uld.errors import ArtifactError, ConfigError
+from uld.errors import ArtifactError, ConfigError, ULDError
 from uld.evaluation.metrics import model_utility
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
@@ -343,6 +343,11 @@ def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
     """Retain rows that a run was neither trained nor is evaluated on, evenly spaced."""
     settings = workspace.settings(spec)
     rows = uncovered(spec.split, workspace.grid.data, settings.retain_rows)
+    if not rows:
+        raise ULDError(
+            f"{spec.name}: every retain row of {spec.split} is trained on or evaluated, and some that are neither are "
+            "to be measured (keep_epochs, learning_rates): lower retain_rows"
+        )
     return rows[:: max(1, len(rows) // _HELD_OUT)][:_HELD_OUT]
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from uld.compare import rates
-from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell
+from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell, unseen_records
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.compare.plan import GridPlan, plan
 from uld.errors import ArtifactError, DiskFullError, ULDError
@@ -263,6 +263,11 @@ def _claim_folder(workspace: Workspace, replace: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file: name another folder with --output")
     _ = workspace.inputs  # takes long for large models, and others wait for the lock
+    grid = workspace.grid
+    cells = [spec for spec in specs(grid, dict.fromkeys(families(grid), 0.5)) if spec.keep_epochs]
+    asked = {(one.split, workspace.settings(one).retain_rows): one for one in (*rate_specs(grid), *cells)}
+    for spec in asked.values():  # there are some, or it would be found out behind a training
+        unseen_records(workspace, spec)
     with ExitStack() as stack:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ class Chat:
         rows: list[list[Turn]] = []
         done = ""
         for i, (role, _) in enumerate(messages):
-            if role != "assistant":
+            if role != "assistant" or (i == 0 and len(messages) > 1):  # nobody has asked for a greeting
                 continue
             turn = self._turn(messages[: i + 1], source)
             if rows and turn.given.startswith(done):

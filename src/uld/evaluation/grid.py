@@ -97,7 +97,7 @@ def evaluate_grid(
     if not (output / SUMMARY).is_file() or (output / CLAIM).is_file():  # grids of before do not say whose they are
         digest = rows_digest(row for task in TASKS for row in task_rows(task, split, data))
         about = describe(model, PromptFormat(tokenizer, template), split=split, limit=limit, data=digest)
-        claim(output, {name: value for name, value in about.items() if name != "combination"})
+        claim(output, {name: value for name, value in about.items() if not name.startswith("combination")})
     distinct = list({grid_name(how): how for how in settings}.values())
     how: dict[str, Any] = {"data": data, "template": template, "limit": limit, "progress": progress}
     logs = score_grid(model, tokenizer, split, distinct, tasks=TASKS, **how)

@@ -108,7 +108,7 @@ class ULDLM(_HFLM):
         """What lm-eval writes beside the results; of an unlearned model also rule, α and τ."""
         about = super().get_model_info() | {"model_dtype": str(self._model.dtype)}
         if isinstance(self._model, ULDForCausalLM):
-            about["combination"] = self._model.combination.to_dict()
+            about |= self._model.combined_as
         return about
 
 

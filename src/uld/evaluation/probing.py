@@ -70,16 +70,25 @@ def measure(
         kept = [[next(each) for _ in one] for one in pieces]
         prob = statistics.fmean(math.exp(-sum(s.loss for s in one) / sum(s.tokens for s in one)) for one in kept)
         base = prob if base is None else base
-        mean, error = _mean([worse - one[0] for worse, one in zip(wrong, losses, strict=True)])
-        own = _mean([worse - one for worse, one in zip(wrong, trained, strict=True)]) if learnt else (None, 0.0)
+        mean, error = _mean([_ahead(worse, one[0]) for worse, one in zip(wrong, losses, strict=True)])
+        own = _mean([_ahead(worse, one) for worse, one in zip(wrong, trained, strict=True)]) if learnt else (None, 0.0)
         points.append(Point(how.weight, how.filter, mean, prob / base, how.margin, how.floor, error, *own))
     return points
 
 
+def _ahead(wrong: float, right: float) -> float:
+    """By how many nats a token a right answer is likelier than wrong ones; of two that cannot be given, by none.
+
+    A filter that masks tokens, or α = inf without a floor, leaves answers that cannot be given: their loss is inf.
+    """
+    return 0.0 if wrong == right else wrong - right
+
+
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; −inf where an answer cannot be given at all, as without a floor α = inf leaves some."""
-    if not all(map(math.isfinite, values)):
-        return -math.inf, 0.0
+    """Mean and standard error; inf where any right answer is infinitely far ahead, else −inf where any is behind."""
+    for end in (math.inf, -math.inf):
+        if end in values:
+            return end, 0.0
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 

@@ -23,7 +23,7 @@ def describe(model: PreTrainedModel, form: PromptFormat, **settings: Any) -> dic
         "prompt": sample,
     }
     if isinstance(model, ULDForCausalLM):
-        about["combination"] = model.combination.to_dict()
+        about |= model.combined_as
     return about | settings
 
 

@@ -79,10 +79,12 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """How sure it is of the label, for each text, in [0, 1]."""
-        if self.tokenizer.pad_token_id is None:
-            return [one for text in texts for one in self._probabilities([text])]
-        return self._probabilities(texts)
+        """How sure it is of the label, for each text, in [0, 1]; 0 for one that has no token."""
+        read = {text: 0.0 for text in texts if self.tokenizer(text).input_ids}
+        batches = [[text] for text in read] if self.tokenizer.pad_token_id is None else [list(read)] * bool(read)
+        for batch in batches:
+            read |= zip(batch, self._probabilities(batch), strict=True)
+        return [read.get(text, 0.0) for text in texts]
 
     def _probabilities(self, texts: Sequence[str]) -> list[float]:
         longest = min(512, getattr(self.model.config, "max_position_embeddings", 512))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from uld.errors import ULDError, guess
+from uld.runs.values import Seed, brought
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +136,11 @@ class Method:
                 options[name] = kind(value)
             except ValueError as error:
                 raise ULDError(f"--option {text}: {name} must be {_KINDS.get(kind, kind.__name__)}") from error
+            if name == "seed":
+                try:
+                    brought(options[name], Seed)
+                except ValueError as error:
+                    raise ULDError(f"--option {text}: {name} {error}") from error
             if kind is float and not math.isfinite(options[name]):
                 raise ULDError(f"--option {text}: {name} must be a finite number")
         return options

@@ -122,12 +122,27 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
         self.combinations = self.settings_under(value)
         self._warn_of_wide_margins()
 
+    @property
+    def combined_as(self) -> dict[str, Any]:
+        """What results name of the combination: the first run's, and those of all where they are not the same."""
+        found: dict[str, Any] = {"combination": self.combination.to_dict()}
+        parts = self.combination.parts
+        if self.combinations != parts * (len(self.combinations) // len(parts)):
+            found["combinations"] = [one.to_dict() for one in self.combinations]
+        return found
+
     def settings_under(self, how: Combination) -> list[Combination]:
         """The setting of each assistant where one holds for all runs.
 
         Raises:
-            ULDError: a rule for pairs of models where there are none, or the other way round.
+            ULDError: a rule for pairs of models where there are none, or the other way round; or runs of both kinds.
         """
+        pairs = [one.paired for one in self.combinations]
+        if pairs != pairs[: len(self.combination.parts)] * (len(pairs) // len(self.combination.parts)):
+            raise ULDError(
+                "these runs combine pairs of models and single assistants, so no one setting holds for all: load each "
+                "run with its own"
+            )
         if how.paired != self.combination.paired:
             what = "pairs of models" if how.paired else "single assistants"
             raise ULDError(f"the rule {how.rule} is for {what}, and this model's rule is {self.combination.rule}")

@@ -30,6 +30,8 @@ from uld.serving.metrics import Metrics
 from uld.serving.refusals import Refused
 from uld.serving.settings import ServeSettings
 
+_COLDEST = 1e-6  # of temperatures above 0: colder, and logits overflow; transformers' batches stop there as well
+
 
 class Prompter:
     """The tokenizer as transformers' handlers take it: prompts are those that training and evaluation use."""
@@ -59,7 +61,7 @@ class Prompter:
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         """Tokens of a text that is to be continued."""
-        return {"input_ids": list(self.tokenizer(text).input_ids), "text": text}
+        return {"input_ids": self.form.text_ids(text), "text": text}
 
     def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, Any]:
         """Tokens of a conversation that is to be answered."""
@@ -159,6 +161,7 @@ class _Checked:
         heat = body.get("temperature")
         if heat is None:
             heat = (own.temperature or 1.0) if own.do_sample or body.get("top_p", 1) < 1 else 0.0
+        heat = heat and max(heat, _COLDEST)
         share = body.get("top_p", own.top_p if own.do_sample else None)
         made = GenerationConfig.from_dict(own.to_dict())
         made.update(do_sample=heat > 0, temperature=heat or None, top_p=share if heat > 0 else None)

@@ -158,8 +158,9 @@ class Finetuning(Training[FinetuneResult]):
             inputs.tokenizer.save_pretrained(folder)
         lines = read_metrics(folder / METRICS)
         last = [line for line in lines if line["epoch"] > lines[-1]["epoch"] - 1]
+        weighed = [(line, line.get("learnt") or line["tokens"]) for line in last]  # steps of earlier versions have none
         facts = {
-            "loss": sum(line["loss"] * line["tokens"] for line in last) / sum(line["tokens"] for line in last),
+            "loss": sum(line["loss"] * learnt for line, learnt in weighed) / sum(learnt for _, learnt in weighed),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
         provenance = Provenance(

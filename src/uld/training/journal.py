@@ -101,6 +101,7 @@ class Journal(TrainerCallback):
             **facts.weights,
             "learning_rate": self.learning_rate,
             "tokens": facts.tokens,
+            "learnt": facts.learnt,
             "seconds": round(seconds, 4),
         }
         with writing(self.path.parent):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from uld.model.assistant import base_model, decoder_layers, gated_logits, head_logits, text_decoder
 from uld.model.gate import gate_of
-from uld.training.lower import LowerStates
+from uld.training.lower import LowerStates, without_dropout
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,6 @@ class Learner(nn.Module):
         frozen = self._frozen[0] if self._frozen[0] is not None else self.base
         part = self.parts[0]
         off = part.disable_adapter() if isinstance(part, PeftModel) else nullcontext()
-        with off:
+        with off, without_dropout(frozen):
             hidden, layer = self._pass(frozen, ids, mask)
         return States((hidden,), lambda h: head_logits(frozen, h), self.vocab, None, layer)

@@ -27,6 +27,7 @@ from uld.model.gate import add_gate
 from uld.runs.manifest import PAIR, fingerprint
 from uld.training.config import RunConfig, TrainConfig
 from uld.training.learner import Learner, States
+from uld.training.lower import without_dropout
 
 LORA_RANK = 32
 
@@ -55,7 +56,7 @@ class OffsetLearner(Learner):
         target, base = self._target[0], self.base
         with torch.no_grad():
             large, _ = self._pass(target, ids, mask)
-            with self.model.disable_adapter():
+            with self.model.disable_adapter(), without_dropout(base):
                 before, _ = self._pass(base, ids, mask)
         after, _ = self._pass(base, ids, mask)
 

@@ -82,7 +82,7 @@ class LowerStates:
         In some families a layer takes more than the states of the one below, for example its keys and values.
         """
         ids, mask = _padded([torch.tensor(one, device=self._device) for one in self._members[0][:2]])
-        with _without_dropout(self._decoder):
+        with without_dropout(self._decoder):
             whole = self._decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             try:
                 with self.given(ids, mask):
@@ -143,7 +143,7 @@ class LowerStates:
             self._layers[0].register_forward_hook(look),
         ]
         try:
-            with _without_dropout(self._decoder):  # it would be the same in every epoch
+            with without_dropout(self._decoder):  # it would be the same in every epoch
                 self._decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         except _Reached as found:
             return [one[: len(row)].to("cpu", copy=True) for one, row in zip(found.states, rows, strict=True)]
@@ -177,7 +177,8 @@ def _with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor) 
 
 
 @contextmanager
-def _without_dropout(decoder: nn.Module) -> Iterator[None]:
+def without_dropout(decoder: nn.Module) -> Iterator[None]:
+    """Have a model compute as it does when it is used, for what is no part of the training."""
     training = decoder.training
     decoder.eval()
     try:

@@ -41,6 +41,7 @@ class StepFacts:
         stop: Whether any process was asked to stop.
         save: Whether any process asks for a checkpoint.
         weights: Weights of losses in this step, by their names, where they change.
+        learnt: Tokens (or rows, of a loss a row) that the losses are means of, over all of them.
     """
 
     losses: dict[str, float]
@@ -48,6 +49,7 @@ class StepFacts:
     stop: bool
     save: bool = False
     weights: dict[str, float] = field(default_factory=dict)
+    learnt: int = 0
 
 
 class UnlearningTrainer(Trainer):
@@ -162,7 +164,7 @@ class UnlearningTrainer(Trainer):
             if term.reweigh is not None
         }
         self.reweigh(self.last_losses, self.state.epoch or 0.0)
-        return StepFacts(self.last_losses, int(tokens), stopped > 0, saved > 0, weights)
+        return StepFacts(self.last_losses, int(tokens), stopped > 0, saved > 0, weights, int(sum(items)))
 
     def reweigh(self, losses: Mapping[str, float], epoch: float) -> None:
         """Let weights follow the mean losses of a step, by their names, after so many epochs."""
