@@ -18,6 +18,7 @@ class Answer:
         queue: Pieces of text, None behind the last.
         ids: Tokens so far, end-of-sequence included.
         text: The text so far that stands before any stop.
+        stopped: Whether a stop ended it.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Answer:
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
         self.ids: list[int] = []
         self.text = ""
-        self.done = False
+        self.done = self.stopped = False
         self._stops = [stop] if isinstance(stop, str) else list(stop or ())
         self._tokenizer, self._parser, self._cancel = tokenizer, parser, cancel
         self._decoder = DecodeStream([], skip_special_tokens=parser is None)
@@ -89,6 +90,7 @@ class Answer:
         found = [place for one in self._stops if (place := self._held.find(one)) >= 0]
         if found:
             self._held = self._held[: min(found)]
+            self.stopped = True
             self.finish()
             self._cancel()
             return

@@ -69,7 +69,7 @@ class Engine(BaseGenerateManager):
         ids = list(inputs["input_ids"])
         self._fit(ids, gen_config)
         note, begun = CURRENT.get(), time.monotonic()
-        answer = _Counted(processor.fast, gen_config.stop_strings, response_parser, self.metrics, begun)
+        answer = _Counted(processor.fast, gen_config, response_parser, self.metrics, begun)
         self.metrics.add("uld_prompt_tokens_total", len(ids))
         if note is not None:
             note |= {"prompt tokens": len(ids), "answer": answer, "prompt": inputs.get("text")}
@@ -114,10 +114,17 @@ class Engine(BaseGenerateManager):
 class _Counted(Answer):
     """An answer whose tokens are counted."""
 
-    def __init__(self, tokenizer: Any, stop: Any, parser: Any, metrics: Metrics, begun: float) -> None:
+    def __init__(self, tokenizer: Any, settings: Any, parser: Any, metrics: Metrics, begun: float) -> None:
         self.ending: Any = lambda: None
-        self._metrics, self._begun = metrics, begun
-        super().__init__(tokenizer, stop, parser, lambda: self.ending())
+        self._settings, self._metrics, self._begun = settings, metrics, begun
+        super().__init__(tokenizer, settings.stop_strings, parser, lambda: self.ending())
+
+    def finish(self) -> None:
+        """Nothing more comes; one that ended of itself with its last token has not run out of them."""
+        ends = self._settings.eos_token_id
+        if self.stopped or self.ids[-1:] == [ends] or (isinstance(ends, list) and set(self.ids[-1:]) & set(ends)):
+            self._settings.max_new_tokens = None  # else transformers' handlers say that it was cut off
+        super().finish()
 
     def feed(self, tokens: Sequence[int]) -> None:
         before = len(self.ids)
