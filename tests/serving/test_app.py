@@ -214,10 +214,14 @@ def test_however_cold_an_answer_is_drawn_it_is_the_greedy_one(client):
 
 
 def test_an_answer_that_a_stop_ends_with_its_last_token_was_not_cut_off(client):
-    whole = text(client, max_tokens=3).json()["choices"][0]
-    assert whole["finish_reason"] == "length"
-    said = {"max_tokens": 3, "stop": whole["text"]}  # complete with the third token
-    found = text(client, **said).json()["choices"][0]
-    assert (found["text"], found["finish_reason"]) == ("", "stop")
-    *_, last = [piece["choices"][0] for piece in pieces(text(client, stream=True, **said)) if piece.get("choices")]
-    assert last["finish_reason"] == "stop"
+    whole = chat(client).json()["choices"][0]
+    said = whole["message"]["content"]
+    assert whole["finish_reason"] == "length" and said
+    asked = {"stop": said}  # complete with the last token that has a text
+    for fields in ({}, {"stream": True}):
+        answer = chat(client, **asked, **fields)
+        (*_, last) = (
+            [one["choices"][0] for one in pieces(answer) if one.get("choices")] if fields else answer.json()["choices"]
+        )
+        assert last["finish_reason"] == "stop"
+    assert answer.status_code == 200 and chat(client, **asked).json()["choices"][0]["message"]["content"] == ""
