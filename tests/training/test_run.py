@@ -55,7 +55,7 @@ def test_journal_has_one_line_a_step(finished, task):
     output, result, _ = finished
     lines = journal(output)
     assert [line["step"] for line in lines] == list(range(1, 9)) and result.steps == 8
-    keys = ["step", "epoch", "forget_loss", "uniform_loss", "learning_rate", "tokens", "seconds"]
+    keys = ["step", "epoch", "forget_loss", "uniform_loss", "learning_rate", "tokens", "learnt", "seconds"]
     assert all(list(line) == keys for line in lines)
     assert [line["epoch"] for line in lines] == [n / 4 for n in range(1, 9)]
     assert all(line["seconds"] > 0 and line["uniform_loss"] >= math.log(34) - 1e-4 for line in lines)
