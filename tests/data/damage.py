@@ -25,8 +25,9 @@ BAD_JSON = (  # of one record, and what is said of it
     (TWICE, "the key 'question' stands twice"),
     ('{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}', "the key 'role' stands twice"),
     ('{"text": ' + "9" * 5000 + "}", "this JSON cannot be a record"),
-    ("[" * 5000, "this JSON cannot be a record"),
-    ('{"a":' * 5000, "this JSON cannot be a record"),
+    # more brackets than any Python follows
+    ("[" * 20_000, "this JSON cannot be a record"),
+    ('{"a":' * 20_000, "this JSON cannot be a record"),
 )
 
 

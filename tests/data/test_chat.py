@@ -1,5 +1,6 @@
 """Chat templates of many houses: what is learnt stands behind the very tokens that generation starts from."""
 
+import copy
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -280,6 +281,7 @@ def test_reasoning_of_earlier_turns_stands_as_the_template_writes_it(form_of):
 
 
 def test_a_greeting_before_the_first_question_is_given_and_not_learnt(letters):
+    letters = copy.deepcopy(letters)
     letters.chat_template = (
         LOOP + "<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}" + ASK
     )

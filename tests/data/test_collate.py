@@ -15,7 +15,6 @@ from uld.data.collate import (
     Collator,
     PlanLoader,
     PlanSampler,
-    Row,
     Rows,
     epoch_plan,
     token_plan,
@@ -174,7 +173,7 @@ def test_no_rows_make_a_batch_without_a_loss() -> None:
 def test_forget_rows_never_carry_a_loss_on_their_prompt() -> None:
     one = Encoded([3, 4, 5, 6], [False, False, True, True])
     rows = Rows.of_sides([one], [one], uniform_on="all")
-    assert rows.rows == [Row(one, FORGET, everywhere=False), Row(one, RETAIN, everywhere=True)]
+    assert [(row.encoded, row.kind, row.everywhere) for row in rows.rows] == [(one, FORGET, False), (one, RETAIN, True)]
     assert len(rows) == 2 and rows[1].kind == RETAIN
     kinds = Collator(0)(rows.rows)["kind"][:, :4].tolist()
     assert kinds == [[NO_LOSS, FORGET, FORGET, NO_LOSS], [RETAIN, RETAIN, RETAIN, NO_LOSS]]

@@ -1,6 +1,7 @@
 """What a training run does, from the settings to the finished folder."""
 
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -193,7 +194,7 @@ def test_uld_json_says_what_was_done(finished, task):
     assert {"rule", "weight", "filter", "outside"} <= manifest["combination"].keys()
     for side, path, rows in (("forget", task.forget, 10), ("retain", task.retain, 13)):
         assert manifest["data"][side] == [{"path": str(path), "sha256": digest(path), "rows": rows}]
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["versions"]["torch"] == importlib.metadata.version("torch")
     facts = manifest["training"]
     assert (facts["forget_rows"], facts["retain_rows"], facts["steps"], facts["epochs"]) == (10, 13, 8, 2)
     assert facts["tokens"] == sum(line["tokens"] for line in journal(output))
