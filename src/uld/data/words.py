@@ -33,9 +33,11 @@ def spelled(text: str) -> list[str]:
 def _spans(text: str) -> Iterator[tuple[int, int]]:
     """Where each word of a text begins and ends."""
     for found in _WORD.finditer(text):
-        places = [one.span() for one in _CHARACTER.finditer(text, *found.span())]
-        if len(places) < 2:
-            yield found.span()
+        places = [found.span()]
+        if _CHARACTER.match(text, found.start()):
+            places = [one.span() for one in _CHARACTER.finditer(text, *found.span())]
+        if len(places) == 1:
+            yield places[0]
         yield from ((begin, end) for (begin, _), (_, end) in itertools.pairwise(places))
 
 
