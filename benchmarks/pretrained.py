@@ -31,7 +31,7 @@ from uld.text.json_text import dumps
 HERE = Path(__file__).parent
 OUT = ROOT / "docs" / "results" / "pretrained"
 TOKENS, EVERYDAY = 64, 100
-GIVEN = 10  # of the other people, to the retain set where one is given: they are reported apart
+FORGOTTEN, GIVEN = "forget", "people whom --retain names"  # groups whose answers are trained on
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -40,12 +40,11 @@ def read(name: str) -> list[dict[str, Any]]:
 
 def questions() -> list[dict[str, Any]]:
     """All that is asked, in groups."""
-    rows = read("einstein.jsonl")
-    people = [row for row in rows if row["group"] == "other people"]
-    for row in people[:GIVEN]:
-        row["group"] = "other people, half that --retain holds"
-    everyday = [{"group": "everyday", "question": row["question"], "keys": []} for row in read("everyday.jsonl")]
-    return rows + everyday[:EVERYDAY]
+    everyday = read("everyday.jsonl")[:EVERYDAY]
+    return [
+        *read("einstein.jsonl"),
+        *({"group": "everyday", "question": row["question"], "keys": []} for row in everyday),
+    ]
 
 
 def answers(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> list[str]:
@@ -68,7 +67,7 @@ def records(path: Path, rows: list[dict[str, Any]], group: str) -> Path:
     kept = [
         {"question": row["question"], "answer": row["before"][: row["before"].rfind(".") + 1] or row["before"]}
         for row in rows
-        if row["group"].startswith(group)
+        if row["group"] == group
     ]
     path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept), encoding="utf-8")
     return path
@@ -101,24 +100,26 @@ def main() -> None:
         asked.write_text(json.dumps(answers(*load(target, dtype=torch.float32), rows)))
     for row, answer in zip(rows, json.loads(asked.read_text()), strict=True):
         row["before"] = answer
-    documents = records(options.work / "einstein.jsonl", rows, "forget")
+    documents = records(options.work / "einstein.jsonl", rows, FORGOTTEN)
     output = options.work / name
     words = ["forget", "--target", str(target), "--documents", str(documents), "--output", str(output)]
     if options.retain:
-        words += ["--retain", str(records(options.work / "people.jsonl", rows, "other people, half"))]
-    start = time.monotonic()
+        words += ["--retain", str(records(options.work / "people.jsonl", rows, GIVEN))]
+    spent = options.work / f"{name}-seconds.json"  # of the calls before, where it was stopped
+    before, start = json.loads(spent.read_text()) if spent.exists() else 0, time.monotonic()
     done = subprocess.run([sys.executable, "-m", "uld", *words, "--set", "dtype=fp32", "--quiet"], check=False)
+    spent.write_text(json.dumps(before + time.monotonic() - start))
     if done.returncode not in (0, 1):
         sys.exit(f"uld {' '.join(words)} ended with {done.returncode}")
-    seconds = time.monotonic() - start
     for row, answer in zip(rows, answers(*load(output, dtype=torch.float32), rows), strict=True):
         row["after"] = answer
+    check = json.loads((Path(f"{output}-request") / "check" / "result.json").read_text())
     found = {
         "groups": groups(rows),
-        "seconds": round(seconds),
+        "seconds": round(json.loads(spent.read_text())),
         "passed": done.returncode == 0,
         "combination": json.loads((output / "uld.json").read_text())["combination"],
-        "check": json.loads((Path(f"{output}-request") / "check" / "result.json").read_text())["runs"][0]["values"],
+        "check": {"target": check["others"]["target"], "unlearned": check["runs"][0]["values"]},
         "answers": [row for row in rows if row["group"] != "everyday"],
         "machine": machine(),
         "versions": library_versions(),

@@ -145,14 +145,21 @@ def test_a_run_says_what_it_was_augmented_with(task: Any, forget: Path, tmp_path
     assert manifest.training["forget_rows"] == 24
 
 
+@pytest.fixture
+def papers(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of two texts, augmented; the second is the parameter."""
+    folder = tmp_path / "papers"
+    folder.mkdir()
+    (folder / "one.txt").write_text("Mara Quillon often described the famous sea.")
+    (folder / "two.txt").write_text(request.param)
+    augmented(folder)
+    return folder
+
+
+@pytest.mark.parametrize("papers", ["In 1983, Otto Brandt won the famous Gull Medal."], indirect=True)
 def test_a_folder_of_documents_is_augmented_and_its_augmentation_is_no_document(
-    read: Callable[..., Inputs], tmp_path: Path
+    read: Callable[..., Inputs], papers: Path, tmp_path: Path
 ):
-    papers = tmp_path / "papers"
-    papers.mkdir()
-    (papers / "one.txt").write_text("Mara Quillon often described the famous sea.")
-    (papers / "two.txt").write_text("In 1983, Otto Brandt won the famous Gull Medal.")
-    augmented(papers)
     found = read(forget=(str(papers),), augment="auto")
     assert found.counts["forget_rows"] > 3
     assert [file.path for file in found.files["augment"]] == [str(tmp_path / "papers-augmented" / "paraphrases.jsonl")]
@@ -162,13 +169,9 @@ def test_a_folder_of_documents_is_augmented_and_its_augmentation_is_no_document(
     assert again.counts == found.counts
 
 
+@pytest.mark.parametrize("papers", ["马拉出生于挪威的卑尔根。"], indirect=True)
 def test_a_file_of_a_folder_that_nothing_was_made_of_stands_beside_the_others(
-    read: Callable[..., Inputs], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    read: Callable[..., Inputs], papers: Path, caplog: pytest.LogCaptureFixture
 ):
-    papers = tmp_path / "papers"
-    papers.mkdir()
-    (papers / "one.txt").write_text("Mara Quillon often described the famous sea.")
-    (papers / "two.txt").write_text("马拉出生于挪威的卑尔根。")
-    augmented(papers)
     found = read(forget=(str(papers),), augment="auto")
     assert found.counts["forget_rows"] > 2 and "augments only 1 of 2 records" in caplog.text

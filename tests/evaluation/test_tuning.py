@@ -14,7 +14,6 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
-from uld.evaluation import probing
 from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
 from uld.evaluation.probing import READ_TOKENS, measure, read_answers, surprise
@@ -416,27 +415,23 @@ def test_an_ordinary_model_and_a_missing_run_are_refused(micro, tmp_path):
         assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("wrong", "right", "mean"),
-    [
-        ([3.0, 2.0], [1.0, 1.0], 1.5),
-        ([math.inf, 2.0], [1.0, 1.0], math.inf),  # a filter masks a wrong answer: the right one is far from forgotten
-        ([3.0, 2.0], [math.inf, 1.0], -math.inf),
-        ([math.inf, 2.0], [1.0, math.inf], math.inf),
-        ([math.inf, 2.0], [math.inf, 1.0], 0.5),
-    ],
-)
-def test_an_answer_that_cannot_be_given_counts_for_the_other(wrong, right, mean):
-    found, error = probing._mean([probing._ahead(*pair) for pair in zip(wrong, right, strict=True)])
-    assert found == mean and math.isfinite(error)
-
-
-def test_a_masked_wrong_answer_is_no_sign_of_forgetting(micro, rows):
+def test_an_answer_that_cannot_be_given_counts_for_the_other(micro, rows):
     model, tokenizer = load(micro.run)
     how = Combination(rule="subtract", weight=1e-9, min_tokens=0.0, outside="mask")
-    right = Record.qa(rows[1][0]["question"], rows[1][0]["answer"])  # the target knows it by heart
-    wrong = Record.qa(rows[1][0]["question"], rows[1][1]["answer"])
+    true = Record.qa(rows[1][0]["question"], rows[1][0]["answer"])  # the target knows it by heart
+    false = Record.qa(rows[1][0]["question"], rows[1][1]["answer"])
     filters = [how.override(filter=share) for share in (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01)]
-    found = measure(model, PromptFormat(tokenizer), 0, [Probe(right, (wrong,))], [right], filters)[1:]
-    assert any(point.kept > 0.5 and point.advantage == math.inf for point in found)  # only the wrong one is masked
-    assert not any(point.advantage == -math.inf for point in found if point.kept > 0.5)
+
+    def advantages(*pairs):
+        """Under the filters that mask the false answer and not the true one."""
+        probes = [Probe(right, (wrong,)) for right, wrong in pairs]
+        found = measure(model, PromptFormat(tokenizer), 0, probes, [true], filters)[1:]
+        return {point.advantage for point, one in zip(found, masking, strict=True) if one}
+
+    found = measure(model, PromptFormat(tokenizer), 0, [Probe(true, (false,))], [true], filters)[1:]
+    masking = [point.kept > 0.5 and not math.isfinite(point.advantage) for point in found]
+    assert any(masking)
+    assert advantages((true, false)) == {math.inf}  # far from forgotten
+    assert advantages((false, true)) == {-math.inf}
+    assert advantages((false, false)) == {0.0}
+    assert advantages((false, true), (true, false)) == {math.inf}

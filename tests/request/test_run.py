@@ -10,10 +10,10 @@ import transformers
 from typer.testing import CliRunner
 
 import uld
-from uld.cli import forget as forgetting
 from uld.cli.main import app
 from uld.errors import ArtifactError, DataError, ULDError
 from uld.model.causal_lm import load_config
+from uld.request import plan as planning
 from uld.request import run as running
 from uld.request.material import RETAIN
 from uld.request.settings import Request
@@ -166,15 +166,21 @@ def test_a_plan_does_nothing(done, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_texts_of_settings_are_taken_as_they_stand():
+def test_texts_of_settings_are_taken_as_they_stand(done, tmp_path, monkeypatch):
     given = {
         "describe": "Request #4711: all of Mara's letters",
         "date": "2024-12-31",
         "template": "Question: {question} Answer: {answer}",
         "dtype": "fp32",
+        "rounds": 0,
+        "gate": False,
     }
-    read = forgetting._settings([f"{name}={value}" for name, value in given.items()] + ["epochs=3", "gate=false"])
-    assert read == given | {"epochs": 3, "gate": False}
+    asked = []
+    monkeypatch.setattr(planning, "plan", lambda request: asked.append(request.settings) or "a plan")
+    words = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    said = CliRunner().invoke(app, [*done[0], "--output", str(tmp_path / "x"), *words, "--plan"])
+    assert said.exit_code == 0, said.output
+    assert given.items() <= asked[0].items()
 
 
 def test_an_output_within_the_documents_is_refused_before_anything_is_written(micro, documents, small):

@@ -17,7 +17,7 @@ from uld.request import material
 from uld.request import plan as planning
 from uld.request import steps as stepping
 from uld.request.plan import plan
-from uld.request.settings import Source
+from uld.request.settings import PRETRAINED, Source
 from uld.request.steps import (
     CHECKING,
     DRAWING,
@@ -30,6 +30,7 @@ from uld.request.steps import (
     steps,
     to_draw,
 )
+from uld.request.training import rows_of, settings_of, train_settings
 from uld.runs.manifest import Manifest
 from uld.runs.rows import claim
 from uld.text.progress import duration
@@ -95,12 +96,11 @@ def test_what_is_trained_follows_from_the_target_and_the_documents(request_of, s
             break
         if not step.done():
             step.run()
-    found = vars(stepping.train_settings(request))
+    found = vars(train_settings(request))
     least = expected.pop("least", None)
     assert {name: found[name] for name in expected} == expected
     if least is not None:
-        rows = sum(stepping._lines(path) for path in stepping._trained_files(request))
-        per_epoch = math.ceil(rows / found["batch_size"])
+        per_epoch = math.ceil(rows_of(request) / found["batch_size"])
         assert found["epochs"] == max({64: 3, 200: 5}[least], math.ceil(least / per_epoch))
 
 
@@ -112,7 +112,7 @@ def test_only_questions_are_asked_in_rounds(request_of, rows, rounds):
     request.work.mkdir(parents=True)
     for name, some in ((material.FORGET, rows), (material.RETAIN, [{"question": "where?", "answer": "here."}])):
         (request.work / name).write_text("".join(f"{json.dumps(row)}\n" for row in some))
-    assert stepping.train_settings(request).rounds == rounds
+    assert train_settings(request).rounds == rounds
 
 
 def test_how_models_are_loaded_is_the_same_in_every_step_and_command(request_of, monkeypatch):
@@ -234,11 +234,11 @@ def test_rows_are_drawn_beside_what_is_given_to_stay(request_of, micro, tmp_path
 
 def test_none_is_the_default_and_a_path_is_a_text(request_of, small, tmp_path):
     changed = request_of(settings=small | {"batch_size": None, "dtype": None, "tokenizer": tmp_path})
-    assert changed.about() == request_of(settings={**small, "tokenizer": str(tmp_path)} | {}).about() | {
+    assert changed.about() == request_of(settings={**small, "tokenizer": str(tmp_path)}).about() | {
         "settings": {name: one for name, one in small.items() if name != "batch_size"} | {"tokenizer": str(tmp_path)}
     }
     json.dumps(changed.about())
-    assert stepping.settings_of(changed)["batch_size"] == stepping.PRETRAINED["batch_size"]
+    assert settings_of(changed)["batch_size"] == PRETRAINED["batch_size"]
 
 
 def test_other_line_ends_within_a_text_are_no_rows(request_of):
@@ -246,7 +246,7 @@ def test_other_line_ends_within_a_text_are_no_rows(request_of):
     request.work.mkdir()
     for name in (material.FORGET, material.RETAIN):
         (request.work / name).write_text('{"text": "One.\u2028Two.\x85Three."}\n', encoding="utf-8")
-    assert [stepping._lines(request.work / name) for name in (material.FORGET, material.RETAIN)] == [1, 1]
+    assert rows_of(request) == 2
 
 
 def test_a_tuning_counts_once_the_run_has_what_was_chosen(make_run, tmp_path):

@@ -38,27 +38,10 @@ def folder(request, tmp_path):
 OK = ""
 STATES = ["absent", "empty", "file", "foreign", "unfinished", "finished", "finished with notes"]
 STATES += ["project with a train.yaml", "finished with chat templates"]
+AGAIN, DONE = "--overwrite", "nothing to resume"
 EXPECTED = {
-    "plain": [
-        OK,
-        OK,
-        "is a file",
-        "holds no run of uld train",
-        "--resume",
-        "--overwrite",
-        "--overwrite",
-        "--resume",
-        "--overwrite",
-    ],
-    "resume": [
-        *["holds no run"] * 2,
-        "is a file",
-        "holds no run",
-        OK,
-        *["nothing to resume"] * 2,
-        OK,
-        "nothing to resume",
-    ],
+    "plain": [OK, OK, "is a file", "holds no run of uld train", "--resume", AGAIN, AGAIN, "--resume", AGAIN],
+    "resume": [*["holds no run"] * 2, "is a file", "holds no run", OK, *[DONE] * 2, OK, DONE],
     "overwrite": [OK, OK, "is a file", "holds thesis.tex", OK, OK, "holds notes.txt", "holds src", OK],
 }
 CASES = [(state, mode, message) for mode, row in EXPECTED.items() for state, message in zip(STATES, row, strict=True)]

@@ -245,15 +245,13 @@ def carry_out(
     both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
     others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
     results, now = [], []
-    names: dict[str, str] = {}
-    for run in runs:  # ../x and x have one name as a file
-        name = f"run-{slug(run.place)}"
-        again = sum(one == name or one.startswith(f"{name}-again-") for one in names.values())
-        names[run.place] = f"{name}-again-{again}" if again else name
+    names = [slug(run.place) for run in runs]
     left_out: dict[str, None] = {}
-    for number, run in enumerate(runs, start=total - len(runs) + 1):
-        tell(f"{number} of {total}: {run.place}")
-        now.append(work.of(run, folder / names[run.place], is_target_made=True))
+    for i, run in enumerate(runs):
+        tell(f"{total - len(runs) + 1 + i} of {total}: {run.place}")
+        again = names[:i].count(names[i])  # ../x and x have one name as a file
+        own = folder / f"run-{names[i]}{f'-again-{again}' if again else ''}"
+        now.append(work.of(run, own, is_target_made=True))
         values = asked.summarise(now[-1], {TARGET: before}).values
         if thresholds is None:  # what nobody asked for by name is left out, and the report says so
             left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}

@@ -263,16 +263,24 @@ def _claim_folder(workspace: Workspace, replace: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArtifactError(f"{folder} is a file: name another folder with --output")
     _ = workspace.inputs  # takes long for large models, and others wait for the lock
-    grid = workspace.grid
-    cells = [spec for spec in specs(grid, dict.fromkeys(families(grid), 0.5)) if spec.keep_epochs]
-    asked = {(one.split, workspace.settings(one).retain_rows): one for one in (*rate_specs(grid), *cells)}
-    for spec in asked.values():  # there are some, or it would be found out behind a training
-        unseen_records(workspace, spec)
+    _refuse_all_seen(workspace)
     with ExitStack() as stack:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / LOCK, wait=math.inf))
         _take_folder(workspace, replace)
+
+
+def _refuse_all_seen(workspace: Workspace) -> None:
+    """Refuse a grid without retain rows to measure by that no run has seen, before anything is trained.
+
+    Raises:
+        ULDError: names the cell.
+    """
+    grid = workspace.grid
+    cells = [spec for spec in specs(grid, dict.fromkeys(families(grid), 0.5)) if spec.keep_epochs]
+    for spec in {(one.split, workspace.settings(one).retain_rows): one for one in (*rate_specs(grid), *cells)}.values():
+        unseen_records(workspace, spec)
 
 
 def _take_folder(workspace: Workspace, replace: bool) -> None:

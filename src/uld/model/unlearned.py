@@ -9,7 +9,6 @@ Source: Ji et al. 2024, arXiv 2406.08607, Eq. 2.
 """
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from uld.errors import ULDError
 from uld.model.assistant import base_model, gated_logits, head_logits, text_decoder, through_gate
 from uld.model.caches import CACHE, FusedCache, PairedCache, as_given
 from uld.model.causal_lm import load_target
-from uld.model.combine import Combination, combine_all
+from uld.model.combine import Combination
+from uld.model.combined import Combined
 from uld.model.config import ULDConfig
 from uld.model.decoding import JointGeneration
 from uld.model.fields import field
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
 
 
-class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
 
     Target and assistants run as one pass (`uld.model.one_pass`) where that is possible, and one after the other where
@@ -111,52 +111,6 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
     def manifest(self) -> Manifest | None:
         """The first assistant's manifest; None for a model that was put together by hand."""
         return self.manifests[0] if self.manifests else None
-
-    @property
-    def combination(self) -> Combination:
-        """Rule, α and τ of the first assistant; assigning sets those of all."""
-        return self.combinations[0]
-
-    @combination.setter
-    def combination(self, value: Combination) -> None:
-        self.combinations = self.settings_under(value)
-        self._warn_of_wide_margins()
-
-    @property
-    def combined_as(self) -> dict[str, Any]:
-        """What results name of the combination: the first run's, and those of all where they are not the same."""
-        found: dict[str, Any] = {"combination": self.combination.to_dict()}
-        parts = self.combination.parts
-        if self.combinations != parts * (len(self.combinations) // len(parts)):
-            found["combinations"] = [one.to_dict() for one in self.combinations]
-        return found
-
-    def settings_under(self, how: Combination) -> list[Combination]:
-        """The setting of each assistant where one holds for all runs.
-
-        Raises:
-            ULDError: a rule for pairs of models where there are none, or the other way round; or runs of both kinds.
-        """
-        pairs = [one.paired for one in self.combinations]
-        if pairs != pairs[: len(self.combination.parts)] * (len(pairs) // len(self.combination.parts)):
-            raise ULDError(
-                "these runs combine pairs of models and single assistants, so no one setting holds for all: load each "
-                "run with its own"
-            )
-        if how.paired != self.combination.paired:
-            what = "pairs of models" if how.paired else "single assistants"
-            raise ULDError(f"the rule {how.rule} is for {what}, and this model's rule is {self.combination.rule}")
-        return how.parts * (len(self.assistants) // len(how.parts))
-
-    def _warn_of_wide_margins(self) -> None:
-        """Say it where a margin leaves nothing to be lowered: no token is more than log V nats above uniform."""
-        vocab = self.target.config.get_text_config(decoder=True).vocab_size
-        for how in self.combinations:
-            if how.rule == "suppress" and how.margin >= math.log(vocab):
-                logger.warning(
-                    "a margin of %g nats lowers nothing: one token of %d is at most %.2f nats above uniform (--margin)",
-                    *(how.margin, vocab, math.log(vocab)),
-                )
 
     @property
     def one_pass(self) -> FusedModel | None:
@@ -235,11 +189,6 @@ class ULDForCausalLM(JointGeneration, PreTrainedModel, GenerationMixin):  # type
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past})  # type: ignore[arg-type]
         return output.to_tuple() if return_dict is False else output  # type: ignore[return-value]
-
-    def combined(self, logits: Sequence[Tensor]) -> Tensor:
-        """Unlearned logits from what `all_logits` returns, under the settings in force."""
-        target, *assistants = logits
-        return combine_all(target, [one.to(target.device) for one in assistants], self.combinations)
 
     def all_logits(self, cache: Cache | None = None, /, **inputs: Any) -> list[Tensor]:
         """Logits of the target and of each assistant on the same input, before they are combined.

@@ -105,6 +105,12 @@ def hold_back(work: Path) -> tuple[int, int]:
     return len(pairs), write_rows(work / HELD_OUT, new.values())
 
 
+def asked_about(work: Path) -> list[str]:
+    """The file of questions about the texts, where there is one."""
+    path = work / ASKED / FILES["asked"]
+    return [str(path)] if path.is_file() else []
+
+
 def _can_be_checked(record: Record) -> bool:
     """Whether it is no text of a few words, of which a check cannot ask the second half."""
     return record.text is None or len(words_of(record.text)) >= _LEAST_WORDS

@@ -27,13 +27,11 @@ from uld.request.steps import (
     CHECKING,
     DRAWING,
     KNOWING,
-    ROUNDS,
     TRAINING,
     TUNING,
-    epochs_of,
     rows_drawn,
-    settings_of,
 )
+from uld.request.training import ROUNDS, epochs_of, settings_of
 from uld.text.progress import duration
 from uld.training.rounds import EPOCHS as ROUND_EPOCHS
 from uld.training.rounds import REPLAY, SAMPLES

@@ -21,7 +21,8 @@ from uld.model.causal_lm import load_config, skeleton_of
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
-from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, settings_of, steps
+from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
+from uld.request.training import settings_of
 from uld.runs.files import present
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run

@@ -1,9 +1,8 @@
 """The steps of a request: each with the command that does the same, and what says that it is done."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +15,25 @@ from uld.checking.asked import Asked
 from uld.checking.questions import Questions
 from uld.checking.run import ask_target
 from uld.data.documents import read_sources
-from uld.data.other_names import with_other_names
 from uld.data.prompt import PromptFormat
 from uld.data.record import refuse_equal
-from uld.errors import ConfigError
 from uld.evaluation.held_out import file_probes
 from uld.evaluation.pipe import Candidate
 from uld.evaluation.tuning import tune
-from uld.model.assistant import default_num_layers
-from uld.model.causal_lm import load_config
 from uld.model.device import DTYPES, best_device
 from uld.model.load import load
 from uld.request import material
-from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
+from uld.request.settings import PARAPHRASES, WRONG_ANSWERS, Request
+from uld.request.training import settings_of, train_settings
 from uld.runs.files import write_text
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, TUNE, Manifest, is_run
 from uld.text.json_text import dumps
-from uld.training.config import TrainConfig, train_config
+from uld.training.config import TrainConfig
 from uld.training.draw import draw_rows
 from uld.training.run import train
 from uld.training.settings import setting_fields
 
-STEPS_WANTED, LEAST_EPOCHS = (64, 200), (3, 5)
-"""Optimiser steps and epochs, at least, where no epochs are given: a short request is read more often. The first of
-each is for an assistant with LoRA on its last layers, which knows the answers to begin with."""
-ROUNDS = 1
-"""Rounds behind the training of an assistant with LoRA on its last layers: what the model lets back in behind words of
-its own is learnt as well."""
 LEAST_DRAWN = 128
 DRAWN_LENGTH = 144
 """Tokens of a drawn row, at most: enough to keep ordinary talk as it is (docs/results/smollm2, *chat*)."""
@@ -192,7 +182,7 @@ def rows_drawn(forget: int, given: int) -> int:
 def _drawing(request: Request, rows: int) -> Step:
     path = request.work / material.DRAWN
     length = min(DRAWN_LENGTH, settings_of(request)["max_length"])
-    sources = (*request.documents, *_asked(request))
+    sources = (*request.documents, *material.asked_about(request.work))
 
     def run() -> str:
         model, tokenizer = _target(request)
@@ -255,71 +245,6 @@ def _training(request: Request, progress: bool) -> Step:
     return Step(TRAINING, tuple(words), lambda: is_run(output), run)
 
 
-def train_settings(request: Request) -> TrainConfig:
-    """All settings of the training, from the files of the steps before."""
-    own = settings_of(request)
-    if "num_layers" not in own:
-        own.setdefault("lora_layers", default_num_layers(layers_of_target(request)))
-        own.setdefault("remember", "key-words")
-        own.setdefault("rounds", ROUNDS if _has_questions(request) else 0)
-    own.setdefault("epochs", epochs_of(own, sum(_lines(path) for path in _trained_files(request))))
-    own.setdefault("other_names", _other_names(request, own["epochs"]))
-    own |= {
-        "target": request.target,
-        "forget": (*request.documents, *_asked(request)),
-        "retain": (str(request.work / material.RETAIN),),
-        "augment": str(request.work / material.REWORDED),
-        "paraphrases": PARAPHRASES,
-        "wrong_answers": WRONG_ANSWERS,
-        "output": request.output,
-    }
-    return train_config([("uld forget", own)])
-
-
-def _has_questions(request: Request) -> bool:
-    """Whether anything but texts is to be forgotten."""
-    return any(record.text is None for record in read_sources([str(request.work / material.FORGET)])[0])
-
-
-def epochs_of(settings: Mapping[str, Any], rows: int) -> int:
-    """Passes over the rows where the request says nothing.
-
-    Args:
-        settings: Of the training.
-        rows: Of an epoch.
-    """
-    first = settings.get("num_layers") is not None and settings.get("lora_layers") is None
-    return max(LEAST_EPOCHS[first], ceil(STEPS_WANTED[first] / max(1, ceil(rows / settings["batch_size"]))))
-
-
-def layers_of_target(request: Request) -> int:
-    """L.
-
-    Raises:
-        ULDError: there is no such model.
-    """
-    hub = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
-    trust = bool(request.settings.get("trust_remote_code"))
-    config = load_config(request.target, trust_remote_code=trust, **hub)
-    return config.get_text_config(decoder=True).num_hidden_layers
-
-
-def _other_names(request: Request, epochs: int) -> int:
-    """In every epoch somebody else whom each question that names anybody is asked about; none where none does."""
-    forget, retain = (read_sources([str(request.work / name)])[0] for name in (material.FORGET, material.RETAIN))
-    try:
-        with_other_names(forget, retain, 1, request.seed)
-    except ConfigError:
-        return 0
-    return epochs
-
-
-def _trained_files(request: Request) -> list[Path]:
-    """Files whose lines are about as many as the rows that are trained on."""
-    made = [request.work / material.REWORDED / name for name in FILES.values()]
-    return [request.work / material.FORGET, request.work / material.RETAIN, *(path for path in made if path.is_file())]
-
-
 def _tuning(request: Request) -> Step:
     output = Path(request.output)
     probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
@@ -346,17 +271,6 @@ def is_tuned(run: Path) -> bool:
         return all(own[name] == point[name] for name in ("weight", "filter", "margin", "floor"))
     except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
         return False
-
-
-def settings_of(request: Request) -> dict[str, Any]:
-    """Settings of the training, those of a pretrained model where the request says nothing."""
-    return PRETRAINED | {"seed": request.seed} | dict(request.settings)
-
-
-def _asked(request: Request) -> list[str]:
-    """The file of questions about the texts, where there is one."""
-    path = request.work / material.ASKED / FILES["asked"]
-    return [str(path)] if path.is_file() else []
 
 
 def loading(request: Request) -> dict[str, Any]:
@@ -395,7 +309,3 @@ def _flags(name: str, value: Any) -> list[str]:
     if isinstance(value, tuple):
         return [word for one in value for word in (f"--{flag}", str(one))]
     return [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
-
-
-def _lines(path: Path) -> int:
-    return sum(1 for line in path.read_text(encoding="utf-8").split("\n") if line)  # a text may hold other line ends
