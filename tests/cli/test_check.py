@@ -93,9 +93,10 @@ def test_bad_input_is_one_sentence(micro, check, tmp_path, arguments, sentence):
 def test_what_the_target_does_not_know_is_nothing_to_forget(micro, files, tmp_path):
     (tmp_path / "strange.jsonl").write_text('{"question": "Who is Zzyzx?", "answer": "Zzyzx is Qwerty of Uiop."}\n')
     given = ["--forget", tmp_path / "strange.jsonl", "--retain", files["retain"], "--max-new-tokens", 8]
-    done = CliRunner().invoke(app, ["check", *map(str, [micro.run, "--output", tmp_path / "out", *given])])
+    (tmp_path / "mine").mkdir()
+    done = CliRunner().invoke(app, ["check", *map(str, [micro.run, "--output", tmp_path / "mine/a/b", *given])])
     assert done.exit_code == 2 and "uld: nothing to forget: the target" in done.stderr
-    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "mine").is_dir() and not list((tmp_path / "mine").iterdir())
 
 
 def test_a_stop_says_how_to_continue(micro, check, tmp_path, monkeypatch):

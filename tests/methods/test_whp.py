@@ -165,9 +165,12 @@ def test_a_training_that_is_stopped_in_either_part_comes_to_the_same(taught, tas
     ("method", "option", "message"),
     [
         ("dd-distilled", "temperature=0", "--option temperature=0: the temperature must be more than 0"),
-        ("dd-distilled", "teacher_rate=-1", "--option teacher_rate=-1: teacher_rate must be more than 0"),
-        ("whp", "teacher_epochs=0", "--option teacher_epochs=0: teacher_epochs must be more than 0"),
-        ("whp", "alpha=-1", "weight must be at least 0"),
+        ("dd-distilled", "teacher_rate=-1", "--option teacher_rate=-1: teacher_rate must lie between 0 and 1"),
+        ("dd-distilled", "alpha=2e6", "--option alpha=2e[+]06: alpha must be at most 1,000,000"),
+        ("whp", "teacher_epochs=0", "--option teacher_epochs=0: teacher_epochs must be at least 1"),
+        ("whp", "teacher_rate=2", "--option teacher_rate=2: teacher_rate must lie between 0 and 1"),
+        ("whp", "alpha=-1", "--option alpha=-1: alpha must be at least 0"),
+        ("whp", "alpha=inf", "alpha.* finite number"),
     ],
 )
 def test_a_wrong_option_is_one_sentence_before_anything_is_trained(task, tmp_path, method, option, message):

@@ -18,7 +18,7 @@ from uld.evaluation.pipe import Candidate
 from uld.model.combine import Combination
 from uld.model.device import best_device
 from uld.model.load import load
-from uld.runs.files import remove_folder
+from uld.runs.files import absent, remove_empty, remove_folder
 from uld.runs.hub import manifest_of
 from uld.runs.machine import library_versions
 from uld.runs.rows import claim
@@ -224,7 +224,7 @@ def carry_out(
     sets = asked.questions.sets
     gate, text = read_thresholds(thresholds, retain_only=retain_model is not None, held_out="held_out" in sets)
     template = one_template(runs)
-    existed = folder.exists()
+    made = absent(folder)
     if is_first_process():
         claim(folder, asked.about)
     work = Work(asked, folder, target, template, progress)
@@ -235,8 +235,9 @@ def carry_out(
     try:
         refuse_unknown(asked, counted, target.place)
     except DataError:
-        if not existed and is_first_process():
+        if made and is_first_process():
             remove_folder(folder)  # the files will be others
+            remove_empty(made[1:])
         raise
     never = None
     if retain_model is not None:

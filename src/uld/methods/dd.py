@@ -27,7 +27,7 @@ def teach(
 ) -> dict[str, Any]:
     """α, learning rate and epochs of the run that teaches."""
     positive(temperature, "temperature", "the temperature")
-    return {"weight": alpha, **taught(rate=teacher_rate, epochs=teacher_epochs)}
+    return taught(alpha, teacher_rate, teacher_epochs)
 
 
 def distil(side: Side, *, temperature: float = 1.5) -> Tensor:

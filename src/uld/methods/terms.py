@@ -4,7 +4,7 @@ The paper pairs each forget loss with no retain loss, gradient descent (GD) or K
 each on the target itself and, as Offset, on a small model whose logits are added to a frozen target's.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -12,10 +12,13 @@ from uld.errors import ULDError
 from uld.methods.losses import cross_entropy, kl
 from uld.methods.registry import Loss, Method, register
 from uld.methods.side import Side
+from uld.runs.values import MOST_WEIGHT, Epochs, Rate, Within, brought
 
 OFFSET = "https://arxiv.org/abs/2404.11045"
 ON_TARGET: dict[str, Any] = {"learning_rate": 1e-5, "retain_weight": 1.0, "paraphrases": 0, "wrong_answers": 0}
 """The paper's settings for methods that train the target: no augmentation, β = 1."""
+
+_TAUGHT = (("weight", Annotated[float, Within(0, MOST_WEIGHT)]), ("learning_rate", Rate), ("epochs", Epochs))
 
 
 def positive(value: float, name: str = "beta", what: str = "β") -> float:
@@ -29,15 +32,20 @@ def positive(value: float, name: str = "beta", what: str = "β") -> float:
     return value
 
 
-def taught(**settings: float) -> dict[str, Any]:
-    """Settings of a run that teaches, from options that begin with ``teacher_``.
+def taught(alpha: float, teacher_rate: float, teacher_epochs: int) -> dict[str, Any]:
+    """Settings of a run that teaches, from the options for it.
 
     Raises:
-        ULDError: a learning rate or a number of epochs that is none.
+        ULDError: an option that the run's setting cannot be.
     """
-    for name, value in settings.items():
-        positive(value, f"teacher_{name}", f"teacher_{name}")
-    return {{"rate": "learning_rate"}.get(name, name): value for name, value in settings.items()}
+    options = {"alpha": alpha, "teacher_rate": teacher_rate, "teacher_epochs": teacher_epochs}
+    settings: dict[str, Any] = {}
+    for (option, value), (name, kind) in zip(options.items(), _TAUGHT, strict=True):
+        try:
+            settings[name] = brought(value, kind)
+        except ValueError as error:
+            raise ULDError(f"--option {option}={value:g}: {option} {error}") from error
+    return settings
 
 
 def remember(side: Side) -> Tensor:

@@ -22,7 +22,7 @@ PAPER = "https://arxiv.org/abs/2310.02238"
 
 def teach(*, alpha: float = 5.0, teacher_rate: float = 1e-3, teacher_epochs: int = 10) -> dict[str, Any]:
     """α, learning rate and epochs of the reinforced model's run."""
-    return {"weight": alpha, **taught(rate=teacher_rate, epochs=teacher_epochs)}
+    return taught(alpha, teacher_rate, teacher_epochs)
 
 
 def forget(side: Side, *, soft: int = 0) -> Tensor:

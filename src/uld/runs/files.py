@@ -200,7 +200,12 @@ def _exchange(new: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
+def absent(path: Path) -> list[Path]:
+    """What is not there yet of a path and the folders above it, innermost first."""
+    return [one for one in (path.absolute(), *path.absolute().parents) if not one.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
     """Remove folders, innermost first, in which nothing came to be."""
     for folder in folders:
         try:
@@ -239,8 +244,7 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
             if taken := [one for one in path.parents if one.is_file()]:
                 raise ArtifactError(f"{taken[0]} is a file: choose another place with --output")
             # The lock's place must not depend on what is there already: two commands have to meet at it.
-            made = [one for one in path.absolute().parents if not one.exists()]
-            stack.callback(_remove_empty, made)
+            stack.callback(remove_empty, absent(path.parent))
             path.absolute().parent.mkdir(parents=True, exist_ok=True)
             name = hashlib.sha256(path.name.encode()).hexdigest()[:16]
             mine = stack.enter_context(locked(path.absolute().parent / f".{name}.lock"))

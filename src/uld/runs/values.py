@@ -54,6 +54,7 @@ Count = Annotated[int, Within(1, 10**9)]
 CountFromZero = Annotated[int, Within(0, 10**9)]
 Few = Annotated[int, Within(0, 10**4)]
 Rows = Annotated[int, Within(1, 10**6)]
+Epochs = Annotated[int, Within(1, 10**6)]
 Length = Annotated[int, Within(2, 10**9)]  # tokens
 Seed = Annotated[int, Within(0, 2**32 - 1)]  # numpy's
 

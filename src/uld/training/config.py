@@ -5,9 +5,22 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from uld.errors import ConfigError
-from uld.runs.values import BelowOne, Count, CountFromZero, Few, Outside, Rate, Rows, Rule, Seed, Share, Weight, Within
-from uld.training.settings import (
+from uld.runs.values import (
+    BelowOne,
+    Count,
+    CountFromZero,
     Epochs,
+    Few,
+    Outside,
+    Rate,
+    Rows,
+    Rule,
+    Seed,
+    Share,
+    Weight,
+    Within,
+)
+from uld.training.settings import (
     Rank,
     RunConfig,
     Scale,

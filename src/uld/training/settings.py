@@ -18,7 +18,7 @@ import yaml
 
 from uld.data.clock import DATE, date_fault
 from uld.errors import ConfigError, ULDError, flag, guess
-from uld.runs.values import BelowOne, Count, Length, OutOfRange, Rate, Seed, Within, brought, shown
+from uld.runs.values import BelowOne, Count, Epochs, Length, OutOfRange, Rate, Seed, Within, brought, shown
 from uld.text.yaml_text import Lines, YamlError, parse
 
 
@@ -28,7 +28,6 @@ def _step_fault(warmup: float) -> str | None:
     return None if whole else f"must be a share below 1, or a whole number of steps, not {warmup}"
 
 
-Epochs = Annotated[int, Within(1, 10**6)]
 Rank = Annotated[int, Within(1, 2**16)]
 Scale = Annotated[int, Within(1, 10**38)]  # more overflows in fp32
 Warmup = Annotated[float, Within(0, 10**6), _step_fault]
