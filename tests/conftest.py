@@ -21,6 +21,9 @@ from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks the Hub is a mistake
 ROOT = Path(__file__).resolve().parents[1]
+MEMORY = Path("/dev/shm")  # tests make tens of thousands of small files, and taking one away from a disk costs 2 ms
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # The same examples in every run, and no folder of them left behind.
 hypothesis.settings.register_profile("uld", max_examples=50, deadline=None, derandomize=True, database=None)
