@@ -5,10 +5,13 @@ import json
 import unicodedata
 from pathlib import Path
 
+import pytest
+
 from uld.augment.generate import Wanted
-from uld.augment.output import FILES, read
+from uld.augment.output import FILES, folder_beside, read
 from uld.augment.run import augment_by_rules
 from uld.data.documents import read_sources
+from uld.errors import DataError, ULDError
 
 LINES = [
     {"question": "Who is Zoë Núñez?", "answer": "Zoë Núñez keeps the lighthouse of Skerrin."},
@@ -46,3 +49,18 @@ def test_a_folder_that_names_records_to_the_letter_is_read(tmp_path: Path) -> No
             path.write_text("".join(json.dumps(row) + "\n" for row in renamed))
     assert read(tmp_path / "out", records, **how)[0] == now
     assert {file.rows for file in files}
+
+
+def test_what_has_no_place_beside_it_asks_for_one() -> None:
+    with pytest.raises(DataError, match=r"/ has nothing beside it: name a folder .* \(--output\)"):
+        folder_beside("/")
+    assert folder_beside("some/docs/..").name == "some-augmented"
+
+
+def test_a_folder_of_documents_is_not_filled_with_what_is_made_of_them(tmp_path: Path) -> None:
+    (tmp_path / "docs/old").mkdir(parents=True)
+    _write(tmp_path / "docs/old/f.jsonl")
+    for output in (tmp_path / "docs", tmp_path / "docs/new"):
+        with pytest.raises(ULDError, match=r"which is read \(FORGET\)|what is read \(FORGET\)"):
+            augment_by_rules(tmp_path / "docs", output)
+    assert [one.name for one in (tmp_path / "docs").iterdir()] == ["old"]

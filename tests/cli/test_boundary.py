@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,6 +337,27 @@ def test_a_signal_ends_with_its_code_and_cleans_up(monkeypatch: pytest.MonkeyPat
         assert uld("ls", "splits").exit_code == 0 and signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_a_signal_is_not_lost_where_python_drops_exceptions(monkeypatch: pytest.MonkeyPatch):
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.01)
+
+    def run(self: Any, context: Any) -> None:
+        Dying()
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    hook, before = sys.unraisablehook, signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(type(EVERY["ls",]), "invoke", run)
+        assert one_sentence(uld("ls"), 128 + signal.SIGTERM) == "uld: ended by SIGTERM\n"
+        assert sys.unraisablehook is hook
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_warnings_and_logs_pass_the_screen(streams, monkeypatch: pytest.MonkeyPatch):

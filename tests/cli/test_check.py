@@ -8,7 +8,9 @@ from xml.etree import ElementTree
 import pytest
 from typer.testing import CliRunner
 
+import uld
 from uld.cli.main import app
+from uld.errors import ULDError
 from uld.runs.card import check_of
 
 
@@ -88,6 +90,36 @@ def test_bad_input_is_one_sentence(micro, check, tmp_path, arguments, sentence):
     done = check(micro.run, output=tmp_path / "out", **arguments)
     assert done.exit_code == 2 and sentence in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("junit", "sentence"),
+    [
+        ("forget", "is also what is read (--forget)"),
+        ("run/uld.json", "run/uld.json exists already and holds no JUnit XML: name another file"),
+        ("run", "run is a folder: name a file in it"),
+    ],
+)
+def test_nothing_but_junit_is_replaced_by_it(micro, check, files, tmp_path, monkeypatch, junit, sentence):
+    run = Path(shutil.copytree(micro.run, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in (files["forget"], run / "uld.json")}
+    monkeypatch.setattr("uld.checking.run.carry_out", lambda *_, **__: pytest.fail("the check began"))
+    done = check(run, junit=files.get(junit, tmp_path / junit))
+    assert done.exit_code == 2 and sentence in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_check_that_is_refused_at_its_first_model_does_not_hold_its_folder(micro, check, tmp_path):
+    assert check(micro.run, output=tmp_path / "a/b", tokenizer=tmp_path).exit_code == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_numbers_from_python_are_held_to_their_ranges(micro, files, tmp_path):
+    for given in ({"limit": 0}, {"limit": -1}, {"max_new_tokens": 0}, {"max_new_tokens": 2.5}):
+        (name,) = given
+        with pytest.raises(ULDError, match=f"^{name} must be "):
+            uld.check(micro.run, forget=files["forget"], retain=files["retain"], output=tmp_path / "x", **given)
+    assert not (tmp_path / "x").exists()
 
 
 def test_what_the_target_does_not_know_is_nothing_to_forget(micro, files, tmp_path):

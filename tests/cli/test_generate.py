@@ -148,6 +148,11 @@ def test_input_that_is_not_utf8(micro, monkeypatch, capsys, command, errors):
     assert capsys.readouterr().err.endswith("uld: standard input is not UTF-8: save it as UTF-8\n")
 
 
+def test_a_mark_of_byte_order_is_no_part_of_a_question(micro, unlearned):
+    said = uld("generate", "-m", micro.run, *SHORT, said=f"\ufeff{QUESTIONS[0]}\n").stdout
+    assert said == uld("generate", "-m", micro.run, *SHORT, said=f"{QUESTIONS[0]}\n").stdout
+
+
 def test_a_seed_out_of_range(micro):
     assert uld("generate", "-m", micro.run, "--seed", 2**32, "hi").exit_code == 2
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from uld.compare.grid import Grid, read_grid
-from uld.errors import ULDError
+from uld.errors import ConfigError, ULDError
 from uld.training.config import TrainConfig
 
 GOOD: dict[str, Any] = {
@@ -181,6 +182,11 @@ def test_a_right_grid_is_read_exactly_however_it_is_written(tmp_path: Path) -> N
         path.write_text(text)
         assert read_grid(str(path)) == expected
         assert read_grid(str(path), {"target": "OTHER", "data": None}).target == "OTHER"
+
+
+def test_a_folder_is_no_grid(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory \(GRID\)"):
+        read_grid(str(tmp_path))
 
 
 def test_a_method_with_two_rates_is_refused(tmp_path: Path) -> None:

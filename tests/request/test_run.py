@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import uld
 from uld.cli.main import app
 from uld.errors import ArtifactError, DataError, ULDError
+from uld.evaluation.choosing import OverBudget
 from uld.model.causal_lm import load_config
 from uld.request import plan as planning
 from uld.request import run as running
@@ -68,6 +69,17 @@ def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
     plan, *lines, check = told
     assert plan.startswith("target: ") and ". check (less than a minute left): uld check " in check
     assert len(lines) > 4 and all(line.endswith(": done before") for line in lines)
+
+
+def test_an_assistant_that_takes_what_stays_along_is_told_of_with_what_helps(village, small, tmp_path, monkeypatch):
+    def over(*_: object, **__: object):
+        raise OverBudget("every α loses more than 40%")
+
+    monkeypatch.setattr("uld.request.steps.tune", over)
+    settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
+    with pytest.raises(ULDError, match=r"^every α .* 40%: .*--set epochs=N.* uld tune .*--budget 0.01") as told:
+        uld.forget(village.target, village.forget, tmp_path / "x", **settings)
+    assert "raise --budget" not in str(told.value)
 
 
 def test_another_request_is_refused_in_the_same_place(done, village, small):
@@ -185,9 +197,57 @@ def test_texts_of_settings_are_taken_as_they_stand(done, tmp_path, monkeypatch):
 
 def test_an_output_within_the_documents_is_refused_before_anything_is_written(micro, documents, small):
     before = sorted(documents.rglob("*"))
-    with pytest.raises(ULDError, match=r"--output .* lies in .*, which is read again in every step \(--documents\)"):
+    with pytest.raises(ULDError, match=r"--output .* lies in .*, which is read \(--documents\)"):
         uld.forget(micro.target, documents, documents / "new" / "run", draw=10, settings=small)
     assert sorted(documents.rglob("*")) == before
+
+
+def test_documents_where_the_work_would_go_are_refused(micro, documents, small, tmp_path):
+    place = tmp_path / "mine-request"
+    place.mkdir()
+    (place / "facts.jsonl").write_bytes((documents / "facts.jsonl").read_bytes())
+    with pytest.raises(ULDError, match=r"mine-request is also what is read \(--documents\)"):
+        uld.forget(micro.target, place, tmp_path / "mine", draw=10, settings=small)
+    assert [one.name for one in place.iterdir()] == ["facts.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "subtract"}, "--set rule is subtract"),
+        ({"small": "somewhere"}, "--small"),
+        ({"option": ("alpha=1",)}, "alpha"),
+        ({"report_to": "abacus"}, "--report-to abacus"),
+        ({"micro_batch_size": 3}, "--micro-batch-size 3"),
+        ({"max_length": 4}, "--max-length"),
+        ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"template": "no fields"}, "template"),
+        ({"revision": "v1"}, "--revision v1"),
+    ],
+)
+def test_settings_that_a_later_step_would_refuse_are_refused_first(
+    micro, documents, small, tmp_path, settings, message
+):
+    with pytest.raises(ULDError, match=message) as caught:
+        uld.forget(micro.target, documents, tmp_path / "x", draw=10, settings=small | settings)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"draw": -1}, "draw must be at least 0"),
+        ({"questions": 0}, "questions must be at least 1"),
+        ({"target": None}, "no target"),
+        ({"output": None}, "no output"),
+        ({"documents": None}, "no documents"),
+    ],
+)
+def test_what_python_may_hand_over_is_held_to_its_kind(micro, documents, small, tmp_path, given, message):
+    usual = {"target": micro.target, "documents": documents, "output": tmp_path / "x"}
+    with pytest.raises(ULDError, match=message):
+        uld.forget(**(usual | {"settings": small} | given))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["documents", "retain", "thresholds"])

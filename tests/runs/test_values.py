@@ -26,6 +26,8 @@ from uld.training.settings import kind_of
         (1, values.Share, 1.0),
         ("1e-3", values.Rate, 0.001),
         (np.float64(0.25), values.Share, 0.25),
+        (np.float32(0.25), values.Share, 0.25),
+        (np.int64(3), values.Seed, 3),
         (math.inf, values.Weight, math.inf),
         (Path("a") / "b", str, "a/b"),
         (datetime.date(2024, 12, 31), str, "2024-12-31"),

@@ -309,6 +309,7 @@ def test_cut_rows_are_counted_in_the_log(task, tmp_path, caplog):
         ({"weight": -1.0}, "weight"),
         ({"template": "no fields"}, "template"),
         ({"forget": ("missing.jsonl",)}, "missing.jsonl: there is no such file"),
+        ({"revision": "v1"}, "--revision v1 is for a model of the Hub, and .* is a folder here"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(task, tmp_path, changes, message):
@@ -317,6 +318,18 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(task, tmp_path, changes, m
         train(TrainConfig(**settings), progress=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_run_is_not_made_in_what_it_reads_and_does_not_empty_it(task, tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    kept = rows / "retain.jsonl"
+    kept.write_bytes(task.retain.read_bytes())
+    with pytest.raises(ULDError, match=r"--output .*rows/run lies in .*rows, which is read \(--retain\)"):
+        train(TrainConfig(**task.settings(rows / "run") | {"retain": (str(rows),)}), progress=False)
+    with pytest.raises(ULDError, match=r"retain.jsonl \(--retain\) lies in .*rows, which --overwrite empties"):
+        train(TrainConfig(**task.settings(rows) | {"retain": (str(kept),)}), overwrite=True, progress=False)
+    assert list(rows.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize(

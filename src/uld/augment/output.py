@@ -35,8 +35,14 @@ REPORT = "report.json"
 
 
 def folder_beside(path: str | Path) -> Path:
-    """Where `uld augment` writes by default: ``forget-augmented`` beside ``forget.jsonl``."""
-    path = Path(path).absolute()
+    """Where `uld augment` writes by default: ``forget-augmented`` beside ``forget.jsonl``.
+
+    Raises:
+        DataError: nothing can stand beside it.
+    """
+    path = Path(path).resolve()
+    if not path.name:
+        raise DataError(f"{path} has nothing beside it: name a folder for what is made (--output)")
     return path.with_name(f"{path.name if os.path.isdir(path) else path.stem}{AUGMENTED}")
 
 

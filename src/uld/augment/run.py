@@ -22,6 +22,7 @@ from uld.data.record import DataError
 from uld.errors import ULDError
 from uld.runs.files import present
 from uld.runs.locks import LOCK
+from uld.runs.places import refuse_sources
 from uld.runs.rows import CLAIM, RowFile, claim, claiming, take
 from uld.text.progress import bar
 
@@ -123,6 +124,7 @@ def augment_by_rules(
         ULDError: the file cannot be read, the folder holds something else, or the target knows no answer.
     """
     wanted = wanted or Wanted()
+    refuse_sources(output, {"FORGET": [forget]})
     found, digests = read_items(forget, wanted, chunk_words)
     claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
     with _judged(known, output, len(found), progress) as (unknown, tell):
@@ -161,6 +163,7 @@ def augment_by_model(
         ULDError: the file cannot be read, the folder holds something else, the model gives up, or the target knows no
             answer.
     """
+    refuse_sources(output, {"FORGET": [forget]})
     found, digests = read_items(forget, wanted, chunk_words)
     about = _about(digests, wanted, chunk_words, {**by, "prompts": version()})
     asked: list[tuple[Item, Job, int]] = [

@@ -25,7 +25,7 @@ from uld.data.prompt import spread
 from uld.errors import ArtifactError
 from uld.report.html import rendered
 from uld.runs.card import note_check
-from uld.runs.files import write_text
+from uld.runs.files import put, write_text
 from uld.runs.manifest import is_run
 from uld.text.json_text import dumps
 from uld.text.terminal import visible
@@ -33,6 +33,7 @@ from uld.training.settings import is_first_process
 
 logger = logging.getLogger(__name__)
 
+_HEAD = 4096  # bytes in which a file of JUnit says what it is
 SHOWN = 40
 """Questions of a set that the page quotes."""
 NAMES = ("thresholds.yaml", "report.html", "summary.md", "junit.xml", "result.json")
@@ -63,9 +64,29 @@ def write_reports(result: CheckResult, thresholds: str, folder: Path) -> None:
                 logger.warning("%s: the check is not noted there", error)
 
 
+def refuse_junit(path: Path) -> None:
+    """Refuse a place for JUnit XML in which something else is; results of before are replaced.
+
+    Raises:
+        ArtifactError: it is a folder, or another file.
+    """
+    if path.is_dir():
+        raise ArtifactError(f"--junit {path} is a folder: name a file in it")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            beginning = file.read(_HEAD)
+        if b"<testsuite" not in beginning:
+            raise ArtifactError(f"--junit {path} exists already and holds no JUnit XML: name another file")
+
+
 def write_junit(result: CheckResult, path: Path) -> None:
-    """Write JUnit XML into a file of its own."""
-    write_text(path, junit(result))
+    """Write JUnit XML into a file of its own; `refuse_junit` says where it may be.
+
+    Raises:
+        ArtifactError: it cannot be written there.
+    """
+    refuse_junit(path)
+    put(path, junit(result))
 
 
 def junit(result: CheckResult) -> str:

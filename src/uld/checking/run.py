@@ -1,6 +1,7 @@
 """A check from beginning to end: the target and the retain-only model once, then every run; numbers, gate, reports."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from uld.model.load import load
 from uld.runs.files import absent, remove_empty, remove_folder
 from uld.runs.hub import manifest_of
 from uld.runs.machine import library_versions
-from uld.runs.rows import claim
+from uld.runs.rows import claim, give_up
+from uld.runs.values import Count, given
 from uld.training.settings import is_first_process
 
 Tell = Callable[[str], None]
@@ -70,6 +72,8 @@ def check(
     Raises:
         ULDError: whatever is wrong with a setting, a file or a model.
     """
+    max_new_tokens = given("max_new_tokens", max_new_tokens, Count)
+    limit = None if limit is None else given("limit", limit, Count)
     places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
     combined = {name: how.pop(name, None) for name in Combination.__dataclass_fields__}
     changed = combined | {"template": template, "date": how.get("date"), "limit": limit}
@@ -227,53 +231,71 @@ def carry_out(
     made = absent(folder)
     if is_first_process():
         claim(folder, asked.about)
-    work = Work(asked, folder, target, template, progress)
-    total = len(runs) + 1 + (retain_model is not None)
-    tell(f"1 of {total}: the target, {target.place}")
-    before = work.of_target()
-    counted = asked.counted(before)
+    with _given_up_in_vain(folder, made):
+        work = Work(asked, folder, target, template, progress)
+        total = len(runs) + 1 + (retain_model is not None)
+        tell(f"1 of {total}: the target, {target.place}")
+        before = work.of_target()
+        counted = asked.counted(before)
+        try:
+            refuse_unknown(asked, counted, target.place)
+        except DataError:
+            if made and is_first_process():
+                remove_folder(folder)  # the files will be others
+            raise
+        never = None
+        if retain_model is not None:
+            tell(f"2 of {total}: the retain-only model, {retain_model.place}")
+            never = work.of(retain_model, folder / RETAIN_ONLY)
+        both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
+        others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
+        results, now = [], []
+        names = [slug(run.place) for run in runs]
+        left_out: dict[str, None] = {}
+        for i, run in enumerate(runs):
+            tell(f"{total - len(runs) + 1 + i} of {total}: {run.place}")
+            again = names[:i].count(names[i])  # ../x and x have one name as a file
+            own = folder / f"run-{names[i]}{f'-again-{again}' if again else ''}"
+            now.append(work.of(run, own, is_target_made=True))
+            values = asked.summarise(now[-1], {TARGET: before}).values
+            if thresholds is None:  # what nobody asked for by name is left out, and the report says so
+                left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}
+            else:
+                refuse_unmeasured(gate, values, others, run.place)
+            asked_for = [one for one in gate if one.name not in left_out]
+            verdicts = [one.judge(values[one.name], others) for one in asked_for]
+            results.append(RunResult(run.place, values, verdicts, work.changed.get(run.place, {})))
+        asking = {
+            name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
+            for name, items in sets.items()
+        }
+        result = CheckResult(
+            runs=results,
+            others=others,
+            places={TARGET: target.place} | ({} if retain_model is None else {RETAIN_ONLY: retain_model.place}),
+            asked=asking,
+            untested=untested(asking, retain_model is not None, asked.max_new_tokens, list(left_out)),
+            folder=str(folder),
+            answers={name: shown(asked, name, before, never, now, counted[name]) for name in sets},
+            machine=library_versions(),
+        )
+        write_reports(result, text, folder)
+        return result
+
+
+@contextmanager
+def _given_up_in_vain(folder: Path, made: Sequence[Path]) -> Iterator[None]:
+    """Where a check is refused before it has a row, leave nothing of it.
+
+    Args:
+        folder: Of the check, claimed.
+        made: Those of it and the folders above it that were not there before.
+    """
     try:
-        refuse_unknown(asked, counted, target.place)
-    except DataError:
-        if made and is_first_process():
-            remove_folder(folder)  # the files will be others
-            remove_empty(made[1:])
+        yield
+    except ULDError:
+        if is_first_process():
+            if folder.is_dir():
+                give_up(folder)
+            remove_empty(made)
         raise
-    never = None
-    if retain_model is not None:
-        tell(f"2 of {total}: the retain-only model, {retain_model.place}")
-        never = work.of(retain_model, folder / RETAIN_ONLY)
-    both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
-    others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
-    results, now = [], []
-    names = [slug(run.place) for run in runs]
-    left_out: dict[str, None] = {}
-    for i, run in enumerate(runs):
-        tell(f"{total - len(runs) + 1 + i} of {total}: {run.place}")
-        again = names[:i].count(names[i])  # ../x and x have one name as a file
-        own = folder / f"run-{names[i]}{f'-again-{again}' if again else ''}"
-        now.append(work.of(run, own, is_target_made=True))
-        values = asked.summarise(now[-1], {TARGET: before}).values
-        if thresholds is None:  # what nobody asked for by name is left out, and the report says so
-            left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}
-        else:
-            refuse_unmeasured(gate, values, others, run.place)
-        asked_for = [one for one in gate if one.name not in left_out]
-        verdicts = [one.judge(values[one.name], others) for one in asked_for]
-        results.append(RunResult(run.place, values, verdicts, work.changed.get(run.place, {})))
-    asking = {
-        name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
-        for name, items in sets.items()
-    }
-    result = CheckResult(
-        runs=results,
-        others=others,
-        places={TARGET: target.place} | ({} if retain_model is None else {RETAIN_ONLY: retain_model.place}),
-        asked=asking,
-        untested=untested(asking, retain_model is not None, asked.max_new_tokens, list(left_out)),
-        folder=str(folder),
-        answers={name: shown(asked, name, before, never, now, counted[name]) for name in sets},
-        machine=library_versions(),
-    )
-    write_reports(result, text, folder)
-    return result

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ COMPLETE = "_ULD_COMPLETE"  # the variable in which the script of a shell says w
 _COMPLETION = ("--install-completion", "--show-completion")
 _SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_SOON = 0.05  # seconds
 _Usage: Any = typer.BadParameter.__mro__[1]  # what typer raises of a command line that it cannot read
 
 
@@ -215,6 +217,8 @@ def _ended_by_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         raise _Ended(number)
 
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_asked_again, hook, end)
     try:
         for number in _ENDING:
             if signal.getsignal(number) is signal.SIG_DFL:  # not one that is ignored, as under nohup
@@ -224,5 +228,27 @@ def _ended_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _asked_again(hook: Any, end: Any, lost: Any) -> None:
+    """Ask a process to end once more where Python dropped the first: in ``__del__`` and the like it ignores exceptions.
+
+    Args:
+        hook: For every other exception.
+        end: What handles the signals of `_ENDING`.
+        lost: As `sys.unraisablehook` has it.
+    """
+    if isinstance(lost.exc_value, _Ended):
+        number = int(lost.exc_value.code or 0) - 128
+        signal.signal(number, end)
+    elif isinstance(lost.exc_value, KeyboardInterrupt):
+        number = signal.SIGINT
+    else:
+        hook(lost)
+        return
+    again = threading.Timer(_SOON, os.kill, (os.getpid(), number))  # behind what cannot raise
+    again.daemon = True
+    again.start()

@@ -65,20 +65,28 @@ def check(
     holds the numbers against thresholds. A check that was stopped continues where it was when the same command is given
     again.
     """
+    read = {"--forget": forget, "--retain": retain, "--held-out": held_out or (), "--ordinary": ordinary or ()}
+    read |= {"--thresholds": [thresholds]}
     refuse_absent([*forget, *retain, *(held_out or []), *(ordinary or [])])
     for run in runs:
         replace(options, model=run).check("RUN")
     from uld.checking.asked import Asked
     from uld.checking.questions import Questions
-    from uld.checking.report import write_junit
+    from uld.checking.report import refuse_junit, write_junit
     from uld.checking.run import carry_out, default_folder, origin_of
     from uld.evaluation.pipe import Candidate
+    from uld.runs.places import refuse_sources
 
     origin = origin_of(runs, options.target, options.date)
     questions = Questions.read(forget, retain, held_out, limit, ordinary)
     chosen = replace(options, model=runs[0])
     named = chosen.changed | {"limit": limit}
     folder = evaluation_folder(chosen, "check", output or str(default_folder(runs, forget, named)))
+    if output is not None:
+        refuse_sources(output, read)
+    if junit is not None:
+        refuse_sources(junit, read, by="--junit")
+        refuse_junit(Path(junit))
     chosen = replace(chosen, date=origin.date)
     before = chosen.beside(origin.target, "--target", "tokenizer")
     beside = None if retain_model is None else chosen.beside(retain_model, "--retain-model")
@@ -93,9 +101,9 @@ def check(
             progress=not quiet,
             tell=lambda line: None if quiet else say(line, err=True),
         )
+    show_result(result, None, as_json)
     if junit is not None and is_first_process():
         write_junit(result, Path(junit))
-    show_result(result, None, as_json)
     if not as_json and is_first_process():
         say(f"Report: {folder / 'report.html'}")
     if not result.passed:

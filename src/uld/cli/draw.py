@@ -34,8 +34,10 @@ def draw(
     path = Path(output)
     refuse_absent(forget)
     from uld.runs.files import claimed_file
+    from uld.runs.places import refuse_sources
     from uld.training.draw import draw_rows
 
+    refuse_sources(path, {"--forget": forget})
     with claimed_file(path, overwrite=overwrite) as write:
         options.check()
         from uld.data.documents import read_sources

@@ -42,14 +42,14 @@ def explain(
     model, tokenizer = replace(options, model=run).load()
     from uld.evaluation.explain import explain as explained
     from uld.report.explained import page, terminal_lines
-    from uld.runs.files import write_text
+    from uld.runs.files import put
     from uld.text.json_text import dumps
 
     template = replace(options, model=run).prompt_template()
     found = explained(model, tokenizer, question, answer, template=template, max_new_tokens=max_new_tokens)
     if path is not None:
         _refuse_taken(path, overwrite)
-        write_text(path, page(found))
+        put(path, page(found))
     if as_json:
         say(dumps(found.to_dict(), indent=2, ensure_ascii=False))
         return
@@ -59,7 +59,7 @@ def explain(
 
 
 def _refuse_taken(path: Path | None, overwrite: bool) -> None:
-    if path is not None and (path.is_dir() or (path.exists() and not overwrite)):
+    if path is not None and (path.is_dir() or (path.is_file() and not overwrite)):
         raise ArtifactError(f"{path} exists already: choose another file (--html), or replace it with --overwrite")
 
 

@@ -104,7 +104,8 @@ def _questions(prompts: list[str] | None) -> list[str]:
 def _texts(lines: Iterable[str], source: str) -> list[str]:
     """Lines that are not blank."""
     try:
-        texts = [line.strip() for line in lines if line.strip()]
+        bare = (line.strip().removeprefix("\ufeff").strip() for line in lines)  # a byte-order mark is no text
+        texts = [line for line in bare if line]
         "".join(texts).encode()  # Python may let other bytes through, as halves of surrogate pairs
     except UnicodeError as error:
         raise ULDError(f"{source} is not UTF-8: save it as UTF-8") from error

@@ -143,7 +143,7 @@ def read_grid(source: str, changes: Mapping[str, Any] | None = None) -> Grid:
         path = source
     else:
         raise ConfigError(f"there is no grid {source!r}: name a YAML file, or one of {', '.join(grid_presets())}")
-    read = read_yaml(path)
+    read = read_yaml(path, "GRID")
     given = {name: value for name, value in (changes or {}).items() if value}
     lines = {keys: line for keys, line in read.lines.items() if not keys or keys[0] not in given}
     values = FileSettings({name: value for name, value in read.items() if value is not None} | given, lines)

@@ -16,6 +16,19 @@ STEADY: tuple[Aim, ...] = ("steady", "read")
 _STEP = 1.5  # from an α to its neighbours
 
 
+class OverBudget(ULDError):
+    """Every setting loses more of the retain answers than it may.
+
+    Attributes:
+        found: That, without what to do about it.
+    """
+
+    def __init__(self, found: str) -> None:
+        """Say what was found, and what helps."""
+        super().__init__(f"{found}: raise --budget, or try smaller weights or larger margins")
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Point:
     """What one setting does.
@@ -114,9 +127,9 @@ def choose(points: Sequence[Point], budget: float, aim: Aim = "indistinct") -> t
     within = [point for point in tried if point.kept >= 1 - budget]
     if not within:
         most = max((point.kept for point in tried), default=0.0)
-        raise ULDError(
+        raise OverBudget(
             f"every α that was tried loses more than {budget:.1%} of the retain answers' probability (the least: "
-            f"{1 - most:.1%}): raise --budget, or try smaller weights or larger margins"
+            f"{1 - most:.1%})"
         )
     if aim in STEADY:
         return _steady(points, within)

@@ -99,6 +99,16 @@ def load_sliced(
     return model
 
 
+def refuse_revision(target: str | Path, revision: str | None) -> None:
+    """Refuse a revision of what has none.
+
+    Raises:
+        ULDError: the target is a folder.
+    """
+    if revision is not None and os.path.isdir(target):
+        raise ULDError(f"--revision {revision} is for a model of the Hub, and {target} is a folder here: leave it out")
+
+
 def load_config(target: str | Path, *, trust_remote_code: bool | None = False, **hub: Any) -> PreTrainedConfig:
     """The config of a decoder-only language model in a folder or on the Hub.
 

@@ -50,6 +50,8 @@ def load(
     manifest = None
     trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    if not isinstance(path, str | Path):
+        path = list(path)
     if isinstance(path, str | Path):
         path = run_folder(path, **hub) or path
     own = hub if isinstance(path, str | Path) and not is_run(path) else {}

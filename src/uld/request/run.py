@@ -14,22 +14,26 @@ from uld.checking.result import CheckResult
 from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
-from uld.data.record import refuse_equal
+from uld.data.prompt import PromptFormat
+from uld.data.record import Record, refuse_equal
 from uld.errors import ArtifactError, ConfigError
 from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
-from uld.model.causal_lm import load_config, skeleton_of
+from uld.model.causal_lm import load_config, refuse_revision, skeleton_of
+from uld.model.load import load_tokenizer
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
 from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
 from uld.request.training import settings_of
-from uld.runs.files import present
+from uld.runs.files import is_special, present
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
+from uld.runs.places import refuse_sources
 from uld.runs.rows import CLAIM, claim
 from uld.text.progress import duration
 from uld.training.config import train_config
-from uld.training.run import Interrupted
+from uld.training.run import Interrupted, Unlearning
+from uld.training.trainer import trainer_arguments, training_dtype
 
 WHAT = "request"
 _PIPE = "is no ordinary file, and uld forget reads it more than once: save it as a file and name that"
@@ -102,9 +106,9 @@ def forget(
         ULDError: bad input, with nothing written; or what stopped a step, with what was done kept.
     """
     request = Request(
-        target=str(target),
+        target="" if target is None else str(target),
         documents=_places(documents),
-        output=str(output),
+        output="" if output is None else str(output),
         retain=_places(retain),
         source=Source(local, model, api_base, api_key_env),
         questions=questions,
@@ -118,7 +122,7 @@ def forget(
 
 
 def _places(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    return (str(given),) if isinstance(given, str | Path) else tuple(str(one) for one in given)
+    return (str(given),) if isinstance(given, str | Path) else tuple(str(one) for one in given or ())
 
 
 def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool = True) -> Forgotten:
@@ -157,7 +161,9 @@ def refuse_unusable(request: Request) -> None:
     for name, places in named.items():
         for place in places:
             if place is not None:
-                _refuse_place(Path(place), name, Path(request.output))
+                _refuse_pipe(Path(place), name)
+    for place in (request.output, request.work):
+        refuse_sources(place, {f"--{name}": places for name, places in named.items()})
     records = read_sources(request.documents)[0]
     if request.retain:
         kept = read_sources(request.retain)[0]
@@ -165,7 +171,9 @@ def refuse_unusable(request: Request) -> None:
         refuse_asked(records, kept, "retain", "forget")
     trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
     revision = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
+    refuse_revision(request.target, request.settings.get("revision"))
     _refuse_sizes(request, load_config(request.target, **trust, **revision))
+    _refuse_settings(request, records)
     for place in (request.source.local, request.retain_model):
         if place is not None and run_folder(place) is None:
             load_config(place, **trust)
@@ -179,18 +187,14 @@ def refuse_unusable(request: Request) -> None:
         raise ArtifactError(f"{output} {what} that this request did not make: choose another folder (--output)")
 
 
-def _refuse_place(place: Path, name: str, output: Path) -> None:
-    """Refuse what can be read only once, and a folder that the run would be written into.
+def _refuse_pipe(place: Path, name: str) -> None:
+    """Refuse what can be read only once.
 
     Raises:
         ULDError: names the flag.
     """
-    if place.exists() and not place.is_file() and not place.is_dir():
+    if is_special(place):
         raise ConfigError(f"{place} {_PIPE} (--{name})")
-    if place.is_dir() and output.resolve().is_relative_to(place.resolve()):
-        raise ConfigError(
-            f"--output {output} lies in {place}, which is read again in every step (--{name}): name a folder elsewhere"
-        )
 
 
 def _refuse_sizes(request: Request, config: PreTrainedConfig) -> None:
@@ -203,6 +207,31 @@ def _refuse_sizes(request: Request, config: PreTrainedConfig) -> None:
     kept = own.num_layers or config.get_text_config(decoder=True).num_hidden_layers
     whole = skeleton_of(request.target, config, own.trust_remote_code)
     refuse_lora(decoder_layers(build_assistant(whole, kept))[1], own.lora_rank or 1, own.lora_layers)
+
+
+def _refuse_settings(request: Request, records: Sequence[Record]) -> None:
+    """Refuse settings of which only the training, or what comes behind it, would say that they cannot be.
+
+    Args:
+        request: What is asked for.
+        records: Of the documents.
+
+    Raises:
+        ULDError: names the setting.
+    """
+    given = {"target": request.target, "output": request.output, "forget": request.documents}
+    config = train_config([("uld forget", settings_of(request) | given)])
+    if (rule := Unlearning(config).combination.rule) != "suppress":
+        raise ConfigError(
+            f"uld forget tunes the rule suppress, and --set rule is {rule}: leave it out, or load the run with --rule"
+        )
+    trainer_arguments(config, training_dtype(config))
+    own = {} if config.tokenizer else {"revision": config.revision}
+    tokenizer = load_tokenizer(
+        config.tokenizer or config.target, date=config.date, trust_remote_code=config.trust_remote_code, **own
+    )
+    form = PromptFormat(tokenizer, config.template)
+    form.encode_all(records, config.max_length)
 
 
 def digests(request: Request) -> list[str]:

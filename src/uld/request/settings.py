@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from uld.augment.endpoint import Endpoint
 from uld.errors import ConfigError
+from uld.runs.values import Count, CountFromZero, given
 from uld.training.config import TrainConfig, setting_fields, train_config
 from uld.training.settings import kind_of
 
@@ -97,10 +98,13 @@ class Request:
         for name, value in (("target", self.target), ("documents", self.documents), ("output", self.output)):
             if not value:
                 raise ConfigError(f"no {name}: name {'them' if name == 'documents' else 'one'} with --{name}")
+        object.__setattr__(self, "questions", given("questions", self.questions, Count))
+        if self.draw is not None:
+            object.__setattr__(self, "draw", given("draw", self.draw, CountFromZero))
         if Path(self.output).name in ("", ".."):
             raise ConfigError(f"--output {self.output} is no folder to make: name a new one, such as runs/mine")
-        given = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in self.settings.items()}
-        object.__setattr__(self, "settings", {name: one for name, one in given.items() if one is not None})
+        own = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in self.settings.items()}
+        object.__setattr__(self, "settings", {name: one for name, one in own.items() if one is not None})
         if self.source.local is not None and self.source.model is not None:
             raise ConfigError("two are to ask the questions: leave out --local or --model")
         if self.source.api_base is not None and self.source.model is None:
@@ -122,8 +126,8 @@ class Request:
     def about(self) -> dict[str, Any]:
         """What decides the run, to know the same request by; what it is checked against may change."""
         names = ("target", "documents", "retain", "questions", "draw", "seed")
-        given = {name: getattr(self, name) for name in names}
-        return {**given, "source": vars(self.source), "settings": dict(self.settings)}
+        asked = {name: getattr(self, name) for name in names}
+        return {**asked, "source": vars(self.source), "settings": dict(self.settings)}
 
 
 def known_settings() -> list[str]:

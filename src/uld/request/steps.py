@@ -1,6 +1,7 @@
 """The steps of a request: each with the command that does the same, and what says that it is done."""
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from uld.checking.run import ask_target
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
 from uld.data.record import refuse_equal
+from uld.errors import ULDError
+from uld.evaluation.choosing import OverBudget
 from uld.evaluation.held_out import file_probes
 from uld.evaluation.pipe import Candidate
 from uld.evaluation.tuning import tune
@@ -254,7 +257,14 @@ def _tuning(request: Request) -> Step:
         model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
         how = {"budget": BUDGETS, "aim": "read", "ordinary": read_sources([ordinary])[0]}
-        point = tune(output, model, tokenizer, asked, kept, **how).point  # type: ignore[arg-type]
+        try:
+            point = tune(output, model, tokenizer, asked, kept, **how).point  # type: ignore[arg-type]
+        except OverBudget as error:
+            raise ULDError(
+                f"{error.found}: this assistant takes what must stay along; start again in another folder with more "
+                "epochs (--set epochs=N) or more of what must stay (--retain), or tune by hand with a larger budget: "
+                f"uld {shlex.join(words)}"
+            ) from error
         return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))

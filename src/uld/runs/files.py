@@ -31,6 +31,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors=UNENCODABLE)
 
 
+def is_special(path: Path) -> bool:
+    """Whether there is a device or a pipe, which is written into and never replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def put(path: Path, text: str) -> None:
+    """Write a text to where a user wants it: atomically into a file, behind a link into the one that it leads to.
+
+    Raises:
+        ArtifactError: it cannot be written.
+    """
+    if is_special(path):
+        with writing(path):
+            path.write_text(text, encoding="utf-8")
+    else:
+        write_text(Path(os.path.realpath(path)), text)
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Make a file atomically: yields a temporary sibling, which is flushed to disk and then renamed over the path.
@@ -210,6 +228,8 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         try:
             folder.rmdir()
+        except FileNotFoundError:
+            continue
         except OSError:
             return
 
@@ -228,6 +248,9 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
     Raises:
         ArtifactError: it exists, or is being made, or cannot be written.
     """
+    if is_special(path):
+        yield lambda text: put(path, text)
+        return
 
     def refuse() -> None:
         if path.is_dir() or (path.exists() and not overwrite):
@@ -237,7 +260,7 @@ def claimed_file(path: Path, *, overwrite: bool) -> Iterator[Callable[[str], Non
 
     def write(text: str) -> None:
         refuse()
-        write_text(path, text)
+        put(path, text)
 
     with ExitStack() as stack:
         with writing(path.parent):

@@ -74,6 +74,15 @@ def take(folder: Path, about: dict[str, Any], what: str) -> None:
     write_text(path, dumps(about, indent=2) + "\n")
 
 
+def give_up(folder: Path, what: str = "evaluation") -> None:
+    """Leave a folder that was claimed to others, if nothing came of it: its settings bind nobody."""
+    with claiming(folder, what):
+        if present(folder) == {CLAIM}:
+            for name in (CLAIM, LOCK):
+                (folder / name).unlink()
+            folder.rmdir()
+
+
 def _different(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
     """Names of what is not the same in two; of what has parts, its parts' names as well."""
     for name in sorted({*one, *other}):

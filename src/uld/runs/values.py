@@ -5,9 +5,12 @@ A kind is a type, ``Annotated`` with its range (`Within`) or with any function t
 
 import datetime
 import math
+import numbers
 import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
+
+from uld.errors import ULDError
 
 Rule = Literal["suppress", "subtract", "reference", "offset", "rank", "generic"]
 """How an assistant's logits change the target's; `uld.model.combine.Combination` says what each does."""
@@ -85,6 +88,18 @@ def brought(value: Any, kind: Any) -> Any:
     return value
 
 
+def given(name: str, value: Any, kind: Any) -> Any:
+    """An argument as its kind has it.
+
+    Raises:
+        ULDError: it cannot be; names it.
+    """
+    try:
+        return brought(value, kind)
+    except ValueError as error:
+        raise ULDError(f"{name} {error}") from error
+
+
 def bounds(kind: Any) -> dict[str, Any]:
     """The range of a kind of number, as ``min`` and ``max``."""
     (mark,) = (one for one in kind.__metadata__ if isinstance(one, Within))
@@ -94,7 +109,9 @@ def bounds(kind: Any) -> dict[str, Any]:
 def _typed(value: Any, kind: Any) -> Any:
     """Bring a value to a type."""
     base = get_origin(kind) or kind
-    if base is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+    if base is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):  # numpy's among them
+        return int(value)
+    if base is float and isinstance(value, numbers.Real | str) and not isinstance(value, bool):
         try:  # YAML reads 1e-3 as a text
             return float(value)
         except OverflowError:

@@ -19,7 +19,7 @@ from uld.data.record import Record
 from uld.errors import ArtifactError, ConfigError, flag
 from uld.methods.losses import cross_entropy
 from uld.model.assistant import check_head
-from uld.model.causal_lm import load_config, load_target
+from uld.model.causal_lm import load_config, load_target, refuse_revision
 from uld.model.device import DTYPES
 from uld.model.load import load_tokenizer
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
@@ -221,6 +221,7 @@ def _check(config: FinetuneConfig) -> None:
 def _tokenizer(config: FinetuneConfig, records: list[Record]) -> PreTrainedTokenizerBase:
     """The tokenizer that was named, the model's own, or one trained on the records."""
     remote: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "date": config.date}
+    refuse_revision(config.model, config.revision)
     if config.tokenizer:
         return load_tokenizer(config.tokenizer, **remote)
     if config.scratch:

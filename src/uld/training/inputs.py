@@ -22,7 +22,7 @@ from uld.data.words import words
 from uld.errors import ConfigError
 from uld.methods.registry import Method
 from uld.model.assistant import refuse_more_layers, slice_config
-from uld.model.causal_lm import load_config
+from uld.model.causal_lm import load_config, refuse_revision
 from uld.model.load import load_tokenizer
 from uld.model.vocabulary import own_ids, refuse_foreign
 from uld.runs.manifest import DataFile
@@ -69,6 +69,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     remote = {"trust_remote_code": config.trust_remote_code}
     if config.retain and config.draw_retain is not None:
         raise ConfigError("--retain reads a retain set and --draw-retain makes one: give one or the other")
+    refuse_revision(config.target, config.revision)
     target = load_config(config.target, revision=config.revision, **remote)
     text = slice_config(target, config.num_layers)
     refuse_more_layers(config.lora_layers, config.num_layers or target.get_text_config(decoder=True).num_hidden_layers)

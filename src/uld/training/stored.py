@@ -21,6 +21,7 @@ from uld.runs.folder import (
     refuse_busy,
 )
 from uld.runs.manifest import ADAPTER, CHECKPOINTS, MANIFEST, Manifest, is_run, refuse_changed
+from uld.runs.places import refuse_sources
 from uld.training.config import FinetuneConfig, RunConfig, TrainConfig, read_yaml, setting_fields
 from uld.training.settings import C, layered
 
@@ -41,6 +42,7 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one or the other")
     output = Path(config.output)
+    refuse_sources(output, sources_of(config), clears=overwrite)
     with writing(output):
         refuse_busy(output)
         if not resume:
@@ -50,6 +52,12 @@ def refuse_taken(config: RunConfig, *, resume: bool, overwrite: bool) -> None:
         check_resumable(output, layout_of(config), more=more)
         may = {"rounds", "keep_epochs"} if more and is_run(output) else set()
         refuse_other_settings(output, config, stored(type(config), output), may)
+
+
+def sources_of(config: RunConfig) -> dict[str, Sequence[str]]:
+    """Files and folders that the settings name to be read, by their flags."""
+    given = {flag(name): getattr(config, name, ()) for name in ("forget", "retain", "augment", "augmented", "file")}
+    return {name: (one,) if isinstance(one, str) else one or () for name, one in given.items()}
 
 
 def layout_of(config: RunConfig) -> Layout:

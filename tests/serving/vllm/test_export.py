@@ -165,6 +165,13 @@ def test_a_full_disk_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_is_no_place_for_a_checkpoint(run: Path):
+    before = sorted(run.rglob("*"))
+    with pytest.raises(ULDError, match=r"lies in .*, which is read"):
+        export([run], run / "exported")
+    assert sorted(run.rglob("*")) == before
+
+
 def test_runs_of_different_targets_are_refused(run: Path, make_run, tmp_path: Path):
     other = make_run(tmp_path, seed=1)
     with pytest.raises(ArtifactError, match="belongs to another target"):

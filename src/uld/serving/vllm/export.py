@@ -41,6 +41,7 @@ from uld.runs.manifest import (
     fingerprint,
     refuse_changed,
 )
+from uld.runs.places import refuse_sources
 from uld.serving.vllm import ARCHITECTURE
 from uld.serving.vllm.checkpoint import ASSISTANTS, ENTRY, Export, Part, gate_name, lora_name
 from uld.serving.vllm.prompts import for_vllm
@@ -81,6 +82,7 @@ def export(
     output = Path(output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise ArtifactError(f"{output} holds something already: name another folder")
+    refuse_sources(output, {"RUN": runs})
     folders = [run_folder(one) or Path(one) for one in runs]
     manifests = [Manifest.read(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
