@@ -132,3 +132,21 @@ def test_only_the_command_line_prints():
         calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
         printed = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
         assert not printed or name.startswith("cli/"), f"{name} prints in line {printed[0].lineno}"
+
+
+def test_code_that_comes_with_a_model_is_run_only_where_that_is_said():
+    """Of every function and setting that can run it, the default is not to."""
+    found = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "trust_remote_code":
+                value = node.value.args[0] if isinstance(node.value, ast.Call) and node.value.args else node.value
+                found[f"{name}:{node.lineno}"] = value
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                places = [*node.args.posonlyargs, *node.args.args]
+                defaults = [None] * (len(places) - len(node.args.defaults)) + node.args.defaults
+                given = zip([*places, *node.args.kwonlyargs], [*defaults, *node.args.kw_defaults], strict=True)
+                found |= {f"{name}:{one.lineno}": value for one, value in given if one.arg == "trust_remote_code"}
+    assert len(found) > 8
+    for place, value in found.items():
+        assert value is None or (isinstance(value, ast.Constant) and value.value in (False, None)), place

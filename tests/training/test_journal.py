@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,14 @@ def test_slow_steps_get_a_checkpoint_by_time(task, tmp_path, monkeypatch, cost, 
         (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("plain", "slow")
     )
     assert plain == other
+
+
+def test_steps_say_how_long_each_took(task, tmp_path):
+    begin = time.perf_counter()
+    train(TrainConfig(**task.settings(tmp_path / "x", epochs=5)), progress=False)
+    took = time.perf_counter() - begin
+    seconds = [line["seconds"] for line in read_metrics(tmp_path / "x" / "metrics.jsonl")]
+    assert len(seconds) == 20 and min(seconds) >= 0 and 0 < sum(seconds) < took
 
 
 def test_quiet_run_writes_nothing(task, tmp_path, capfd):
