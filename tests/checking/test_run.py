@@ -12,6 +12,7 @@ import torch
 import uld
 import uld.checking.asked as asked
 import uld.checking.run as running
+import uld.evaluation.benchmark as benchmark
 from uld.checking.questions import Questions
 from uld.checking.result import CheckResult
 from uld.checking.run import origin_of
@@ -112,7 +113,7 @@ def test_the_same_check_again_asks_no_model(village, places, alone, beside, monk
     def fails(*_, **__):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(asked, "generate_ids", fails)
+    monkeypatch.setattr(benchmark, "generate_ids", fails)
     files = {**village.files, "held_out": village.held_out, "output": alone.folder}
     mine = {"forget_re_entry": "<= 1", "retain_rouge": ">= 0.5 * target"}
     again = uld.check(places[:2], target=village.target, **files, thresholds=mine, **BRIEF)
@@ -152,7 +153,7 @@ def test_a_text_is_continued_as_far_as_it_goes(village, tmp_path, monkeypatch):
 
 
 def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):
-    true, calls = asked.generate_ids, []
+    true, calls = benchmark.generate_ids, []
 
     def stops(*arguments, **options):
         calls.append(1)
@@ -162,7 +163,7 @@ def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):
 
     how = {**village.files, "held_out": village.held_out, "target": village.target, "output": tmp_path / "out", **BRIEF}
     with monkeypatch.context() as patch:
-        patch.setattr(asked, "generate_ids", stops)
+        patch.setattr(benchmark, "generate_ids", stops)
         with pytest.raises(KeyboardInterrupt):
             uld.check(village.reworded, **how)
     assert (tmp_path / "out" / "target" / "retain.jsonl").stat().st_size

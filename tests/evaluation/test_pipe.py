@@ -49,7 +49,7 @@ def test_a_benchmark_of_ones_own_stops_and_continues(words, make_target, letters
     lines = (tmp_path / "words.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "words.jsonl").write_text(lines[0] + lines[1][:9])
     assert uld.evaluate(words(), model, letters, tmp_path, progress=False) == whole
-    monkeypatch.setattr("uld.evaluation.benchmark.generate_answers", None)  # nothing is left to do
+    monkeypatch.setattr("uld.evaluation.benchmark.generate_ids", None)  # nothing is left to do
     assert uld.evaluate(words(), model, letters, tmp_path, progress=False) == whole
     with pytest.raises(ULDError, match=r"other settings \(max_new_tokens\)"):
         uld.evaluate(words(max_new_tokens=3), model, letters, tmp_path, progress=False)
