@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import uld
 import uld.checking.asked as asked
@@ -20,6 +21,8 @@ from uld.checking.work import refuse_unknown
 from uld.data.record import Record
 from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
+from uld.evaluation.benchmark import Subject
+from uld.evaluation.pipe import run
 from uld.model.load import load
 from uld.runs.card import CHECK, check_of
 from uld.runs.manifest import Manifest
@@ -150,6 +153,18 @@ def test_a_text_is_continued_as_far_as_it_goes(village, tmp_path, monkeypatch):
     assert all(len(words_of(said)) <= len(words_of(one.truth)) for said in (one.before, *one.now))
     row = json.loads((tmp_path / "out" / "target" / "forget.jsonl").read_text())
     assert row["tokens"] == len(load(village.target)[1](one.truth, add_special_tokens=False).input_ids)
+
+
+def test_a_question_is_not_refused_for_a_passage_in_the_same_batch(letters, tmp_path):
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=34, n_positions=512, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=2)
+    )
+    question = Record.qa("a" * 360 + "?", "b" * 80, "q")
+    text = Record(text="word " * 80, source="t")  # 200 letters are given, and 200 asked for
+    check = asked.Asked(Questions.read([question, text], [Record.qa("who?", "me", "k")]), 128)
+    found = run(check, Subject(model.eval(), letters), tmp_path / "out", progress=False)
+    written = [len(row["ids"]) for row in found["forget"]]
+    assert len(written) == 2 and written[0] <= 128 and written[1] <= 200
 
 
 def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):

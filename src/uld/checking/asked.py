@@ -15,6 +15,7 @@ from uld.evaluation.judged import judged
 from uld.evaluation.memorization import exact_memorization, extraction_strength
 from uld.evaluation.reading import dictionary, unknown_words
 from uld.evaluation.scoring import refuse_nan
+from uld.model.generate import Written
 
 _WHOLE = 2**31
 
@@ -148,7 +149,7 @@ class Asked(Benchmark):
             for (item, row), begin in zip(batch, begins, strict=True)
         ]
         results = []
-        for score, written in zip(scores, subject.written(prompts, lengths), strict=True):
+        for score, written in zip(scores, _written(subject, prompts, lengths), strict=True):
             refuse_nan(subject.model, score.log_probs)
             results.append(
                 {
@@ -162,6 +163,13 @@ class Asked(Benchmark):
                 }
             )
         return results
+
+
+def _written(subject: Subject, prompts: list[list[int]], lengths: list[int]) -> list[Written]:
+    """What is written behind prompts: at once, or one by one where the widest and the longest together do not fit."""
+    if max(map(len, prompts)) + max(lengths) <= subject.context:
+        return subject.written(prompts, lengths)
+    return [subject.written([one], [most])[0] for one, most in zip(prompts, lengths, strict=True)]
 
 
 def encoded(form: PromptFormat, item: Item) -> Encoded:
