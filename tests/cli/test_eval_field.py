@@ -14,6 +14,7 @@ import uld.evaluation.benchmark as benchmark
 import uld.evaluation.tofu_answers as answers
 from uld.cli.main import app
 from uld.data.prompt import Encoded, PromptFormat
+from uld.data.record import Record
 from uld.evaluation import membership
 from uld.evaluation.memorization import exact_memorization, extraction_strength
 from uld.evaluation.metrics import rouge_recall
@@ -122,9 +123,8 @@ def test_the_judge_says_what_the_retain_only_model_thinks_of_the_answers(micro, 
     model, tokenizer = load(micro.retain_only)
     form = PromptFormat(tokenizer)
     rows = [json.loads(line) for line in (micro.data / "forget10_perturbed.json").read_text().splitlines()]
-    results = sorted(
-        map(json.loads, (folder / "eval" / "forget.jsonl").read_text().splitlines()), key=lambda r: r["row"]
-    )
+    written = [json.loads(line) for line in (folder / "eval" / "forget.jsonl").read_text().splitlines()]
+    results = sorted(written, key=lambda one: one["row"])
     for row, result, (_, said, _), loss, tokens in zip(
         rows, results, forget.generated, forget.judged_loss, forget.judged_tokens, strict=False
     ):

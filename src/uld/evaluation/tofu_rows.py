@@ -187,6 +187,7 @@ def task_log(
         rouge1=[result["rouge1"] for result in results] if generate else None,
         rougeL=[result["rougeL"] for result in results] if generate else None,
         generated=[tuple(result["generated"]) for result in results] if generate else None,
+        question=[row["question"] for row in rows] if generate else None,
         unknown_words=[unknown_words(result["generated"][1], known) for result in results] if known else None,
         **further,
     )
