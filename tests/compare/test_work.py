@@ -1,6 +1,7 @@
 """A micro grid: right numbers, nothing done twice, and the same table whatever stops it on the way."""
 
 import json
+import math
 import os
 import random
 import re
@@ -21,8 +22,9 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.cli.main import app
+from uld.compare import rates
 from uld.compare.cell import Workspace, run_cell
-from uld.compare.grid import Grid, read_grid, specs
+from uld.compare.grid import Grid, rate_specs, read_grid, specs
 from uld.compare.work import Progress, grid_plan, run_grid
 from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu import evaluate
@@ -228,10 +230,10 @@ def test_a_cell_that_fails_says_why_and_the_others_finish(begun, micro, tmp_path
 
 
 def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(begun, micro, tmp_path):
-    rates = [{"candidates": [1e-3], "families": {"npo+kl": ["npo+kl"]}}]
+    candidates = [{"candidates": [1e-3], "families": {"npo+kl": ["npo+kl"]}}]
     cells = VALUES["cells"][1:]
     broken = VALUES["methods"] | {"npo+kl": VALUES["methods"]["npo+kl"] | {"num_layers": 1}}
-    grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=rates, cells=cells), {})
+    grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=candidates, cells=cells), {})
     for name in ("npo+kl-forget10-seed0", "uld-forget10-seed0"):
         (begun / "cells" / f"{name}.json").unlink()
     shutil.rmtree(begun / "rates")
@@ -241,6 +243,24 @@ def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(beg
     told: list[Progress] = []
     run_grid(grid, begun, progress=told.append)
     assert {p.name for p in told} == {"npo+kl-forget10-seed0", "npo+kl-lr0.001"} and all(p.error for p in told)
+    cell = Cell.read(begun / "cells" / "npo+kl-forget10-seed0.json")
+    assert "every candidate for its learning rate failed" in str(cell.error) and cell.settings == {}
+
+
+def test_a_candidate_that_leaves_nan_is_a_failed_one(micro, tmp_path, monkeypatch):
+    candidates = [{"candidates": [1e-3, 1e-2], "families": {"npo+kl": ["npo+kl"]}}]
+    grid = read_grid(grid_file(micro, tmp_path, learning_rates=candidates, cells=VALUES["cells"][1:]), {})
+    workspace, (low, high) = Workspace(grid, tmp_path / "out"), rate_specs(grid)
+    monkeypatch.setattr(rates, "trained", lambda *_: None)
+    monkeypatch.setattr(rates, "answer_losses", lambda _, model, __: [0.1 if model == grid.target else math.nan] * 3)
+    with pytest.raises(ULDError, match="gives NaN as the probability of an answer"):
+        rates.measure(workspace, low)
+    rates.write(workspace, low, error="diverged")
+    assert rates.chosen(workspace) == {} and rates.hopeless(workspace) == set()
+    rates.write(workspace, high, error="diverged")
+    assert rates.chosen(workspace) == {} and rates.hopeless(workspace) == {"npo+kl"}
+    rates.write(workspace, high, forgotten=0.0, kept=1.0, score=0.0)
+    assert rates.chosen(workspace) == {"npo+kl": 1e-2}
 
 
 def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):

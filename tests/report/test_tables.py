@@ -143,6 +143,10 @@ def test_learning_rates_show_every_candidate_the_chosen_one_and_who_is_at_an_edg
     (folder / "rates" / "ga-lr1.json").unlink()
     table = next(one for one in all_tables(read_folder(folder)) if one.name == "rates")
     assert table.notes[1:] == ["The largest candidate was chosen for ga."]
+    for path in (folder / "rates").glob("ga-*.json"):
+        Rate(method="ga", learning_rate=Rate.read(path).learning_rate, error="diverged", digest="d").write(path)
+    table = next(one for one in all_tables(read_folder(folder)) if one.name == "rates")
+    assert [table.rows[i][:2] for i in table.strong] == [["NPO", "0.001"]] and len(table.notes) == 1
 
 
 def test_the_plan_says_which_tables_a_cell_stands_in_and_what_belongs_under_them(write_folder, make_cell):

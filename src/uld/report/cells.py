@@ -184,9 +184,10 @@ class Rate(_File):
     digest: str
 
 
-def best_rate(rates: Sequence[Rate]) -> Rate:
-    """The candidate with the highest score; of equal ones the smallest."""
-    return min(rates, key=lambda rate: (-rate.score, rate.learning_rate))
+def best_rate(rates: Sequence[Rate]) -> Rate | None:
+    """The candidate with the highest score, of equal ones the smallest; None where all failed."""
+    able = [rate for rate in rates if rate.error is None and rate.score >= 0]
+    return min(able, key=lambda rate: (-rate.score, rate.learning_rate), default=None)
 
 
 class Answer(BaseModel):
