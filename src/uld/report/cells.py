@@ -278,7 +278,7 @@ def read_cells(folder: str | Path) -> list[Cell]:
 
 
 def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
-    """Read a comparison's folder.
+    """Read a comparison's folder: of a folder with a plan the cells that it names, and none that another grid left.
 
     Args:
         folder: Output folder of ``uld compare``.
@@ -288,15 +288,15 @@ def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
         CellError: there are no cells, or a file is damaged.
     """
     folder = Path(folder)
-    cells = read_cells(folder)
+    plan = Plan.read(folder / PLAN) if (folder / PLAN).exists() else None
+    planned = {one.key: one for one in plan.cells} if plan is not None else {}
+    cells = [cell for cell in read_cells(folder) if plan is None or cell.key in planned]
     paths = {cell.name: folder / ANSWERS / f"{cell.name}.json" for cell in cells if quote}
     answers = {name: Answers.read(path) for name, path in paths.items() if path.exists()}
     rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json")]
     rates.sort(key=lambda rate: (rate.method, rate.learning_rate))
     timing = Timing.read(folder / TIMING) if (folder / TIMING).exists() else None
-    plan = Plan.read(folder / PLAN) if (folder / PLAN).exists() else Plan(cells=[])
-    planned = {one.key: one for one in plan.cells}
     cells = [cell.model_copy(update={"group": planned.get(cell.key, cell).group}) for cell in cells]
     done = {cell.key for cell in cells}
     missing = [one for key, one in planned.items() if key not in done]
-    return Folder(cells, missing, answers, timing, rates, plan.notes)
+    return Folder(cells, missing, answers, timing, rates, plan.notes if plan is not None else {})
