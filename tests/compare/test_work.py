@@ -22,7 +22,7 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.cli.main import app
-from uld.compare import rates
+from uld.compare import cell, rates
 from uld.compare.cell import Workspace, run_cell
 from uld.compare.grid import Grid, rate_specs, read_grid, specs
 from uld.compare.work import Progress, grid_plan, run_grid
@@ -270,6 +270,21 @@ def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):
     )
     for spec in specs(plain.grid, {"npo+kl": 1e-3}):
         assert plain.digest(spec) != other.digest(spec)
+
+
+def test_the_target_is_evaluated_in_the_revision_that_is_trained(micro, tmp_path, monkeypatch):
+    plain, other = (
+        Workspace(read_grid(grid_file(micro, tmp_path, settings={"max_length": 128} | more), {}), tmp_path)
+        for more in ({}, {"revision": "v2", "trust_remote_code": True})
+    )
+    for spec in specs(plain.grid, {"npo+kl": 1e-3}):
+        assert plain.digest(spec) != other.digest(spec)
+    loaded = {}
+    monkeypatch.setattr(cell, "load", lambda place, **how: loaded.setdefault(place, how))
+    for place in (str(micro.target), str(micro.retain_only)):
+        cell.load_model(other, place)
+    both = {"date": None, "trust_remote_code": True}
+    assert loaded == {str(micro.target): both | {"revision": "v2"}, str(micro.retain_only): both}
 
 
 def test_an_augmentation_counts_by_what_it_holds_and_not_by_where_it_is(micro, tmp_path):

@@ -65,8 +65,9 @@ class Workspace:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """Digests of the target, of the retain-only models and of the data."""
-        found = {"target": model_digest(self.grid.target)}
-        found |= {split: model_digest(model) for split, model in self.grid.retain_only.items()}
+        trust = bool(self.grid.settings.get("trust_remote_code"))
+        found = {"target": model_digest(self.grid.target, trust_remote_code=trust, **self.hub)}
+        found |= {split: model_digest(model, trust_remote_code=trust) for split, model in self.grid.retain_only.items()}
         for name, folder in (("data", self.grid.data), ("augmented", self.grid.augmented)):
             found[name] = _folder_digest(folder, ("*.json", "*.jsonl")) if folder is not None else ""
         return found
@@ -96,7 +97,14 @@ class Workspace:
         """Digest of everything that decides a cell."""
         own = self.training_digest(spec) if spec.method is not None else self.inputs["target"]
         parts = [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split)]
-        return _digest([*parts, self.inputs["data"], self.template, *([self.date] if self.date else [])])
+        asked = [self.template, *([self.date] if self.date else []), *([self.hub] if self.hub else [])]
+        return _digest([*parts, self.inputs["data"], *asked])
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Which of the target's revisions the whole grid takes; nothing where it names none."""
+        revision = self.grid.settings.get("revision")
+        return {} if revision is None else {"revision": revision}
 
     @property
     def template(self) -> str | None:
@@ -260,11 +268,13 @@ def _continued(run: Path, settings: TrainConfig) -> TrainConfig:
     return settings
 
 
-def _load(workspace: Workspace, model: str) -> tuple[Any, Any]:
-    """Load a model or a run, whose target may have moved since."""
+def load_model(workspace: Workspace, model: str) -> tuple[Any, Any]:
+    """Load a model or a run, whose target may have moved since; the target itself as the trainings load it."""
     target = place(workspace.grid.target)
     moved = is_run(model) and Manifest.read(model).target != target
-    return load(model, date=workspace.date, **({"target": target} if moved else {}))
+    hub = workspace.hub if model == workspace.grid.target else {}
+    trust = {"trust_remote_code": True} if workspace.grid.settings.get("trust_remote_code") else {}
+    return load(model, date=workspace.date, **({"target": target} if moved else {}), **hub, **trust)
 
 
 def _evaluated(workspace: Workspace, model: str, split: str, name: str, **options: Any) -> TofuLog:
@@ -273,7 +283,7 @@ def _evaluated(workspace: Workspace, model: str, split: str, name: str, **option
     if (folder / FILE_NAME).exists():
         with suppress(LogError):  # a damaged one is made again, of the rows beside it
             return read_log(folder / FILE_NAME)
-    loaded, tokenizer = _load(workspace, model)
+    loaded, tokenizer = load_model(workspace, model)
     settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False}
     return evaluate(loaded, tokenizer, split, folder, **settings, **options)
 
@@ -353,7 +363,7 @@ def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
 
 def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> list[float]:
     """Mean loss a token of each record's answer under a model, nats."""
-    loaded, tokenizer = _load(workspace, model)
+    loaded, tokenizer = load_model(workspace, model)
     form = PromptFormat(tokenizer, workspace.template)
     rows = [form.encode(record, 2**31) for record in records]
     return [score.avg_loss for score in Scorer.of(loaded, tokenizer).score(rows)[0]]
@@ -377,11 +387,16 @@ def _write_answers(workspace: Workspace, spec: Spec, log: TofuLog) -> None:
     write_text(workspace.folder / ANSWERS / f"{spec.name}.json", json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
 
 
-def model_digest(place: str) -> str:
-    """Digest of a model folder's weights, config and tokenizer; of a Hub model its name and commit."""
+def model_digest(place: str, **hub: Any) -> str:
+    """Digest of a model folder's weights, config and tokenizer; of a Hub model its name and commit.
+
+    Args:
+        place: Folder or Hub id.
+        hub: Revision and the like.
+    """
     if Path(place).is_dir():
         return _folder_digest(place, ("*.safetensors", "config.json", "tokenizer*.json", "uld.json"))
-    commit = getattr(load_config(place), "_commit_hash", None)
+    commit = getattr(load_config(place, **hub), "_commit_hash", None)
     return _digest([place, commit])
 
 
