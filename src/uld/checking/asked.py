@@ -54,7 +54,7 @@ class Asked(Benchmark):
     @property
     def about(self) -> dict[str, Any]:
         """All that decides the rows beside the model, as plain JSON types."""
-        asked = {name: [item.record.content for item in items] for name, items in self.questions.sets.items()}
+        asked = {name: [item.record.exact for item in items] for name, items in self.questions.sets.items()}
         data = digest([asked, list(self.questions.kept)])
         return {"benchmark": self.name, "data": data, "max_new_tokens": self.max_new_tokens}
 

@@ -145,7 +145,7 @@ def attacked(subject: Subject, records: Sequence[Record]) -> Task[tuple[Record, 
         refuse_nan(subject.model, (value for result in results for value in result.values()))
         return [{name: result[attack] for name, attack in _ATTACKS.items()} for result in results]
 
-    file = f"non_members-{digest([record.content for record in records])[:8]}"
+    file = f"non_members-{digest([record.exact for record in records])[:8]}"
     return Task("non_members", rows, work, by_length([len(row.ids) for _, row in rows], BATCH_TOKENS), file=file)
 
 
