@@ -272,6 +272,26 @@ def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):
         assert plain.digest(spec) != other.digest(spec)
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "pytorch_model.bin", "merges.txt"])
+def test_every_file_of_a_model_decides_its_cells(finished, micro, tmp_path, name):
+    folder, grid, _ = finished
+    target = Path(shutil.copytree(grid.target, tmp_path / "target"))
+    same = Workspace(grid.model_copy(update={"target": str(target)}), folder)
+    found = {spec.name: same.finished(spec) for spec in specs(same.grid, {"npo+kl": 1e-3}) if spec.role == "target"}
+    assert all(found.values()) and found
+    (target / name).write_text("{} ")
+    other = Workspace(same.grid, folder)
+    for spec in specs(other.grid, {"npo+kl": 1e-3}):
+        assert other.finished(spec) is None
+        assert other.evaluation(spec.name, spec) != same.evaluation(spec.name, spec)
+        assert spec.method is None or other.run_folder(spec) != same.run_folder(spec)
+    old = Path(shutil.copytree(folder / "cells", tmp_path / "out" / "cells"))
+    for path in old.iterdir():  # as an earlier version wrote them
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"further": None}))
+    (spec,) = (one for one in specs(other.grid, {"npo+kl": 1e-3}) if one.role == "target")
+    assert Workspace(other.grid, tmp_path / "out").finished(spec) is not None
+
+
 def test_the_target_is_evaluated_in_the_revision_that_is_trained(micro, tmp_path, monkeypatch):
     plain, other = (
         Workspace(read_grid(grid_file(micro, tmp_path, settings={"max_length": 128} | more), {}), tmp_path)

@@ -27,7 +27,9 @@ def stored(workspace: Workspace, spec: Spec) -> Rate | None:
     """The measures of a candidate, if they were made from the same inputs."""
     path = result_path(workspace, spec)
     found = Rate.read(path) if path.exists() else None
-    return found if found is not None and found.digest == workspace.training_digest(spec) else None
+    if found is None or found.digest != workspace.training_digest(spec):
+        return None
+    return found if found.further in (None, workspace.further(spec)) else None
 
 
 def measure(workspace: Workspace, spec: Spec) -> Rate:
@@ -51,7 +53,7 @@ def measure(workspace: Workspace, spec: Spec) -> Rate:
 def write(workspace: Workspace, spec: Spec, **found: Any) -> Rate:
     """Keep the measures of a candidate, or the ``error`` of one that failed."""
     own = {"method": str(spec.method), "learning_rate": spec.settings["learning_rate"]}
-    rate = Rate(**own, digest=workspace.training_digest(spec), **found)
+    rate = Rate(**own, digest=workspace.training_digest(spec), further=workspace.further(spec), **found)
     rate.write(result_path(workspace, spec))
     return rate
 

@@ -124,6 +124,7 @@ class Cell(Identity):
 
     Attributes:
         digest: Of everything that decides the numbers.
+        further: Of files of the models that the first digest leaves out; None in cells of earlier versions.
         settings: All resolved training settings.
         training: None for models that were not trained here.
         result: Of the last epoch; None for a failed cell.
@@ -135,6 +136,7 @@ class Cell(Identity):
 
     format: Literal[1] = 1
     digest: str = ""
+    further: str | None = None
     settings: dict[str, Any] = {}
     training: Training | None = None
     result: TofuResult | None = None
@@ -173,6 +175,7 @@ class Rate(_File):
         kept: Share of the target's probability of retain answers that were neither trained nor are evaluated.
         error: Why it failed.
         digest: Of everything that decides the training.
+        further: See `Cell`.
     """
 
     method: str
@@ -182,6 +185,7 @@ class Rate(_File):
     kept: float | None = None
     error: str | None = None
     digest: str
+    further: str | None = None
 
 
 def best_rate(rates: Sequence[Rate]) -> Rate | None:
