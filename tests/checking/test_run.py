@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import uld
 import uld.checking.asked as asked
 import uld.checking.run as running
+import uld.evaluation.benchmark as benchmark
 from uld.checking.questions import Questions
 from uld.checking.result import CheckResult
 from uld.checking.run import origin_of
@@ -19,6 +21,8 @@ from uld.checking.work import refuse_unknown
 from uld.data.record import Record
 from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
+from uld.evaluation.benchmark import Subject
+from uld.evaluation.pipe import run
 from uld.model.load import load
 from uld.runs.card import CHECK, check_of
 from uld.runs.manifest import Manifest
@@ -112,7 +116,7 @@ def test_the_same_check_again_asks_no_model(village, places, alone, beside, monk
     def fails(*_, **__):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(asked, "generate_ids", fails)
+    monkeypatch.setattr(benchmark, "generate_ids", fails)
     files = {**village.files, "held_out": village.held_out, "output": alone.folder}
     mine = {"forget_re_entry": "<= 1", "retain_rouge": ">= 0.5 * target"}
     again = uld.check(places[:2], target=village.target, **files, thresholds=mine, **BRIEF)
@@ -151,8 +155,20 @@ def test_a_text_is_continued_as_far_as_it_goes(village, tmp_path, monkeypatch):
     assert row["tokens"] == len(load(village.target)[1](one.truth, add_special_tokens=False).input_ids)
 
 
+def test_a_question_is_not_refused_for_a_passage_in_the_same_batch(letters, tmp_path):
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=34, n_positions=512, n_embd=8, n_layer=1, n_head=1, bos_token_id=1, eos_token_id=2)
+    )
+    question = Record.qa("a" * 360 + "?", "b" * 80, "q")
+    text = Record(text="word " * 80, source="t")  # 200 letters are given, and 200 asked for
+    check = asked.Asked(Questions.read([question, text], [Record.qa("who?", "me", "k")]), 128)
+    found = run(check, Subject(model.eval(), letters), tmp_path / "out", progress=False)
+    written = [len(row["ids"]) for row in found["forget"]]
+    assert len(written) == 2 and written[0] <= 128 and written[1] <= 200
+
+
 def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):
-    true, calls = asked.generate_ids, []
+    true, calls = benchmark.generate_ids, []
 
     def stops(*arguments, **options):
         calls.append(1)
@@ -162,7 +178,7 @@ def test_a_stop_changes_nothing(village, tmp_path, monkeypatch, alone):
 
     how = {**village.files, "held_out": village.held_out, "target": village.target, "output": tmp_path / "out", **BRIEF}
     with monkeypatch.context() as patch:
-        patch.setattr(asked, "generate_ids", stops)
+        patch.setattr(benchmark, "generate_ids", stops)
         with pytest.raises(KeyboardInterrupt):
             uld.check(village.reworded, **how)
     assert (tmp_path / "out" / "target" / "retain.jsonl").stat().st_size

@@ -135,6 +135,6 @@ def test_a_stop_says_how_to_continue(micro, check, tmp_path, monkeypatch):
     def stops(*_: object, **__: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("uld.checking.asked.generate_ids", stops)
+    monkeypatch.setattr("uld.evaluation.benchmark.generate_ids", stops)
     done = check(micro.run, output=tmp_path / "out")
     assert done.exit_code == 2 and "holds what is done, and the same command continues from there" in done.stderr

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import uld.evaluation.benchmark as benchmark
 import uld.evaluation.tofu_answers as answers
 from uld.cli.main import app
-from uld.data.prompt import PromptFormat
+from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.evaluation import membership
 from uld.evaluation.memorization import exact_memorization, extraction_strength
@@ -123,13 +123,18 @@ def test_the_judge_says_what_the_retain_only_model_thinks_of_the_answers(micro, 
     model, tokenizer = load(micro.retain_only)
     form = PromptFormat(tokenizer)
     rows = [json.loads(line) for line in (micro.data / "forget10_perturbed.json").read_text().splitlines()]
-    for row, (_, said, _), loss, tokens in zip(
-        rows, forget.generated, forget.judged_loss, forget.judged_tokens, strict=False
+    written = [json.loads(line) for line in (folder / "eval" / "forget.jsonl").read_text().splitlines()]
+    results = sorted(written, key=lambda one: one["row"])
+    for row, result, (_, said, _), loss, tokens in zip(
+        rows, results, forget.generated, forget.judged_loss, forget.judged_tokens, strict=False
     ):
         if not said:
             assert (loss, tokens) == (0, 0)
             continue
-        (score,) = Scorer.of(model, tokenizer).score([form.encode(Record.qa(row["question"], said), 10_000)])[0]
+        prompt = form.prompt_ids(row["question"])
+        written = result["ids"] + ([result["end"]] if result["end"] is not None else [])
+        asked = Encoded(prompt + written, [False] * len(prompt) + [True] * len(written))
+        (score,) = Scorer.of(model, tokenizer).score([asked])[0]
         assert (loss, tokens) == (pytest.approx(score.loss, rel=1e-4), score.tokens)
 
 
@@ -137,7 +142,7 @@ def test_a_second_time_computes_nothing_and_says_the_same(everything, monkeypatc
     folder, command, found = everything
     before = {path: path.read_bytes() for path in (folder / "eval").rglob("*") if path.is_file()}
     monkeypatch.setattr(benchmark, "Scorer", None)
-    monkeypatch.setattr(benchmark, "generate_answers", None)
+    monkeypatch.setattr(benchmark, "generate_ids", None)
     monkeypatch.setattr(answers, "generate_answers", None)
     monkeypatch.setattr(answers.Classifier, "__call__", None)
     assert result(*command) == found

@@ -91,7 +91,7 @@ def test_a_second_time_computes_nothing(micro, run, monkeypatch):
     arguments = ("--model", run, "--data", micro.data, "--retain-model", micro.retain_only, "--json", *QUICK)
     first = evaluate(*arguments)
     monkeypatch.setattr(benchmark, "Scorer", None)
-    monkeypatch.setattr(benchmark, "generate_answers", None)
+    monkeypatch.setattr(benchmark, "generate_ids", None)
     second = evaluate(*arguments)
     assert (second.exit_code, second.stdout) == (0, first.stdout)
 

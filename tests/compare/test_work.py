@@ -1,6 +1,7 @@
 """A micro grid: right numbers, nothing done twice, and the same table whatever stops it on the way."""
 
 import json
+import math
 import os
 import random
 import re
@@ -21,8 +22,9 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.cli.main import app
+from uld.compare import cell, rates
 from uld.compare.cell import Workspace, run_cell
-from uld.compare.grid import Grid, read_grid, specs
+from uld.compare.grid import Grid, rate_specs, read_grid, specs
 from uld.compare.work import Progress, grid_plan, run_grid
 from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu import evaluate
@@ -228,10 +230,10 @@ def test_a_cell_that_fails_says_why_and_the_others_finish(begun, micro, tmp_path
 
 
 def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(begun, micro, tmp_path):
-    rates = [{"candidates": [1e-3], "families": {"npo+kl": ["npo+kl"]}}]
+    candidates = [{"candidates": [1e-3], "families": {"npo+kl": ["npo+kl"]}}]
     cells = VALUES["cells"][1:]
     broken = VALUES["methods"] | {"npo+kl": VALUES["methods"]["npo+kl"] | {"num_layers": 1}}
-    grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=rates, cells=cells), {})
+    grid = read_grid(grid_file(micro, tmp_path, methods=broken, learning_rates=candidates, cells=cells), {})
     for name in ("npo+kl-forget10-seed0", "uld-forget10-seed0"):
         (begun / "cells" / f"{name}.json").unlink()
     shutil.rmtree(begun / "rates")
@@ -241,6 +243,24 @@ def test_a_trial_that_fails_is_never_chosen_and_tried_again_by_the_next_call(beg
     told: list[Progress] = []
     run_grid(grid, begun, progress=told.append)
     assert {p.name for p in told} == {"npo+kl-forget10-seed0", "npo+kl-lr0.001"} and all(p.error for p in told)
+    cell = Cell.read(begun / "cells" / "npo+kl-forget10-seed0.json")
+    assert "every candidate for its learning rate failed" in str(cell.error) and cell.settings == {}
+
+
+def test_a_candidate_that_leaves_nan_is_a_failed_one(micro, tmp_path, monkeypatch):
+    candidates = [{"candidates": [1e-3, 1e-2], "families": {"npo+kl": ["npo+kl"]}}]
+    grid = read_grid(grid_file(micro, tmp_path, learning_rates=candidates, cells=VALUES["cells"][1:]), {})
+    workspace, (low, high) = Workspace(grid, tmp_path / "out"), rate_specs(grid)
+    monkeypatch.setattr(rates, "trained", lambda *_: None)
+    monkeypatch.setattr(rates, "answer_losses", lambda _, model, __: [0.1 if model == grid.target else math.nan] * 3)
+    with pytest.raises(ULDError, match="gives NaN as the probability of an answer"):
+        rates.measure(workspace, low)
+    rates.write(workspace, low, error="diverged")
+    assert rates.chosen(workspace) == {} and rates.hopeless(workspace) == set()
+    rates.write(workspace, high, error="diverged")
+    assert rates.chosen(workspace) == {} and rates.hopeless(workspace) == {"npo+kl"}
+    rates.write(workspace, high, forgotten=0.0, kept=1.0, score=0.0)
+    assert rates.chosen(workspace) == {"npo+kl": 1e-2}
 
 
 def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):
@@ -250,6 +270,41 @@ def test_what_models_are_asked_with_decides_every_cell(micro, tmp_path):
     )
     for spec in specs(plain.grid, {"npo+kl": 1e-3}):
         assert plain.digest(spec) != other.digest(spec)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "chat_template.jinja", "pytorch_model.bin", "merges.txt"])
+def test_every_file_of_a_model_decides_its_cells(finished, micro, tmp_path, name):
+    folder, grid, _ = finished
+    target = Path(shutil.copytree(grid.target, tmp_path / "target"))
+    same = Workspace(grid.model_copy(update={"target": str(target)}), folder)
+    found = {spec.name: same.finished(spec) for spec in specs(same.grid, {"npo+kl": 1e-3}) if spec.role == "target"}
+    assert all(found.values()) and found
+    (target / name).write_text("{} ")
+    other = Workspace(same.grid, folder)
+    for spec in specs(other.grid, {"npo+kl": 1e-3}):
+        assert other.finished(spec) is None
+        assert other.evaluation(spec.name, spec) != same.evaluation(spec.name, spec)
+        assert spec.method is None or other.run_folder(spec) != same.run_folder(spec)
+    old = Path(shutil.copytree(folder / "cells", tmp_path / "out" / "cells"))
+    for path in old.iterdir():  # as an earlier version wrote them
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"further": None}))
+    (spec,) = (one for one in specs(other.grid, {"npo+kl": 1e-3}) if one.role == "target")
+    assert Workspace(other.grid, tmp_path / "out").finished(spec) is not None
+
+
+def test_the_target_is_evaluated_in_the_revision_that_is_trained(micro, tmp_path, monkeypatch):
+    plain, other = (
+        Workspace(read_grid(grid_file(micro, tmp_path, settings={"max_length": 128} | more), {}), tmp_path)
+        for more in ({}, {"revision": "v2", "trust_remote_code": True})
+    )
+    for spec in specs(plain.grid, {"npo+kl": 1e-3}):
+        assert plain.digest(spec) != other.digest(spec)
+    loaded = {}
+    monkeypatch.setattr(cell, "load", lambda place, **how: loaded.setdefault(place, how))
+    for place in (str(micro.target), str(micro.retain_only)):
+        cell.load_model(other, place)
+    both = {"date": None, "trust_remote_code": True}
+    assert loaded == {str(micro.target): both | {"revision": "v2"}, str(micro.retain_only): both}
 
 
 def test_an_augmentation_counts_by_what_it_holds_and_not_by_where_it_is(micro, tmp_path):

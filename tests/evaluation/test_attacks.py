@@ -153,6 +153,31 @@ def test_sets_that_cannot_be_compared_are_refused(make_target, letters, tmp_path
         score_sets(model, letters, MEMBERS, OTHERS, tmp_path)
 
 
+def test_models_that_read_different_stretches_are_not_compared(make_target, letters, tmp_path):
+    places = {"big": 128, "same": 128, "small": 30}
+    models = {name: make_target("llama", num_layers=1, max_position_embeddings=size) for name, size in places.items()}
+    given = attacks.Attacks(MEMBERS, OTHER_ANSWERS)
+    found = {name: run(given, Subject(one, letters), tmp_path / name, progress=False) for name, one in models.items()}
+    result = attacks.attack_result(found["big"], reference=found["small"], retain=found["small"])
+    assert "reference" not in result.attacks and all(one.retain_auc is None for one in result.attacks.values())
+    for name in ("reference", "PrivLeak"):
+        assert "cut at another place" in result.left_out[name] and f"{name} left out: " in result.table()
+    whole = attacks.attack_result(found["big"], reference=found["same"], retain=found["same"])
+    assert "reference" in whole.attacks and whole.attacks["loss"].retain_auc == whole.attacks["loss"].auc
+    alike = attacks.attack_result(found["small"], retain=found["small"])
+    assert alike.attacks["loss"].retain_auc is not None and alike.cut > 0
+
+
+def test_blanks_that_decide_tokens_make_other_rows(make_target, letters, tmp_path):
+    def sets(blank: str) -> list[Record]:
+        return [Record(prompt="she was born in", completion=f"{blank}rome", source="m")]
+
+    model, others = make_target("llama", num_layers=1), [Record(prompt="he eats", completion=" figs", source="n")]
+    score_sets(model, letters, sets(""), others, tmp_path)
+    with pytest.raises(ULDError, match=r"with other settings \(data\)"):
+        score_sets(model, letters, sets(" "), others, tmp_path)
+
+
 def test_what_was_not_run_is_named():
     rows = {name: [dict.fromkeys(attacks.ATTACKS[:4], float(i))] * 2 for i, name in enumerate(attacks.SETS)}
     result = attacks.attack_result(rows)

@@ -33,12 +33,14 @@ BAD: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("wrong_losses", "wrong_loss_sums"), EACH),
     "wrong_tokens": ([3, -1], [3, 0], [3, 2.5], [3, True], [3], "34", None, [3, "4"]),
     "generated": TEXTS,
+    "question": (3, None, ["a"], {"a": "b"}),
 }
 GOOD: dict[str, list[Any]] = {
     "avg_loss": [0.1, 2, math.inf],
     "loss": [0.5, 9.0, math.inf],
     "tokens": [5, 3, 2],
     "generated": [["Who?", "Ada", "Ada B."], ["Où ?", "", "ici"], ["?", "x", "y"]],
+    "question": ["Who?", "Où ?", "?"],
     "rouge1": [1.0, 0, 0.5],
     "rougeL": [1, 0.25, 0.0],
     "wrong_losses": [[2.0, 4.0], [1, 1.5], [0.0, math.inf]],

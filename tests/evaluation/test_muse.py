@@ -130,6 +130,18 @@ def test_what_does_not_fit_the_model_is_counted(make_target, letters, tmp_path):
     assert "too_long" not in fewer["knowmem"][2]
 
 
+def test_a_retain_only_model_that_reads_other_stretches_gives_no_privacy_leakage(make_target, letters, tmp_path):
+    parts = {part: [{"text": f"{part} " * 5}, {"text": f"of {part} " * 4}] for part in ("forget", "holdout")}
+    benchmark, found = muse.Muse(data=parts), {}
+    for size in (128, 16):
+        model = make_target("llama", num_layers=1, max_position_embeddings=size)
+        found[size] = run(benchmark, Subject(model, letters), tmp_path / str(size), progress=False)
+    result = benchmark.summarise(found[128], {"retain_model": found[16]})
+    assert result.privleak is None and result.retain_auc is None
+    assert "4 texts were cut at another place" in result.left_out["privleak"]
+    assert benchmark.summarise(found[16], {"retain_model": found[16]}).retain_auc is not None
+
+
 def test_a_stopped_evaluation_goes_on_and_gives_the_same_numbers(make_target, letters, tmp_path):
     model = make_target("llama")
     whole = evaluate(model, letters, PARTS, tmp_path)

@@ -13,11 +13,13 @@ import typer
 from typer.testing import CliRunner
 
 import uld
+from tests.conftest import letter_tokenizer
 from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.pipe import BENCHMARKS, find
+from uld.evaluation.benchmark import Subject
+from uld.evaluation.pipe import BENCHMARKS, find, run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_benchmark.py"
 
@@ -49,10 +51,25 @@ def test_a_benchmark_of_ones_own_stops_and_continues(words, make_target, letters
     lines = (tmp_path / "words.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "words.jsonl").write_text(lines[0] + lines[1][:9])
     assert uld.evaluate(words(), model, letters, tmp_path, progress=False) == whole
-    monkeypatch.setattr("uld.evaluation.benchmark.generate_answers", None)  # nothing is left to do
+    monkeypatch.setattr("uld.evaluation.benchmark.generate_ids", None)  # nothing is left to do
     assert uld.evaluate(words(), model, letters, tmp_path, progress=False) == whole
     with pytest.raises(ULDError, match=r"other settings \(max_new_tokens\)"):
         uld.evaluate(words(max_new_tokens=3), model, letters, tmp_path, progress=False)
+
+
+def test_another_tokenizer_in_the_same_folder_is_refused(words, make_target, tmp_path):
+    model, first, second = make_target("llama", num_layers=1), letter_tokenizer(), letter_tokenizer()
+    second.add_tokens(["rome"])
+    asked = words((("who is abe?", "bad"),), 5)
+    run(asked, Subject(model, first), tmp_path, progress=False)
+    claim = json.loads((tmp_path / "settings.json").read_text())
+    first("a" * 9, max_length=2, truncation=True)  # which the tokenizer remembers
+    run(asked, Subject(model, first), tmp_path, progress=False)
+    with pytest.raises(ULDError, match=r"with other settings \(tokenizer\)"):
+        run(asked, Subject(model, second), tmp_path, progress=False)
+    del claim["tokenizer"]  # as an earlier version wrote it
+    (tmp_path / "settings.json").write_text(json.dumps(claim))
+    run(asked, Subject(model, second), tmp_path, progress=False)
 
 
 def test_python_gives_what_the_command_gives(micro, tmp_path):

@@ -36,6 +36,14 @@ KNOWN = dictionary(["the author was born in a small town and writes novels about
         ("Նա ծնվել է Բերգենում։", set()),
         ("เธอเกิดที่เมืองเบอร์เกน", set()),  # Thai ends no sentence with a mark
         ("马拉出生于挪威的", {"cut"}),
+        ("我喜欢猫" * 40 + "。", {"loop"}),
+        ("แมวกินปลา" * 40, {"loop"}),
+        ("Er sagte: „Ja, gern.“", set()),
+        ("彼は言った。「はい。」", set()),
+        ("Han sade: ”Ja.”", set()),
+        ("Elle dit : « Oui. »", set()),
+        ("他说：《好。》】", set()),
+        ("Er sagte: „Ja", {"cut"}),
     ],
 )
 def test_degenerate_answers(text, flags):

@@ -37,6 +37,16 @@ def test_re_entry_counts_answers_whose_true_answer_gives_something_away():
     assert (found.empty, found.degenerate) == (0.25, 0.25) and found.re_entry_beyond_retain is None
 
 
+def test_words_that_a_chat_template_writes_are_none_of_the_question():
+    forget = log(SAID)["forget"]
+    prompts = [
+        (f"system Ada is here. user {prompt} assistant", said, truth) for prompt, said, truth in forget.generated
+    ]
+    asked = replace(forget, generated=prompts, question=[QUESTION] * len(SAID))
+    told = TofuLog({"forget": asked, "retain": log(SAID)["retain"]})
+    assert read_log_answers(told).re_entry_rows == 3 and read_log_answers(told).re_entry == pytest.approx(1 / 3)
+
+
 def test_what_a_retain_only_model_says_itself_is_no_re_entry_beyond_it():
     says_ada = ["Ada, I think.", "Nobody.", "Nobody.", "Nobody."]
     assert read_log_answers(log(SAID), log(says_ada)).re_entry_beyond_retain == 0

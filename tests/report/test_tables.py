@@ -66,7 +66,7 @@ def test_bold_is_who_forgets_most_among_those_that_keep_utility(tables: dict[str
 
 def test_the_summary_names_both_the_keeper_and_the_highest(tables: dict[str, Table]):
     line = row(tables["summary"], "forget10")
-    assert line[1:3] == ["0.9100", "2 of 4"]
+    assert line[1:3] == ["0.9100", "1 of 3"]
     assert line[3:6] == ["ULD", "0.01 (1e-3–0.1)", "0.905 (0.900–0.910)"]
     assert line[6:] == ["npo+kl", "0.3", "0.500"]
 
@@ -75,6 +75,19 @@ def test_the_summary_says_when_nobody_keeps_utility(write_folder: Callable[..., 
     folder = read_folder(write_folder([make_cell("target", mu=0.91), make_cell("npo", mu=0.5)]))
     assert row(summary_table(folder), "forget10")[2:6] == ["0 of 1", "none", "–", "–"]
     assert table2(folder, "forget10").strong == frozenset()
+
+
+def test_the_verdict_is_on_the_rows_of_table_2(write_folder, make_cell):
+    cells = [
+        make_cell("target", fq=1e-9, mu=0.9),
+        make_cell("npo", fq=0.2, mu=0.9),
+        make_cell("npo", seed=1, fq=0.2, mu=0.1, group=["table4"]),
+        make_cell("ga", fq=0.9, mu=0.9, group=["table8"]),
+    ]
+    folder = read_folder(write_folder(cells))
+    table, (summary, *_) = table2(folder, "forget10"), all_tables(folder)
+    assert [table.rows[i][0] for i in table.strong] == ["npo"] and "Bold: npo" in "".join(table.notes)
+    assert list(summary.rows[0][2:5]) == ["1 of 1", "npo", "0.2"]
 
 
 def test_table_4_sets_our_effect_beside_the_papers(tables: dict[str, Table]):
@@ -128,6 +141,16 @@ def test_a_table_of_some_seeds_has_the_numbers_of_all_in_a_note(write_folder, ma
     assert len(table.notes) == 2  # the ablation has no other seeds
 
 
+def test_cells_that_another_grid_left_are_in_no_mean(write_folder, make_cell):
+    cells = [make_cell("target", fq=1e-9), *(make_cell("uld", seed=seed, fq=10.0**-seed) for seed in (0, 1, 2))]
+    folder = write_folder(cells)
+    plan = [Identity(**{name: getattr(one, name) for name in Identity.model_fields}) for one in (cells[0], cells[3])]
+    Plan(cells=plan).write(folder / "plan.json")
+    read = read_folder(folder)
+    assert [one.name for one in read.cells] == ["target-forget10-seed0", "uld-forget10-seed2"] and not read.missing
+    assert row(table2(read, "forget10"), "uld")[1] == "0.01"
+
+
 def test_learning_rates_show_every_candidate_the_chosen_one_and_who_is_at_an_edge(write_folder, make_cell):
     folder = write_folder([make_cell("npo", label="NPO"), make_cell("ga")])
     scores = {("npo", 1e-4): 0.2, ("npo", 1e-3): 0.9, ("npo", 1e-2): 0.5, ("ga", 1e-4): 0.1, ("ga", 1e-3): 0.3}
@@ -143,6 +166,10 @@ def test_learning_rates_show_every_candidate_the_chosen_one_and_who_is_at_an_edg
     (folder / "rates" / "ga-lr1.json").unlink()
     table = next(one for one in all_tables(read_folder(folder)) if one.name == "rates")
     assert table.notes[1:] == ["The largest candidate was chosen for ga."]
+    for path in (folder / "rates").glob("ga-*.json"):
+        Rate(method="ga", learning_rate=Rate.read(path).learning_rate, error="diverged", digest="d").write(path)
+    table = next(one for one in all_tables(read_folder(folder)) if one.name == "rates")
+    assert [table.rows[i][:2] for i in table.strong] == [["NPO", "0.001"]] and len(table.notes) == 1
 
 
 def test_the_plan_says_which_tables_a_cell_stands_in_and_what_belongs_under_them(write_folder, make_cell):

@@ -15,7 +15,7 @@ from uld.evaluation.judged import judged
 from uld.evaluation.memorization import exact_memorization, extraction_strength
 from uld.evaluation.reading import dictionary, unknown_words
 from uld.evaluation.scoring import refuse_nan
-from uld.model.generate import generate_ids
+from uld.model.generate import Written
 
 _WHOLE = 2**31
 
@@ -54,7 +54,7 @@ class Asked(Benchmark):
     @property
     def about(self) -> dict[str, Any]:
         """All that decides the rows beside the model, as plain JSON types."""
-        asked = {name: [item.record.content for item in items] for name, items in self.questions.sets.items()}
+        asked = {name: [item.record.exact for item in items] for name, items in self.questions.sets.items()}
         data = digest([asked, list(self.questions.kept)])
         return {"benchmark": self.name, "data": data, "max_new_tokens": self.max_new_tokens}
 
@@ -71,7 +71,13 @@ class Asked(Benchmark):
             def work(batch: list[tuple[Item, Encoded]]) -> list[Row]:
                 return self._answered(subject, words, batch)
 
-            yield Task(name, rows, work, by_length([len(row.ids) for _, row in rows]))
+            yield Task(
+                name,
+                rows,
+                work,
+                by_length([len(row.ids) for _, row in rows]),
+                finished=lambda _, result: "ids" in result,  # of models that are compared none is judged otherwise
+            )
 
     def compared(self, subject: Subject, target: Subject, found: Found) -> Iterator[Task[Any]]:
         """What the target says of a model's results: how likely it finds the answers, and how far the model is from it.
@@ -80,7 +86,7 @@ class Asked(Benchmark):
         """
         for name, items in self.questions.sets.items():
             answers = [row["generated"] for row in found[name]]
-            yield judged(target, [item.record for item in items], answers, f"{name}_{JUDGED}")
+            yield judged(target, [item.record for item in items], answers, found[name], f"{name}_{JUDGED}")
         if same_vocabulary(subject, target) and subject.model is not target.model:
             rows = [encoded(target.form, item) for item in self.questions.sets["retain"]]
             yield divergences(subject, target, rows, f"retain_{KL}")
@@ -142,23 +148,28 @@ class Asked(Benchmark):
             len(row.ids) - begin if item.passage else self.max_new_tokens
             for (item, row), begin in zip(batch, begins, strict=True)
         ]
-        tokenizer: Any = subject.tokenizer
-        written = generate_ids(subject.model, tokenizer, prompts, max_new_tokens=max(lengths)).tolist()
         results = []
-        for score, ids, length in zip(scores, written, lengths, strict=True):
+        for score, written in zip(scores, _written(subject, prompts, lengths), strict=True):
             refuse_nan(subject.model, score.log_probs)
-            text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
             results.append(
                 {
                     "loss": float(-score.log_probs.sum()),
                     "tokens": len(score.right),
                     "memorization": exact_memorization(score.right),
                     "extraction": extraction_strength(score.right),
-                    "generated": text,
-                    "unknown_words": unknown_words(text, words),
+                    "generated": written.text,
+                    "unknown_words": unknown_words(written.text, words),
+                    **written.row,
                 }
             )
         return results
+
+
+def _written(subject: Subject, prompts: list[list[int]], lengths: list[int]) -> list[Written]:
+    """What is written behind prompts: at once, or one by one where the widest and the longest together do not fit."""
+    if max(map(len, prompts)) + max(lengths) <= subject.context:
+        return subject.written(prompts, lengths)
+    return [subject.written([one], [most])[0] for one, most in zip(prompts, lengths, strict=True)]
 
 
 def encoded(form: PromptFormat, item: Item) -> Encoded:

@@ -48,6 +48,11 @@ _EPOCHS = "epochs.json"
 _FORMAT = 1  # raise it when the same inputs come to give other numbers
 _HELD_OUT = 200  # retain rows that are scored for the figure of losses and for learning rates
 _SHOWN = 3  # answers of each side that the report shows
+FURTHER = (
+    *("chat_template.jinja", "generation_config.json", "*.bin", "*.model", "vocab.*", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
+"""Files of a model's folder that decide what it writes, beside those of its first digest (`model_digest`)."""
 _PLACES = ("target", "output", "data", "augmented", "forget", "retain", "small")
 
 
@@ -65,11 +70,22 @@ class Workspace:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """Digests of the target, of the retain-only models and of the data."""
-        found = {"target": model_digest(self.grid.target)}
-        found |= {split: model_digest(model) for split, model in self.grid.retain_only.items()}
+        trust = bool(self.grid.settings.get("trust_remote_code"))
+        found = {"target": model_digest(self.grid.target, trust_remote_code=trust, **self.hub)}
+        found |= {split: model_digest(model, trust_remote_code=trust) for split, model in self.grid.retain_only.items()}
         for name, folder in (("data", self.grid.data), ("augmented", self.grid.augmented)):
             found[name] = _folder_digest(folder, ("*.json", "*.jsonl")) if folder is not None else ""
         return found
+
+    @cached_property
+    def further_inputs(self) -> dict[str, str]:
+        """Digests of what else decides the models in folders, which `inputs` leave out: see `FURTHER`."""
+        places = {"target": self.grid.target, **self.grid.retain_only}
+        return {name: _folder_digest(one, FURTHER) for name, one in places.items() if Path(one).is_dir()}
+
+    def further(self, spec: Spec) -> str:
+        """Digest of these for a cell; cells of earlier versions have none, and count as they are."""
+        return _digest([self.further_inputs.get(name) for name in ("target", spec.split)])
 
     def settings(self, spec: Spec) -> TrainConfig:
         """Training settings of a cell, its run folder among them."""
@@ -96,7 +112,14 @@ class Workspace:
         """Digest of everything that decides a cell."""
         own = self.training_digest(spec) if spec.method is not None else self.inputs["target"]
         parts = [_FORMAT, own, spec.role, spec.split, spec.keep_epochs, self.inputs.get(spec.split)]
-        return _digest([*parts, self.inputs["data"], self.template, *([self.date] if self.date else [])])
+        asked = [self.template, *([self.date] if self.date else []), *([self.hub] if self.hub else [])]
+        return _digest([*parts, self.inputs["data"], *asked])
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Which of the target's revisions the whole grid takes; nothing where it names none."""
+        revision = self.grid.settings.get("revision")
+        return {} if revision is None else {"revision": revision}
 
     @property
     def template(self) -> str | None:
@@ -113,7 +136,12 @@ class Workspace:
         """Where a cell's training goes; cells that differ in their evaluation alone share it."""
         return (
             self.folder / WORK / "runs" / f"{spec.method}-{spec.split}-seed{spec.seed}-{self.training_digest(spec)[:8]}"
+            f"-{_digest(self.further_inputs.get('target'))[:8]}"
         )
+
+    def evaluation(self, name: str, spec: Spec) -> str:
+        """Name of the folder of an evaluation in the place of a cell."""
+        return f"{name}-{self.digest(spec)[:8]}-{self.further(spec)[:8]}"
 
     @contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:
@@ -134,7 +162,9 @@ class Workspace:
         """A cell's result, if it was computed from the same inputs."""
         path = self.folder / CELLS / f"{spec.name}.json"
         cell = Cell.read(path) if path.exists() else None
-        return cell if cell is not None and cell.digest == self.digest(spec) and cell.error is None else None
+        if cell is None or cell.digest != self.digest(spec) or cell.error is not None:
+            return None
+        return cell if cell.further in (None, self.further(spec)) else None
 
     def refuse_other(self, spec: Spec) -> None:
         """Keep a result that was computed from other inputs.
@@ -177,6 +207,7 @@ class Workspace:
             {
                 **self.identity(spec),
                 "digest": self.digest(spec),
+                "further": self.further(spec),
                 "settings": settings,
                 "versions": library_versions(),
                 "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count() or 1},
@@ -201,7 +232,7 @@ def run_cell(workspace: Workspace, spec: Spec) -> Cell:
         return workspace.write(spec, result=aggregate(log, retain_only, target).to_dict())
     run, epochs = workspace.run_folder(spec), []
     trained(workspace, spec)
-    log = _evaluated(workspace, str(run), spec.split, f"{spec.name}-{workspace.digest(spec)[:8]}")
+    log = _evaluated(workspace, str(run), spec.split, workspace.evaluation(spec.name, spec))
     if spec.keep_epochs:
         epochs = _epochs(workspace, spec, retain_only)
     _write_answers(workspace, spec, log)
@@ -260,11 +291,16 @@ def _continued(run: Path, settings: TrainConfig) -> TrainConfig:
     return settings
 
 
-def _load(workspace: Workspace, model: str) -> tuple[Any, Any]:
-    """Load a model or a run, whose target may have moved since."""
+def load_model(workspace: Workspace, model: str) -> tuple[Any, Any]:
+    """Load a model or a run, whose target may have moved since; the target itself as the trainings load it."""
     target = place(workspace.grid.target)
     moved = is_run(model) and Manifest.read(model).target != target
-    return load(model, date=workspace.date, **({"target": target} if moved else {}))
+    how: dict[str, Any] = {"target": target} if moved else {}
+    if model == workspace.grid.target:
+        how |= workspace.hub
+    if workspace.grid.settings.get("trust_remote_code"):
+        how["trust_remote_code"] = True
+    return load(model, date=workspace.date, **how)
 
 
 def _evaluated(workspace: Workspace, model: str, split: str, name: str, **options: Any) -> TofuLog:
@@ -273,14 +309,14 @@ def _evaluated(workspace: Workspace, model: str, split: str, name: str, **option
     if (folder / FILE_NAME).exists():
         with suppress(LogError):  # a damaged one is made again, of the rows beside it
             return read_log(folder / FILE_NAME)
-    loaded, tokenizer = _load(workspace, model)
+    loaded, tokenizer = load_model(workspace, model)
     settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False}
     return evaluate(loaded, tokenizer, split, folder, **settings, **options)
 
 
 def _reference_log(workspace: Workspace, role: str, split: str) -> TofuLog:
     """Log of the retain-only model of a split, or of the target on it."""
-    name = f"{role}-{split}-{workspace.digest(Spec('', role, None, split))[:8]}"
+    name = workspace.evaluation(f"{role}-{split}", Spec("", role, None, split))
     model = workspace.grid.target if role == "target" else workspace.grid.retain_only[split]
     with workspace.locked(name):  # every cell of the split needs it, so two may come to make it at once
         return _evaluated(workspace, model, split, name)
@@ -336,7 +372,7 @@ def _measured_epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> 
 
 def _epochs_file(workspace: Workspace, spec: Spec) -> Path:
     """Where a cell's epochs are kept as they were measured: beside its log, as the retain-only model counts, too."""
-    return workspace.folder / WORK / "eval" / f"{spec.name}-{workspace.digest(spec)[:8]}" / _EPOCHS
+    return workspace.folder / WORK / "eval" / workspace.evaluation(spec.name, spec) / _EPOCHS
 
 
 def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
@@ -353,7 +389,7 @@ def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
 
 def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> list[float]:
     """Mean loss a token of each record's answer under a model, nats."""
-    loaded, tokenizer = _load(workspace, model)
+    loaded, tokenizer = load_model(workspace, model)
     form = PromptFormat(tokenizer, workspace.template)
     rows = [form.encode(record, 2**31) for record in records]
     return [score.avg_loss for score in Scorer.of(loaded, tokenizer).score(rows)[0]]
@@ -377,11 +413,16 @@ def _write_answers(workspace: Workspace, spec: Spec, log: TofuLog) -> None:
     write_text(workspace.folder / ANSWERS / f"{spec.name}.json", json.dumps(shown, indent=1, ensure_ascii=False) + "\n")
 
 
-def model_digest(place: str) -> str:
-    """Digest of a model folder's weights, config and tokenizer; of a Hub model its name and commit."""
+def model_digest(place: str, **hub: Any) -> str:
+    """Digest of a model folder's weights, config and tokenizer; of a Hub model its name and commit.
+
+    Args:
+        place: Folder or Hub id.
+        hub: Revision and the like.
+    """
     if Path(place).is_dir():
         return _folder_digest(place, ("*.safetensors", "config.json", "tokenizer*.json", "uld.json"))
-    commit = getattr(load_config(place), "_commit_hash", None)
+    commit = getattr(load_config(place, **hub), "_commit_hash", None)
     return _digest([place, commit])
 
 

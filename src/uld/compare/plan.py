@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.compare.cell import Workspace, trained
+from uld.compare.cell import Workspace, load_model, trained
 from uld.compare.grid import Spec
 from uld.errors import ConfigError
 from uld.evaluation.tofu import TASKS, evaluate
 from uld.evaluation.tofu_rows import task_rows
 from uld.methods.registry import get_method
-from uld.model.load import load
 from uld.runs.files import remove_folder
 from uld.runs.manifest import METRICS, is_run
 from uld.text.progress import duration
@@ -129,7 +128,7 @@ def _steps(config: TrainConfig) -> int:
 
 def _evaluating(workspace: Workspace, split: str) -> float:
     """Seconds of the target's evaluation on a split, counted up from a few rows."""
-    model, tokenizer = load(workspace.grid.target, date=workspace.date)
+    model, tokenizer = load_model(workspace, workspace.grid.target)
     settings = {"data": workspace.grid.data, "template": workspace.template, "progress": False, "limit": _ROWS}
     rows = sum(len(task_rows(task, split, workspace.grid.data)) for task in TASKS)
     seconds = 0.0

@@ -14,6 +14,7 @@ from typing import Any
 from uld.compare.cell import Workspace, answer_losses, forget_records, trained, unseen_records
 from uld.compare.grid import Spec, rate_specs
 from uld.data.record import Record
+from uld.errors import ULDError
 from uld.report.cells import RATES, Rate, best_rate
 
 
@@ -26,14 +27,16 @@ def stored(workspace: Workspace, spec: Spec) -> Rate | None:
     """The measures of a candidate, if they were made from the same inputs."""
     path = result_path(workspace, spec)
     found = Rate.read(path) if path.exists() else None
-    return found if found is not None and found.digest == workspace.training_digest(spec) else None
+    if found is None or found.digest != workspace.training_digest(spec):
+        return None
+    return found if found.further in (None, workspace.further(spec)) else None
 
 
 def measure(workspace: Workspace, spec: Spec) -> Rate:
     """Train with one candidate and measure what was forgotten and what was kept.
 
     Raises:
-        ULDError: the training fails.
+        ULDError: the training fails, or leaves a model that gives NaN.
     """
     trained(workspace, spec)
     run = str(workspace.run_folder(spec))
@@ -50,22 +53,35 @@ def measure(workspace: Workspace, spec: Spec) -> Rate:
 def write(workspace: Workspace, spec: Spec, **found: Any) -> Rate:
     """Keep the measures of a candidate, or the ``error`` of one that failed."""
     own = {"method": str(spec.method), "learning_rate": spec.settings["learning_rate"]}
-    rate = Rate(**own, digest=workspace.training_digest(spec), **found)
+    rate = Rate(**own, digest=workspace.training_digest(spec), further=workspace.further(spec), **found)
     rate.write(result_path(workspace, spec))
     return rate
 
 
 def chosen(workspace: Workspace) -> dict[str, float]:
-    """The learning rate of each family's first method, for those whose candidates have all been measured."""
+    """The learning rate of each family's first method, where all candidates have been tried and one has not failed."""
+    best = {method: best_rate(rates) for method, rates in _tried(workspace).items()}
+    return {method: rate.learning_rate for method, rate in best.items() if rate is not None}
+
+
+def hopeless(workspace: Workspace) -> set[str]:
+    """The first methods of families whose candidates have all failed."""
+    return _tried(workspace).keys() - chosen(workspace).keys()
+
+
+def _tried(workspace: Workspace) -> dict[str, list[Rate]]:
+    """The candidates of each family's first method, for those of which all have been tried."""
     found: dict[str, list[Rate | None]] = {}
     for spec in rate_specs(workspace.grid):
         found.setdefault(str(spec.method), []).append(stored(workspace, spec))
-    return {
-        method: best_rate([one for one in rates if one is not None]).learning_rate
-        for method, rates in found.items()
-        if None not in rates
-    }
+    return {method: [one for one in rates if one] for method, rates in found.items() if None not in rates}
 
 
 def _probability(workspace: Workspace, model: str, records: list[Record]) -> float:
-    return statistics.fmean(math.exp(-loss) for loss in answer_losses(workspace, model, records))
+    losses = answer_losses(workspace, model, records)
+    if any(map(math.isnan, losses)):
+        raise ULDError(
+            f"{model} gives NaN as the probability of an answer, so nothing can be measured: if it was trained here, "
+            "take this rate out of the candidates (learning_rates)"
+        )
+    return statistics.fmean(math.exp(-loss) for loss in losses)

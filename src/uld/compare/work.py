@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -86,7 +87,7 @@ def run_grid(
         for spec in todo:
             started = time.monotonic()
             try:
-                error = _isolated(workspace, spec, replace)
+                error = _without_rate(workspace, spec, replace) or _isolated(workspace, spec, replace)
             except _TakenError:
                 continue
             if error is not None:
@@ -107,6 +108,9 @@ def _todo(workspace: Workspace, failed: set[str]) -> tuple[list[Spec], int]:
     chosen = rates.chosen(workspace)
     cells = specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5) | chosen)
     waiting = {name for first, names in families(workspace.grid).items() if first not in chosen for name in names}
+    untried = {spec.method for spec in trials if spec.name not in failed}
+    for first in rates.hopeless(workspace) - untried:  # their cells are told that they have no rate
+        waiting -= set(families(workspace.grid)[first])
     left = [spec for spec in [*trials, *cells] if spec.name not in failed and not _is_done(workspace, spec)]
     now = [spec for spec in left if spec.role != "method" or spec.method not in waiting]
     return sorted(now, key=lambda spec: ("retain-only", "target", "rate", "method").index(spec.role)), len(left)
@@ -196,11 +200,47 @@ def _isolated(workspace: Workspace, spec: Spec, replace: bool) -> str | None:
         raise OtherGridError(message)
     if process.exitcode == 0:
         return None
-    error = message or f"its process ended with {_ending(process.exitcode)}"
+    return _failed(workspace, spec, message or f"its process ended with {_ending(process.exitcode)}")
+
+
+def _without_rate(workspace: Workspace, spec: Spec, replace: bool) -> str | None:
+    """Write down that a cell fails because all candidates for its learning rate did; None where they did not.
+
+    Raises:
+        OtherGridError: there is a result of another grid, which may not be replaced.
+        _TakenError: another process has the cell.
+    """
+    without = {name for first in rates.hopeless(workspace) for name in families(workspace.grid)[first]}
+    if spec.role != "method" or spec.method not in without or not _is_given_its_rate(workspace.grid, spec):
+        return None
+    if not replace:
+        workspace.refuse_other(spec)
+    error = "every candidate for its learning rate failed (rates/*.json say why): name others under learning_rates"
+    return _failed(workspace, spec, error, settings={})  # nobody knows them
+
+
+def _is_given_its_rate(grid: Grid, spec: Spec) -> bool:
+    """Whether a cell has its learning rate from its family, and none of its own."""
+    one, other = (
+        next(cell for cell in specs(grid, dict.fromkeys(families(grid), rate)) if cell.name == spec.name)
+        for rate in (0.25, 0.5)
+    )
+    return dict(one.settings) != dict(other.settings)
+
+
+def _failed(workspace: Workspace, spec: Spec, error: str, **found: Any) -> str:
+    """Write down why a cell or a trial failed.
+
+    Raises:
+        _TakenError: another process has it.
+    """
     with workspace.locked(spec.name, wait=False) as mine:
         if not mine or _is_done(workspace, spec):  # another process was there at once, and may do better
             raise _TakenError
-        rates.write(workspace, spec, error=error) if spec.role == "rate" else workspace.write(spec, error=error)
+        if spec.role == "rate":
+            rates.write(workspace, spec, error=error)
+        else:
+            workspace.write(spec, error=error, **found)
     return error
 
 

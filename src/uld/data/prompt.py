@@ -112,6 +112,26 @@ class PromptFormat:
         last = max(i for i, (_, learnt) in enumerate(pieces) if learnt)
         return [token for ids, _ in pieces[:last] for token in ids]
 
+    def behind(self, record: Record, text: str, *, ended: bool) -> tuple[list[int], list[int]]:
+        """Tokens of a record's prompt, and of a text that a model wrote there instead of the answer.
+
+        The text is taken as it stands: what a chat template would make of an answer like it is not asked.
+
+        Args:
+            record: Question and answer, prompt and completion, or messages, of which the last answer is left out.
+            text: What was written.
+            ended: Whether what ends an answer stands behind it.
+
+        Raises:
+            DataError: the template cannot format the record's prompt.
+        """
+        *before, last = self._rows(record.answered(PROBE))[-1]
+        front, _, back = last.learnt.partition(PROBE)
+        learnt = f"{front}{text}{back if ended else ''}"
+        pieces = self._pieces([*before, replace(last, learnt=learnt, ended=last.ended or not ended)])
+        place = max(i for i, (_, learnt) in enumerate(pieces) if learnt)
+        return [token for ids, _ in pieces[:place] for token in ids], pieces[place][0]
+
     def question_frame(self) -> tuple[list[int], str]:
         """What stands around a question: for a model that is to write the question, too.
 

@@ -90,6 +90,11 @@ class Record:
         return (*((role, content.strip()) for role, content in self.messages), *texts)
 
     @property
+    def exact(self) -> tuple[object, ...]:
+        """What the record says as it stands, without where: blanks at an end can decide its tokens."""
+        return (*self.messages, self.prompt, self.completion, self.text)
+
+    @property
     def same(self) -> tuple[object, ...]:
         """What the record says as it is compared (`uld.data.text.folded`): equal for equal documents."""
         texts = (None if text is None else folded(text) for text in (self.prompt, self.completion, self.text))

@@ -67,7 +67,7 @@ class Attacks(Benchmark):
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """The texts, as far as they count, and how Min-K% does."""
-        given = [[record.content for record in records] for records in self.sets.values()]
+        given = [[record.exact for record in records] for records in self.sets.values()]
         return {"data": digest(given), "max_length": self._longest(subject), "k": membership.K}
 
     def beside(self, role: str) -> "Attacks":
@@ -187,7 +187,7 @@ class AttackResult(Result):
         members: Number of members.
         non_members: Number of other texts.
         cut: Texts that were longer than what counted of them.
-        left_out: Attacks that were not run, and why.
+        left_out: Attacks that were not run, and comparisons that cannot be made, and why.
     """
 
     attacks: dict[str, Attack]
@@ -228,6 +228,11 @@ def attack_result(scores: Scores, reference: Scores | None = None, retain: Score
         reference: Of a model that was trained on neither set, for the reference attack.
         retain: Of a retain-only model, for PrivLeak.
     """
+    why = {"gradnorm": "ask for it with --gradnorm", "reference": "it needs --reference-model"}
+    if reference is not None and (number := _cut_elsewhere(scores, reference)):
+        reference, why["reference"] = None, _uneven(number, "reference")
+    if retain is not None and (number := _cut_elsewhere(scores, retain)):
+        retain, why["PrivLeak"] = None, _uneven(number, "retain-only")
     ours, theirs = _columns(scores, reference), _columns(retain, reference) if retain is not None else {}
     attacks = {}
     for name, (member, other) in ours.items():
@@ -241,13 +246,26 @@ def attack_result(scores: Scores, reference: Scores | None = None, retain: Score
             retain_auc=retain_auc,
             privleak=None if retain_auc is None else membership.privleak(auc, retain_auc),
         )
-    why = {"gradnorm": "ask for it with --gradnorm", "reference": "it needs --reference-model"}
     return AttackResult(
         attacks=attacks,
         members=len(scores["members"]),
         non_members=len(scores["non_members"]),
         cut=sum("cut" in row for name in SETS for row in scores[name]),
-        left_out={name: why[name] for name in ATTACKS if name not in attacks},
+        left_out={name: why[name] for name in (*ATTACKS, "PrivLeak") if name in why and name not in attacks},
+    )
+
+
+def _cut_elsewhere(scores: Scores, others: Scores) -> int:
+    """How many texts of two models were cut at different places, or for one of them alone."""
+    rows = [pair for one in SETS for pair in zip(scores[one], others[one], strict=True)]
+    return sum(membership.cut_elsewhere(mine, theirs, "cut") for mine, theirs in rows)
+
+
+def _uneven(number: int, other: str) -> str:
+    texts = "1 text was" if number == 1 else f"{number} texts were"
+    return (
+        f"{texts} cut at another place for the {other} model, which takes more or fewer tokens: name what both take "
+        "with --max-length"
     )
 
 

@@ -18,7 +18,7 @@ from uld.evaluation.result import Result
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.token_scores import TokenScores, token_scores
 from uld.model.context import context_length
-from uld.model.generate import generate_answers, length_batches
+from uld.model.generate import Written, end_ids, generate_ids, length_batches
 from uld.runs.rows import RowFile
 
 _PROMPT_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
@@ -63,7 +63,18 @@ class Subject:
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> list[str]:
         """Greedy answers to some questions."""
         prompts = [self.form.prompt_ids(question) for question in questions]
-        return generate_answers(self.model, self.tokenizer, prompts, max_new_tokens=max_new_tokens)
+        return [one.text for one in self.written(prompts, [max_new_tokens] * len(prompts))]
+
+    def written(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[Written]:
+        """What the model writes behind some prompts, greedily.
+
+        Args:
+            prompts: Token ids.
+            lengths: Most tokens of each answer.
+        """
+        ends = end_ids(self.model, self.tokenizer)
+        found = generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=max(lengths)).tolist()
+        return [Written.of(ids[:most], self.tokenizer, ends) for ids, most in zip(found, lengths, strict=True)]
 
 
 @dataclass(frozen=True)

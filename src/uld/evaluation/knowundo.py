@@ -47,7 +47,7 @@ class KnowUnDo(Benchmark):
 
     def settings(self, subject: Subject) -> dict[str, Any]:
         """The questions, and how long an answer may be."""
-        given = {name: [record.content for record in records] for name, records in self.sets.items()}
+        given = {name: [record.exact for record in records] for name, records in self.sets.items()}
         return {"data": digest(given), "max_new_tokens": self.max_new_tokens}
 
     def tasks(self, subject: Subject, found: Found) -> Iterator[Task[Record]]:

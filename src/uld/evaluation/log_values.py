@@ -36,6 +36,10 @@ def plain(column: str, key: str, value: Any) -> Any:
             if isinstance(value, str | dict) or not all(isinstance(text, str) for text in value):
                 raise TypeError
             return prompt, generation, truth
+        if column == "question":
+            if not isinstance(value, str):
+                raise TypeError
+            return value
         if column == "samples":
             if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
                 raise TypeError

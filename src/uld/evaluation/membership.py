@@ -8,6 +8,8 @@ value to everything that ranks.
 
 import math
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -154,3 +156,10 @@ def _scores(values: ArrayLike, name: str) -> Array:
     if array.ndim != 1 or array.size == 0 or np.isnan(array).any():
         raise ValueError(f"{name} must be a non-empty one-dimensional array without NaN.")
     return array
+
+
+def cut_elsewhere(mine: Mapping[str, Any], theirs: Mapping[str, Any], cut: str) -> bool:
+    """Whether two models have read different stretches of a text; ``cut`` is the key that a row has which was cut."""
+    if cut not in mine and cut not in theirs:
+        return False
+    return (mine["tokens"], mine.get(cut)) != (theirs["tokens"], theirs.get(cut))

@@ -6,6 +6,7 @@ What a word is and which words give an answer away says `uld.data.words`.
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ STRANGE = 0.2
 _DIGIT = re.compile(r"\d")
 _ENDS = tuple(".!?…。！？।॥؟۔։។៕။།༎")
 _UNMARKED = re.compile("[\u0e00-\u0eff]$")  # Thai and Lao end a sentence without a mark
-_CLOSING = "\"'’”»)]*` \n"
+_CLOSING = "\"'*`"
+_MARKS = ("Pe", "Pf", "Pi")  # brackets and quotation marks of all scripts; some close with what others open with
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +70,27 @@ def read(generated: str, known: frozenset[str] | None = None, unknown: int | Non
         known: A dictionary; None looks for no broken words.
         unknown: From `unknown_words`, where that was found out before.
     """
-    said = [form(word) for word in spelled(generated)]
-    last = generated.rstrip(_CLOSING)
-    runs = Counter(tuple(said[i : i + LOOP_WORDS]) for i in range(len(said) - LOOP_WORDS + 1))
+    last = _without_closing(generated)
+    each = words(generated)  # in a script without blanks a whole run is one of `spelled`
+    runs = Counter(tuple(each[i : i + LOOP_WORDS]) for i in range(len(each) - LOOP_WORDS + 1))
     if unknown is None:
         unknown = 0 if known is None else unknown_words(generated, known)
     return Reading(
-        empty=not said,
+        empty=not each,
         loop=max(runs.values(), default=0) >= LOOP_TIMES,
-        cut=bool(said) and not last.endswith(_ENDS) and not _UNMARKED.search(last),
+        cut=bool(each) and not last.endswith(_ENDS) and not _UNMARKED.search(last),
         broken=unknown > STRANGE * len(_plain(generated)),
     )
+
+
+def _without_closing(text: str) -> str:
+    """A text without the quotation marks, brackets and blanks behind its last sentence."""
+    end = len(text)
+    while end and (
+        text[end - 1].isspace() or text[end - 1] in _CLOSING or unicodedata.category(text[end - 1]) in _MARKS
+    ):
+        end -= 1
+    return text[:end]
 
 
 def _plain(text: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Evaluations that can be stopped: which one a folder holds."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,21 @@ def describe(model: PreTrainedModel, form: PromptFormat, **settings: Any) -> dic
         "weights": fingerprint(model.named_parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "prompt": sample,
+        "tokenizer": tokenizer_digest(form.tokenizer),
     }
     if isinstance(model, ULDForCausalLM):
         about |= model.combined_as
     return about | settings
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Digest of all that decides a tokenizer's tokens: vocabulary, merges and further steps, and the chat template."""
+    whole = getattr(tokenizer, "backend_tokenizer", None)
+    steps = json.loads(whole.to_str()) if whole is not None else {"class": type(tokenizer).__name__}
+    for passing in ("padding", "truncation"):  # what the last call asked for
+        steps.pop(passing, None)
+    parts = [steps, sorted(tokenizer.get_vocab().items()), getattr(tokenizer, "chat_template", None)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def begin(folder: str | Path, model: PreTrainedModel, form: PromptFormat, **settings: Any) -> Path:

@@ -55,6 +55,8 @@ class TaskLog:
     """ROUGE-L recall of the generated answer, in [0, 1]."""
     generated: list[tuple[str, str, str]] | None = None
     """``(prompt, generation, truth)`` of each row."""
+    question: list[str] | None = None
+    """What was asked, without what a chat template writes around it."""
     stored_prob: list[float] | None = None
     """Probability (real authors and world facts: the normalised one) as the log itself states it."""
     stored_truth_ratio: list[float] | None = None

@@ -151,7 +151,7 @@ class Tofu(Benchmark):
         """How likely another model finds the answers to forget questions."""
         answers = self._answers(found)
         asked = [Record.qa(question, "", f"answer {i}") for i, question in enumerate(self._questions())]
-        return [judged(judge, asked, answers)] if answers else []
+        return [judged(judge, asked, answers, found["forget"])] if answers else []
 
     def _answers(self, found: Found) -> list[str]:
         """The answers to them; none where nothing is generated."""

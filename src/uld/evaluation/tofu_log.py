@@ -48,7 +48,9 @@ AUTHORS_KEYS = {
     **{name: name for name in ("extraction_strength", "exact_memorization", *MIA)},
     **{
         name: name
-        for name in ("paraphrase_rougeL", "unknown_words", "clean", "judged_loss", "judged_tokens", "samples")
+        for name in (
+            *("paraphrase_rougeL", "question", "unknown_words", "clean", "judged_loss", "judged_tokens", "samples"),
+        )
     },
 }
 """Fields of `TaskLog` and their names in the authors' format; those from `stored_prob` on are not the authors' own."""

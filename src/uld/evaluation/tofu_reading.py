@@ -104,18 +104,28 @@ def readings(log: TofuLog) -> list[Reading] | None:
     if forget.unknown_words is not None:
         pairs = zip(_answers(forget), forget.unknown_words, strict=True)
         return [reading.read(text, unknown=unknown) for text, unknown in pairs]
-    told = [text for task in log.values() for prompt, _, truth in task.generated or () for text in (prompt, truth)]
-    known = reading.dictionary(told)
+    told = [truth for task in log.values() for _, _, truth in task.generated or ()]
+    known = reading.dictionary([*told, *(text for task in log.values() for text in _questions(task))])
     return [reading.read(text, known) for text in _answers(forget)]
 
 
 def key_words(log: TofuLog) -> list[frozenset[str]] | None:
-    """Key words of each forget row's true answer; None for a log that lacks forget or retain answers."""
+    """Key words of each forget row's true answer; None for a log that lacks forget or retain answers.
+
+    Words of the question give nothing away; in a log that has the prompts alone, words of the chat template are taken
+    for some of them.
+    """
     forget, retain = log.get("forget"), log.get("retain")
     if forget is None or retain is None or forget.generated is None or retain.generated is None:
         return None
     common = common_words(truth for _, _, truth in retain.generated)
-    return [keys_of(prompt, truth, common) for prompt, _, truth in forget.generated]
+    truths = (truth for _, _, truth in forget.generated)
+    return [keys_of(question, truth, common) for question, truth in zip(_questions(forget), truths, strict=True)]
+
+
+def _questions(task: TaskLog) -> list[str]:
+    """What was asked; the whole prompts of a log that has these alone."""
+    return task.question if task.question is not None else [prompt for prompt, _, _ in task.generated or ()]
 
 
 def _beyond(forget: TaskLog, keys: list[frozenset[str]], retain: TofuLog) -> float | None:

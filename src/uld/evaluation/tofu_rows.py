@@ -89,11 +89,12 @@ def evaluate_rows(subject: Subject, rows: list[Row], task: str, max_new_tokens: 
             result |= _known(tokens[number], row["answer"])
     refuse_nan(subject.model, (loss for result in results for loss, _ in result["scores"]))
     if max_new_tokens is not None:
-        texts = subject.answers([row["question"] for row in rows], max_new_tokens)
-        for result, row, text in zip(results, rows, texts, strict=True):
-            prompt = subject.form.prompt_ids(row["question"])
+        prompts = [subject.form.prompt_ids(row["question"]) for row in rows]
+        answered = subject.written(prompts, [max_new_tokens] * len(rows))
+        for result, row, prompt, written in zip(results, rows, prompts, answered, strict=True):
             shown: Any = subject.tokenizer.decode(prompt, skip_special_tokens=True)
-            result["generated"] = [shown, text, row["answer"]]
+            text = written.text
+            result |= {"generated": [shown, text, row["answer"]], **written.row}
             result["rouge1"], result["rougeL"] = rouge_recall(text, row["answer"])
             if task == "forget":
                 result["paraphrase_rougeL"] = rouge_recall(text, row["paraphrased_answer"])[1]
@@ -144,7 +145,7 @@ def attacked(subject: Subject, records: Sequence[Record]) -> Task[tuple[Record, 
         refuse_nan(subject.model, (value for result in results for value in result.values()))
         return [{name: result[attack] for name, attack in _ATTACKS.items()} for result in results]
 
-    file = f"non_members-{digest([record.content for record in records])[:8]}"
+    file = f"non_members-{digest([record.exact for record in records])[:8]}"
     return Task("non_members", rows, work, by_length([len(row.ids) for _, row in rows], BATCH_TOKENS), file=file)
 
 
@@ -186,6 +187,7 @@ def task_log(
         rouge1=[result["rouge1"] for result in results] if generate else None,
         rougeL=[result["rougeL"] for result in results] if generate else None,
         generated=[tuple(result["generated"]) for result in results] if generate else None,
+        question=[row["question"] for row in rows] if generate else None,
         unknown_words=[unknown_words(result["generated"][1], known) for result in results] if known else None,
         **further,
     )

@@ -1,6 +1,7 @@
 """What a model writes behind prompts, in batches sorted by length: greedy unless it is asked for otherwise."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -90,6 +91,38 @@ def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     own: list[Any] = ends if isinstance(ends, list) else [ends]
     found: list[Any] = [*own, tokenizer.eos_token_id, 0 if pad is None else pad]
     return frozenset(one for one in found if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model wrote behind one prompt.
+
+    Attributes:
+        raw: As text without special tokens.
+        ids: As tokens, up to what ended it.
+        end: The token that ended it; None where it was cut.
+    """
+
+    raw: str
+    ids: list[int]
+    end: int | None
+
+    @classmethod
+    def of(cls, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> "Written":
+        """Take apart a row of `generate_ids`; ``ends`` are those of `end_ids`."""
+        raw: Any = tokenizer.decode(list(ids), skip_special_tokens=True)
+        stop = next((i for i, token in enumerate(ids) if token in ends), None)
+        return cls(raw, list(ids[:stop]), None if stop is None else ids[stop])
+
+    @property
+    def text(self) -> str:
+        """The text without surrounding blanks."""
+        return self.raw.strip()
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What is kept of it beside the text, for a model that is to judge it (`uld.evaluation.judged`)."""
+        return {"written": self.raw, "ids": self.ids, "end": self.end}
 
 
 def length_batches(

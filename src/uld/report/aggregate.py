@@ -129,8 +129,8 @@ class Verdict:
 
 
 def verdict(folder: Folder, split: str) -> Verdict | None:
-    """Judge every method as it is by mean M.U. and F.Q. over seeds; None without the target's M.U."""
-    rows = [row for row in rows_of(folder, split) if not row.variant]
+    """Judge every method of Table 2 as it is by mean M.U. and F.Q. over seeds; None without the target's M.U."""
+    rows = [row for row in rows_of(folder, split, "table2") if not row.variant]
     target = next((found for row in rows if row.method == "target" and (found := row.metric("model_utility"))), None)
     if target is None:
         return None

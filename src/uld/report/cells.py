@@ -124,6 +124,7 @@ class Cell(Identity):
 
     Attributes:
         digest: Of everything that decides the numbers.
+        further: Of files of the models that the first digest leaves out; None in cells of earlier versions.
         settings: All resolved training settings.
         training: None for models that were not trained here.
         result: Of the last epoch; None for a failed cell.
@@ -135,6 +136,7 @@ class Cell(Identity):
 
     format: Literal[1] = 1
     digest: str = ""
+    further: str | None = None
     settings: dict[str, Any] = {}
     training: Training | None = None
     result: TofuResult | None = None
@@ -173,6 +175,7 @@ class Rate(_File):
         kept: Share of the target's probability of retain answers that were neither trained nor are evaluated.
         error: Why it failed.
         digest: Of everything that decides the training.
+        further: See `Cell`.
     """
 
     method: str
@@ -182,11 +185,13 @@ class Rate(_File):
     kept: float | None = None
     error: str | None = None
     digest: str
+    further: str | None = None
 
 
-def best_rate(rates: Sequence[Rate]) -> Rate:
-    """The candidate with the highest score; of equal ones the smallest."""
-    return min(rates, key=lambda rate: (-rate.score, rate.learning_rate))
+def best_rate(rates: Sequence[Rate]) -> Rate | None:
+    """The candidate with the highest score, of equal ones the smallest; None where all failed."""
+    able = [rate for rate in rates if rate.error is None and rate.score >= 0]
+    return min(able, key=lambda rate: (-rate.score, rate.learning_rate), default=None)
 
 
 class Answer(BaseModel):
@@ -277,7 +282,7 @@ def read_cells(folder: str | Path) -> list[Cell]:
 
 
 def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
-    """Read a comparison's folder.
+    """Read a comparison's folder: of a folder with a plan the cells that it names, and none that another grid left.
 
     Args:
         folder: Output folder of ``uld compare``.
@@ -287,15 +292,15 @@ def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
         CellError: there are no cells, or a file is damaged.
     """
     folder = Path(folder)
-    cells = read_cells(folder)
+    plan = Plan.read(folder / PLAN) if (folder / PLAN).exists() else None
+    planned = {one.key: one for one in plan.cells} if plan is not None else {}
+    cells = [cell for cell in read_cells(folder) if plan is None or cell.key in planned]
     paths = {cell.name: folder / ANSWERS / f"{cell.name}.json" for cell in cells if quote}
     answers = {name: Answers.read(path) for name, path in paths.items() if path.exists()}
     rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json")]
     rates.sort(key=lambda rate: (rate.method, rate.learning_rate))
     timing = Timing.read(folder / TIMING) if (folder / TIMING).exists() else None
-    plan = Plan.read(folder / PLAN) if (folder / PLAN).exists() else Plan(cells=[])
-    planned = {one.key: one for one in plan.cells}
     cells = [cell.model_copy(update={"group": planned.get(cell.key, cell).group}) for cell in cells]
     done = {cell.key for cell in cells}
     missing = [one for key, one in planned.items() if key not in done]
-    return Folder(cells, missing, answers, timing, rates, plan.notes)
+    return Folder(cells, missing, answers, timing, rates, plan.notes if plan is not None else {})

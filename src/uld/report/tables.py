@@ -73,7 +73,7 @@ def summary_table(folder: Folder) -> Table | None:
         ("split", "target's M.U.", "methods that keep it", "best of them", "F.Q.", "M.U.", "highest", "F.Q.", "M.U."),
         rows,
         groups=(("", 3), ("keeping M.U.", 3), ("whatever the M.U.", 3)),
-        notes=["Every method that was compared, without ablations; means over seeds.", *folder.notes.get("table2", [])],
+        notes=["Every method of Table 2, without ablations; means over its seeds.", *folder.notes.get("table2", [])],
     )
 
 

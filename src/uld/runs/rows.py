@@ -17,6 +17,7 @@ from uld.runs.manifest import read_object
 from uld.text.json_text import dumps
 
 CLAIM = "settings.json"  # in the folder of an evaluation or an augmentation: whose it is
+_NEWER = {"tokenizer"}  # what earlier versions did not write: unknown there, and not different
 _WAIT = 5.0  # seconds in which another process has surely looked whose a folder is
 
 
@@ -63,7 +64,8 @@ def take(folder: Path, about: dict[str, Any], what: str) -> None:
     about = json.loads(json.dumps(about))
     if path.is_file():
         found = read_object(path, f"remove {folder}, or name another with --output")
-        if different := [one for one in _different(found, about) if one != "model"]:
+        unknown = {"model", *(_NEWER - found.keys())}
+        if different := [one for one in _different(found, about) if one not in unknown]:
             raise ArtifactError(
                 f"{folder} holds {_one(what)} of another model or with other settings ({', '.join(different)}): "
                 "name another folder with --output, or remove it"
