@@ -82,6 +82,35 @@ def test_answers_of_shared_batches_do_not_mix(batched, unlearned, letters):
     assert len({one["id"] for one in found}) == len(prompts)
 
 
+@pytest.mark.parametrize("batching", [True, False])
+def test_an_answer_that_fails_ends_and_hurts_no_other(make_client, unlearned, letters, monkeypatch, batching):
+    prompts = ["abc", "who is def?", "a", "xyz xyz xyz"]
+    tokens = {one: written(unlearned, letters(one).input_ids, 10) for one in prompts}
+    first = tokens["abc"][0]
+    failing = [one for one in prompts if first in tokens[one]]
+    assert 0 < len(failing) < len(prompts)
+    from uld.serving.answers import Decoder
+
+    client, real = make_client(batching=batching, timeout=30), Decoder.step
+
+    def step(self, token):
+        if token == first:
+            raise ValueError("this token has no text")
+        return real(self, token)
+
+    monkeypatch.setattr(Decoder, "step", step)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: text(client, one, max_tokens=10), prompts))
+    for prompt, answer in zip(prompts, found, strict=True):
+        if prompt in failing:
+            assert answer.status_code == 500
+        else:
+            said = letters.decode(tokens[prompt], skip_special_tokens=True)
+            assert answer.json()["choices"][0]["text"] == said
+    streamed = text(client, "abc", stream=True)
+    assert "this token has no text" in streamed.text
+
+
 def test_each_request_has_its_own_temperature(batched):
     greedy = text(batched, max_tokens=40).json()["choices"][0]["text"]
     with ThreadPoolExecutor(4) as pool:

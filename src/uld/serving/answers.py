@@ -2,11 +2,60 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tokenizers.decoders import DecodeStream
 from transformers.cli.serving.utils import _StreamError, response_events_to_chunks
+
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+_UNFINISHED = "\ufffd"
+
+
+class Decoder:
+    """Tokens to text, piece by piece; the pieces together are what the tokenizer makes of all tokens at once.
+
+    A piece is held back while a later token may change it. Of bytes in a row that is all of them: decoders with byte
+    fallback (Llama-2, Mistral, Gemma) read them together, and where the last is ill-formed show none of their letters.
+    """
+
+    def __init__(self, tokenizer: Any, *, skip_special: bool) -> None:
+        """Begin.
+
+        Args:
+            tokenizer: Of the library tokenizers.
+            skip_special: Leave special tokens out.
+        """
+        self._tokenizer, self._skip = tokenizer, skip_special
+        self._ids: list[int] = []
+        self._given = ""
+        self._begin = self._read = 0  # tokens of the last piece, before those that are held back
+
+    def step(self, token: int) -> str:
+        """The text that the next token settles."""
+        self._ids.append(token)
+        if self._leaves_open(token):
+            return ""
+        before, text = self._text(self._ids[self._begin : self._read]), self._text(self._ids[self._begin :])
+        if text.endswith(_UNFINISHED) or len(text) <= len(before) or not text.startswith(before):
+            return ""
+        self._begin, self._read = self._read, len(self._ids)
+        self._given += text[len(before) :]
+        return text[len(before) :]
+
+    def rest(self) -> str:
+        """What was held back, when no token follows; nothing the second time."""
+        text = self._text(self._ids)
+        piece = text[len(self._given) :] if text.startswith(self._given) else ""
+        self._given += piece
+        return piece
+
+    def _leaves_open(self, token: int) -> bool:
+        """Whether the text up to this token may still change: it is a byte, or shows nothing."""
+        return bool(_BYTE.fullmatch(self._tokenizer.id_to_token(token) or "")) or not self._text([token])
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
 
 
 class Answer:
@@ -37,8 +86,8 @@ class Answer:
         self.text = ""
         self.done = self.stopped = False
         self._stops = [stop] if isinstance(stop, str) else list(stop or ())
-        self._tokenizer, self._parser, self._cancel = tokenizer, parser, cancel
-        self._decoder = DecodeStream([], skip_special_tokens=parser is None)
+        self._parser, self._cancel = parser, cancel
+        self._decoder = Decoder(tokenizer, skip_special=parser is None)
         self._held = ""  # the end of the text, which may be the beginning of a stop
         for item in response_events_to_chunks(parser.initial_events) if parser is not None else ():
             self.queue.put_nowait(item)
@@ -54,11 +103,13 @@ class Answer:
             if self.done:
                 return
             self.ids.append(token)
-            if (piece := self._decoder.step(self._tokenizer, token)) is not None:
+            if piece := self._decoder.step(token):
                 self._take(piece)
 
     def finish(self) -> None:
         """Nothing more comes."""
+        if not self.done and not self.stopped and (piece := self._decoder.rest()):
+            self._take(piece)
         if self.done:
             return
         self.done = True
@@ -73,10 +124,11 @@ class Answer:
         self.queue.put_nowait(None)
 
     def fail(self, message: str) -> None:
-        """It could not be written."""
+        """It could not be written, and is not written on."""
         if not self.done:
             self.done = True
             self.queue.put_nowait(_StreamError(json.dumps(message)[1:-1]))  # it is put between quotation marks
+            self._cancel()
 
     def cancel(self) -> None:
         """Nobody reads it any more."""
