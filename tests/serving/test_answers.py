@@ -60,7 +60,7 @@ def said(answer):
 
 
 def answered(tokenizer, ids, stop=None):
-    answer = Answer(tokenizer, stop, None, lambda: None)
+    answer = Answer(tokenizer, stop, lambda: None)
     for token in ids:
         answer.feed([token])
     answer.finish()

@@ -72,6 +72,49 @@ def test_a_text_is_continued_up_to_a_stop(client, unlearned, letters):
     assert "".join(one["choices"][0]["text"] for one in streamed) == cut
 
 
+@pytest.fixture(scope="module")
+def qwen(make_target):
+    """A target that a method has trained, of a family whose answers transformers' server parses."""
+    made = make_target("qwen2")
+    made.generation_config.eos_token_id = None
+    return made
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("whose", ["family's", "tokenizer's"])
+def test_an_answer_comes_as_it_was_written_whatever_template_could_parse_it(
+    make_client, unlearned, qwen, letters, batching, whose
+):
+    from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS, get_response_template
+
+    model, tokenizer = qwen, letters
+    if whose == "tokenizer's":
+        model, tokenizer = unlearned, copy.deepcopy(letters)
+        tokenizer.response_template = next(iter(_RESPONSE_TEMPLATE_FALLBACKS.values()))
+    assert get_response_template(tokenizer, model) is not None
+    client = make_client(tokenizer=tokenizer, model=model, batching=batching)
+    tokens = written(model, PromptFormat(letters).prompt_ids(QUESTION), 30)
+    whole = letters.decode(tokens, skip_special_tokens=True)
+    stop = whole[3:5]
+    for fields, wanted in (({}, whole), ({"stop": stop}, whole[: whole.index(stop)])):
+        answer = chat(client, max_tokens=30, **fields).json()["choices"][0]["message"]
+        assert answer == {"role": "assistant", "content": wanted}
+        streamed = pieces(chat(client, max_tokens=30, stream=True, **fields))
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in streamed) == wanted
+
+
+def test_no_end_is_put_behind_a_text_that_is_to_be_continued(make_client, unlearned, letters):
+    from tokenizers.processors import TemplateProcessing
+
+    closing = copy.deepcopy(letters)
+    closing._tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    assert closing("abc").input_ids[-1] == 2
+    answer = text(make_client(tokenizer=closing)).json()
+    assert answer["usage"]["prompt_tokens"] == 3
+    tokens = written(unlearned, letters("abc").input_ids, 6)
+    assert answer["choices"][0]["text"] == letters.decode(tokens, skip_special_tokens=True)
+
+
 def test_answers_of_shared_batches_do_not_mix(batched, unlearned, letters):
     prompts = ["abc", "who is def?", "a", "who is abc the first of all?", "xyz xyz xyz", "b: c"]
     tokens = [written(unlearned, letters(one).input_ids, 10) for one in prompts]

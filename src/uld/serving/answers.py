@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers.cli.serving.utils import _StreamError, response_events_to_chunks
+from transformers.cli.serving.utils import _StreamError
 
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _UNFINISHED = "\ufffd"
@@ -19,14 +19,13 @@ class Decoder:
     fallback (Llama-2, Mistral, Gemma) read them together, and where the last is ill-formed show none of their letters.
     """
 
-    def __init__(self, tokenizer: Any, *, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         """Begin.
 
         Args:
             tokenizer: Of the library tokenizers.
-            skip_special: Leave special tokens out.
         """
-        self._tokenizer, self._skip = tokenizer, skip_special
+        self._tokenizer = tokenizer
         self._ids: list[int] = []
         self._given = ""
         self._begin = self._read = 0  # tokens of the last piece, before those that are held back
@@ -55,7 +54,7 @@ class Decoder:
         return bool(_BYTE.fullmatch(self._tokenizer.id_to_token(token) or "")) or not self._text([token])
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip)
+        return self._tokenizer.decode(ids)
 
 
 class Answer:
@@ -70,15 +69,12 @@ class Answer:
         stopped: Whether a stop ended it.
     """
 
-    def __init__(
-        self, tokenizer: Any, stop: str | Sequence[str] | None, parser: Any, cancel: Callable[[], None]
-    ) -> None:
+    def __init__(self, tokenizer: Any, stop: str | Sequence[str] | None, cancel: Callable[[], None]) -> None:
         """Begin.
 
         Args:
             tokenizer: The fast tokenizer behind that of transformers.
             stop: Texts that end the answer and are no part of it.
-            parser: transformers' parser of reasoning and tool calls, or None.
             cancel: Ends the writing.
         """
         self.queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -86,11 +82,8 @@ class Answer:
         self.text = ""
         self.done = self.stopped = False
         self._stops = [stop] if isinstance(stop, str) else list(stop or ())
-        self._parser, self._cancel = parser, cancel
-        self._decoder = Decoder(tokenizer, skip_special=parser is None)
+        self._decoder, self._cancel = Decoder(tokenizer), cancel
         self._held = ""  # the end of the text, which may be the beginning of a stop
-        for item in response_events_to_chunks(parser.initial_events) if parser is not None else ():
-            self.queue.put_nowait(item)
 
     @property
     def total_tokens(self) -> int:
@@ -114,13 +107,6 @@ class Answer:
             return
         self.done = True
         self._send(self._held)
-        if self._parser is not None:
-            try:
-                events = self._parser.finalize()[1]
-            except (ValueError, RuntimeError):  # it ended in the middle of something that has an end
-                events = []
-            for item in response_events_to_chunks(events):
-                self.queue.put_nowait(item)
         self.queue.put_nowait(None)
 
     def fail(self, message: str) -> None:
@@ -153,11 +139,6 @@ class Answer:
         self._held = self._held[sent:]
 
     def _send(self, piece: str) -> None:
-        if not piece:
-            return
-        self.text += piece
-        if self._parser is None:
+        if piece:
+            self.text += piece
             self.queue.put_nowait(piece)
-        else:
-            for item in response_events_to_chunks(self._parser.feed(piece)):
-                self.queue.put_nowait(item)

@@ -6,6 +6,7 @@ named here, is taken out.
 
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -34,7 +35,13 @@ _COLDEST = 1e-6  # of temperatures above 0: colder, and logits overflow; transfo
 
 
 class Prompter:
-    """The tokenizer as transformers' handlers take it: prompts are those that training and evaluation use."""
+    """The tokenizer as transformers' handlers take it: prompts are those that training and evaluation use.
+
+    They look for a template of answers in ``tokenizer`` and ``response_template``, to parse reasoning and tool calls
+    out of what was written. There is none here: tools are refused, and a text comes as it was written.
+    """
+
+    response_template = None
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
         """Take a tokenizer.
@@ -46,7 +53,7 @@ class Prompter:
         Raises:
             ULDError: the tokenizer cannot write text as it comes.
         """
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.form = PromptFormat(tokenizer, template)
         if getattr(tokenizer, "_tokenizer", None) is None:
             raise ULDError(
@@ -57,7 +64,7 @@ class Prompter:
     @property
     def fast(self) -> Any:
         """The tokenizer of the library tokenizers."""
-        return self.tokenizer._tokenizer
+        return self._tokenizer._tokenizer
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         """Tokens of a text that is to be continued."""
@@ -70,7 +77,7 @@ class Prompter:
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """Text of tokens."""
-        return self.tokenizer.decode(*args, **kwargs)
+        return self._tokenizer.decode(*args, **kwargs)
 
 
 class Served(ModelManager):
@@ -79,7 +86,11 @@ class Served(ModelManager):
     def __init__(self, name: str, model: Any, processor: Prompter) -> None:
         """Hold it; nothing is ever loaded or let go of."""
         self.force_model = name
-        self._held = model, processor
+        # Handlers ask for these two alone. From a family's name they would take a template to parse answers by.
+        told = SimpleNamespace(
+            generation_config=model.generation_config, config=SimpleNamespace(model_type="unlearned")
+        )
+        self._held = told, processor
         self._listed = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "uld"}
 
     @staticmethod
@@ -88,7 +99,7 @@ class Served(ModelManager):
         return model_id
 
     def load_model_and_processor(self, *_: Any, **__: Any) -> Any:
-        """The model and its tokenizer."""
+        """What handlers need of the model, and its tokenizer."""
         return self._held
 
     def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Engine(BaseGenerateManager):
     def generate_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str, response_parser: Any = None
     ) -> tuple[asyncio.Queue[Any], Any]:
-        """Begin an answer; see transformers' handlers.
+        """Begin an answer; see transformers' handlers. Its text comes as it is written: no parser looks at it.
 
         Raises:
             Refused: prompt and answer are longer than a request may be.
@@ -72,7 +72,7 @@ class Engine(BaseGenerateManager):
         ids = list(inputs["input_ids"])
         self._fit(ids, gen_config)
         note, begun = CURRENT.get(), time.monotonic()
-        answer = _Counted(processor.fast, gen_config, response_parser, self.metrics, begun)
+        answer = _Counted(processor.fast, gen_config, self.metrics, begun)
         self.metrics.add("uld_prompt_tokens_total", len(ids))
         if note is not None:
             note |= {"prompt tokens": len(ids), "answer": answer, "prompt": inputs.get("text")}
@@ -117,10 +117,10 @@ class Engine(BaseGenerateManager):
 class _Counted(Answer):
     """An answer whose tokens are counted."""
 
-    def __init__(self, tokenizer: Any, settings: Any, parser: Any, metrics: Metrics, begun: float) -> None:
+    def __init__(self, tokenizer: Any, settings: Any, metrics: Metrics, begun: float) -> None:
         self.ending: Any = lambda: None
         self._settings, self._metrics, self._begun = settings, metrics, begun
-        super().__init__(tokenizer, settings.stop_strings, parser, lambda: self.ending())
+        super().__init__(tokenizer, settings.stop_strings, lambda: self.ending())
 
     def finish(self) -> None:
         """Nothing more comes; one that ended of itself with its last token has not run out of them."""
