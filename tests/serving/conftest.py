@@ -35,12 +35,14 @@ def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
     from uld.serving.settings import ServeSettings
 
     engines: dict[tuple[bool, int], Any] = {}
+    models: list[Any] = []  # kept, so that no other has the id of one
 
     def make(tokenizer: Any = None, model: Any = unlearned, **changes: Any) -> Any:
         settings = ServeSettings(name="forgetful", max_requests=4, max_tokens=96, **changes)
         kept = settings.batching, id(model)
         if kept not in engines:
             own = copy.deepcopy(model)  # made anew, its numbers would depend on what other threads draw meanwhile
+            models.append(model)
             engines[kept] = make_engine(own, letters, settings, Metrics())
         engine = engines[kept]
         app = build(model, Prompter(tokenizer or letters, None), engine, settings, engine.metrics)

@@ -25,7 +25,7 @@ from transformers.cli.serving.utils import CBWorkerDeadError, GenerationState, M
 from uld.data.prompt import PromptFormat
 from uld.errors import DataError, ULDError
 from uld.serving.engine import Engine
-from uld.serving.fields import ChatRequest, TextRequest, checked
+from uld.serving.fields import ChatRequest, TextRequest, checked, is_sampled
 from uld.serving.gate import ROUTES, Gate, Keys, no_key
 from uld.serving.metrics import Metrics
 from uld.serving.refusals import Refused
@@ -168,14 +168,17 @@ class _Checked:
         return response
 
     def _build_generation_config(self, body: dict[str, Any], own: Any, use_cb: bool = False) -> GenerationConfig:
-        """How tokens are drawn: as the request says, else as the model's own config says, else greedily."""
-        heat = body.get("temperature")
-        if heat is None:
-            heat = (own.temperature or 1.0) if own.do_sample or body.get("top_p", 1) < 1 else 0.0
-        heat = heat and max(heat, _COLDEST)
-        share = body.get("top_p", own.top_p if own.do_sample else None)
+        """How tokens are drawn: as the request says, else as the model's own config says, else greedily.
+
+        Of a sampled answer every number is named: ``generate`` would put its own in place of one that is not.
+        """
         made = GenerationConfig.from_dict(own.to_dict())
-        made.update(do_sample=heat > 0, temperature=heat or None, top_p=share if heat > 0 else None)
+        if is_sampled(body, by_default=bool(own.do_sample)):
+            heat = max(body.get("temperature") or own.temperature or 1.0, _COLDEST)
+            share = body.get("top_p") or own.top_p or 1.0
+            made.update(do_sample=True, temperature=heat, top_k=own.top_k or 0, top_p=share)
+        else:
+            made.update(do_sample=False, temperature=None, top_k=None, top_p=None)
         made.update(max_length=None, max_new_tokens=body.get("max_completion_tokens") or body.get("max_tokens"))
         made.stop_strings = body.get("stop")
         return made

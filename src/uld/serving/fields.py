@@ -5,6 +5,7 @@ can is refused in a sentence that says so, unless it asks for what is done anywa
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -123,6 +124,17 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
     if isinstance(given, ChatRequest):
         served["messages"] = given.turns
     return served | {"model": name}
+
+
+def is_sampled(given: Mapping[str, Any], *, by_default: bool) -> bool:
+    """Whether an answer is drawn, and not the likeliest token at every place.
+
+    Args:
+        given: The request's fields.
+        by_default: Whether the model's own generation config asks for it.
+    """
+    heat = given.get("temperature")
+    return heat > 0 if heat is not None else by_default or (given.get("top_p") or 1) < 1
 
 
 def understood(asked: dict[str, Any], kind: type[_Kind], name: str) -> _Kind:
