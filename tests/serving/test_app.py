@@ -80,6 +80,14 @@ def qwen(make_target):
     return made
 
 
+@pytest.fixture(scope="module")
+def sampling(make_target):
+    """A target whose own generation config asks for sampling."""
+    made = make_target("llama", num_layers=2)
+    made.generation_config.update(do_sample=True, eos_token_id=None)
+    return made
+
+
 @pytest.mark.parametrize("batching", [True, False])
 @pytest.mark.parametrize("whose", ["family's", "tokenizer's"])
 def test_an_answer_comes_as_it_was_written_whatever_template_could_parse_it(
@@ -204,6 +212,26 @@ def test_what_is_not_served_is_refused(batched, fields, status, match):
 def test_what_changes_nothing_is_no_reason_to_refuse(batched):
     same = {"n": 1, "logprobs": False, "echo": False, "presence_penalty": 0, "logit_bias": None, "seed": 5}
     assert text(batched, **same, user="me").json()["choices"] == text(batched).json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "fields", "status"),
+    [
+        (False, {"top_p": 0.5}, 400),
+        (False, {"top_p": 1}, 200),
+        (False, {"top_p": 0.5, "temperature": 0}, 200),
+        (True, {}, 400),
+        (True, {"temperature": 0}, 200),
+    ],
+)
+def test_a_seed_of_a_sampled_answer_is_refused_whoever_asked_for_sampling(
+    make_client, unlearned, sampling, samples, fields, status
+):
+    client = make_client(model=sampling if samples else unlearned, batching=False)
+    answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 2, "seed": 1, **fields})
+    assert answer.status_code == status
+    if status == 400:
+        assert refused(answer, 400, "seed of a sampled answer: this server's engine cannot")["param"] == "seed"
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,9 @@ class _Checked:
         Raises:
             Refused: it asks for what is not served.
         """
-        given = checked(body, self.kind, self.settings.name, logprobs=self.settings.logprobs)
-        prompter = self.model_manager.load_model_and_processor()[1]
+        model, prompter = self.model_manager.load_model_and_processor()
+        samples = bool(model.generation_config.do_sample)
+        given = checked(body, self.kind, self.settings.name, logprobs=self.settings.logprobs, samples=samples)
         if self.kind is ChatRequest and prompter.form.assumed:
             raise Refused(
                 400,

@@ -90,7 +90,9 @@ class TextRequest(_Request):
 _Kind = TypeVar("_Kind", bound=_Request)
 
 
-def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: bool = True) -> dict[str, Any]:
+def checked(
+    body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: bool = True, samples: bool = False
+) -> dict[str, Any]:
     """A request with nothing in it but what is served.
 
     Args:
@@ -98,6 +100,7 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
         kind: What the route takes.
         name: The served model's.
         logprobs: Whether the server would give log-probabilities where the engine can.
+        samples: Whether the model's own generation config asks for sampling.
 
     Returns:
         Its fields by name, those that are not given left out.
@@ -118,9 +121,9 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
     if kind is TextRequest and isinstance(one := asked.get("prompt"), list) and len(one) == 1:
         asked["prompt"] = one[0]
     given = understood(asked, kind, name)
-    if given.seed is not None and given.temperature:
-        raise Refused(400, f"seed of a sampled answer: {_ELSEWHERE}", code="unsupported", param="seed")
     served = given.model_dump(exclude_none=True, exclude={"stream_options", "user", "seed", "messages"})
+    if given.seed is not None and is_sampled(served, by_default=samples):
+        raise Refused(400, f"seed of a sampled answer: {_ELSEWHERE}", code="unsupported", param="seed")
     if isinstance(given, ChatRequest):
         served["messages"] = given.turns
     return served | {"model": name}
