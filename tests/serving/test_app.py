@@ -60,6 +60,17 @@ def test_a_chat_is_answered_as_generate_does(client, unlearned, letters):
     assert streamed[-1]["usage"] == found["usage"]
 
 
+def test_a_stream_counts_its_tokens_unless_it_is_asked_not_to(client):
+    for ask in (chat, text):
+        counted = pieces(ask(client, stream=True))
+        assert counted[-1]["usage"]["completion_tokens"] == 6
+        plain = pieces(ask(client, stream=True, stream_options={"include_usage": False}))
+        assert not any("usage" in one for one in plain)
+        assert [one["choices"] for one in plain] == [one["choices"] for one in counted]
+        error = refused(ask(client, stream_options={"include_usage": False}), 400, "stream_options are for a stream")
+        assert error["param"] == "stream_options"
+
+
 def test_a_text_is_continued_up_to_a_stop(client, unlearned, letters):
     whole = letters.decode(written(unlearned, letters("abc").input_ids, 40), skip_special_tokens=True)
     assert text(client, max_tokens=40).json()["choices"][0]["text"] == whole

@@ -4,6 +4,7 @@ Its handlers format prompts' answers and streams; what loads, unloads or lists o
 named here, is taken out.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -165,7 +166,8 @@ class _Checked:
         except (DataError, jinja2.TemplateError) as error:
             raise Refused(400, f"messages: {error}", param="messages") from error
         if isinstance(response, StreamingResponse):
-            response.body_iterator = _ended(response.body_iterator)
+            usage = (body.get("stream_options") or {}).get("include_usage", True)
+            response.body_iterator = _ended(response.body_iterator, usage)
         return response
 
     def _build_generation_config(self, body: dict[str, Any], own: Any, use_cb: bool = False) -> GenerationConfig:
@@ -197,14 +199,23 @@ class Text(_Checked, CompletionHandler):  # type: ignore[misc]
     kind = TextRequest
 
 
-async def _ended(stream: Any) -> AsyncIterator[Any]:
-    """A stream with the line that clients wait for at its end."""
+async def _ended(stream: Any, usage: bool) -> AsyncIterator[Any]:
+    """A stream with the line that clients wait for at its end, and with or without the count of tokens before it."""
     try:
         async for piece in stream:
-            yield piece
+            yield piece if usage else "".join(map(_without_usage, piece.split("\n\n")))
         yield "data: [DONE]\n\n"
     finally:
         await stream.aclose()
+
+
+def _without_usage(event: str) -> str:
+    """An event of a stream, with no count of tokens in it."""
+    if not event:
+        return ""
+    held = json.loads(event.removeprefix("data: "))
+    held.pop("usage", None)
+    return f"data: {json.dumps(held)}\n\n"
 
 
 def build(model: Any, prompter: Prompter, engine: Engine, settings: ServeSettings, metrics: Metrics) -> Any:

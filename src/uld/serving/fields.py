@@ -124,6 +124,9 @@ def checked(
     served = given.model_dump(exclude_none=True, exclude={"stream_options", "user", "seed", "messages"})
     if given.seed is not None and is_sampled(served, by_default=samples):
         raise Refused(400, f"seed of a sampled answer: {_ELSEWHERE}", code="unsupported", param="seed")
+    if given.stream_options is not None and not given.stream_options.include_usage and not given.stream:
+        message = 'stream_options are for a stream: say "stream": true with them, or leave them out'
+        raise Refused(400, message, code="invalid_value", param="stream_options")
     if isinstance(given, ChatRequest):
         served["messages"] = given.turns
     return served | {"model": name}
