@@ -204,6 +204,17 @@ def test_a_token_plan_keeps_proportion_and_fills_its_budget():
     assert sum(lengths) / (len(plan) * 2048) > 0.75
 
 
+def test_alternatives_count_in_the_budget_of_tokens():
+    rng = random.Random(0)
+    forget, retain = ([encoded(rng, rng.randint(4, 60)) for _ in range(40)] for _ in range(2))
+    alternatives = [encoded(rng, rng.randint(4, 60)) for _ in forget]
+    rows = Rows.of_sides(forget, retain, alternatives=alternatives)
+    plan = list(PlanSampler(rows, 32, seed=1, batch_tokens=512))
+    sizes = [Collator(0)([rows[i] for i in batch])["input_ids"].numel() for batch in plan]
+    assert max(sizes) <= 512 and sum(sizes) / len(sizes) > 350
+    assert sorted(i for batch in plan for i in batch) == list(range(80))
+
+
 def test_token_batches_are_the_same_in_every_epoch_but_come_in_another_order():
     rows = some_rows(40, 80)
     sampler = PlanSampler(rows, 32, seed=1, batch_tokens=512)

@@ -14,7 +14,7 @@ from uld.model.combine import Combination
 from uld.model.load import load
 from uld.model.weights import save_adapter, save_model
 from uld.runs.digests import weights_digests
-from uld.runs.manifest import CombinationSettings, Manifest
+from uld.runs.manifest import CombinationSettings, Manifest, fingerprint
 from uld.training.config import TrainConfig
 from uld.training.run import train
 
@@ -35,6 +35,38 @@ def test_lora_on_the_target_is_merged_into_it(with_lora, task):
     before = dict(target.named_parameters())
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed and all("_proj" in name for name in changed)
+
+
+def with_numbers_beyond_fp16(place, folder):
+    """A copy of a target with two weights that fp16 cannot hold as they are."""
+    shutil.copytree(place, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, :2] = torch.tensor([1e-4 * (1 + 2**-7), 7e-5])
+    tensors["model.embed_tokens.weight"][:4] *= 1e-3
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    rounded = {name: one.half().float() for name, one in tensors.items()}
+    assert fingerprint(rounded.items()) != fingerprint(tensors.items())
+    return folder
+
+
+@pytest.mark.parametrize("method", ["ga+gd", "offset-ga"])
+def test_a_run_is_loaded_in_fp16_on_its_target_and_on_no_other(task, tmp_path, method):
+    target = with_numbers_beyond_fp16(task.target, tmp_path / "target")
+    settings = task.settings(tmp_path / "x", lora_rank=4, epochs=1, target=str(target))
+    del settings["num_layers"]
+    if method == "offset-ga":
+        settings["small"] = str(with_numbers_beyond_fp16(task.target, tmp_path / "small"))
+    train(TrainConfig(method=method, **settings), progress=False)
+    for dtype in ("fp16", "bf16", "fp32"):
+        model, _ = load(tmp_path / "x", dtype=dtype)
+        assert model.dtype == {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    where = tmp_path / ("small" if method == "offset-ga" else "target")
+    tensors = load_file(where / "model.safetensors")
+    tensors["model.norm.weight"] += 0.5
+    save_file(tensors, where / "model.safetensors", metadata={"format": "pt"})
+    what = "small model" if method == "offset-ga" else "target"
+    with pytest.raises(ArtifactError, match=f"the run belongs to another {what}"):
+        load(tmp_path / "x", dtype="fp16")
 
 
 def test_the_targets_revision_is_the_runs(with_lora, monkeypatch):

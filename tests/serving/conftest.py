@@ -23,7 +23,7 @@ def unlearned(make_target: Callable[..., Any], make_unlearned: Callable[..., Any
 
 @pytest.fixture(scope="module")
 def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
-    """Serve the model under settings and ask it, in process: ``make_client(logprobs=False)``."""
+    """Serve a model under settings and ask it, in process: ``make_client(logprobs=False)``."""
     for needed in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(needed, reason="the extra serve is not installed")
     pytest.importorskip("transformers", minversion="5.23", reason="the extra serve wants transformers 5.23")
@@ -34,15 +34,18 @@ def make_client(unlearned: Any, letters: Any) -> Iterator[Callable[..., Any]]:
     from uld.serving.run import make_engine
     from uld.serving.settings import ServeSettings
 
-    engines: dict[bool, Any] = {}
+    engines: dict[tuple[bool, int], Any] = {}
+    models: list[Any] = []  # kept, so that no other has the id of one
 
-    def make(tokenizer: Any = None, **changes: Any) -> Any:
+    def make(tokenizer: Any = None, model: Any = unlearned, **changes: Any) -> Any:
         settings = ServeSettings(name="forgetful", max_requests=4, max_tokens=96, **changes)
-        if settings.batching not in engines:
-            own = copy.deepcopy(unlearned)  # made anew, its numbers would depend on what other threads draw meanwhile
-            engines[settings.batching] = make_engine(own, letters, settings, Metrics())
-        engine = engines[settings.batching]
-        app = build(unlearned, Prompter(tokenizer or letters, None), engine, settings, engine.metrics)
+        kept = settings.batching, id(model)
+        if kept not in engines:
+            own = copy.deepcopy(model)  # made anew, its numbers would depend on what other threads draw meanwhile
+            models.append(model)
+            engines[kept] = make_engine(own, letters, settings, Metrics())
+        engine = engines[kept]
+        app = build(model, Prompter(tokenizer or letters, None), engine, settings, engine.metrics)
         return stack.enter_context(TestClient(app))  # with one event loop for all its requests, as a server has it
 
     with ExitStack() as stack:

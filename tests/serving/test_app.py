@@ -60,6 +60,17 @@ def test_a_chat_is_answered_as_generate_does(client, unlearned, letters):
     assert streamed[-1]["usage"] == found["usage"]
 
 
+def test_a_stream_counts_its_tokens_unless_it_is_asked_not_to(client):
+    for ask in (chat, text):
+        counted = pieces(ask(client, stream=True))
+        assert counted[-1]["usage"]["completion_tokens"] == 6
+        plain = pieces(ask(client, stream=True, stream_options={"include_usage": False}))
+        assert not any("usage" in one for one in plain)
+        assert [one["choices"] for one in plain] == [one["choices"] for one in counted]
+        error = refused(ask(client, stream_options={"include_usage": False}), 400, "stream_options are for a stream")
+        assert error["param"] == "stream_options"
+
+
 def test_a_text_is_continued_up_to_a_stop(client, unlearned, letters):
     whole = letters.decode(written(unlearned, letters("abc").input_ids, 40), skip_special_tokens=True)
     assert text(client, max_tokens=40).json()["choices"][0]["text"] == whole
@@ -72,6 +83,57 @@ def test_a_text_is_continued_up_to_a_stop(client, unlearned, letters):
     assert "".join(one["choices"][0]["text"] for one in streamed) == cut
 
 
+@pytest.fixture(scope="module")
+def qwen(make_target):
+    """A target that a method has trained, of a family whose answers transformers' server parses."""
+    made = make_target("qwen2")
+    made.generation_config.eos_token_id = None
+    return made
+
+
+@pytest.fixture(scope="module")
+def sampling(make_target):
+    """A target whose own generation config asks for sampling."""
+    made = make_target("llama", num_layers=2)
+    made.generation_config.update(do_sample=True, eos_token_id=None)
+    return made
+
+
+@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("whose", ["family's", "tokenizer's"])
+def test_an_answer_comes_as_it_was_written_whatever_template_could_parse_it(
+    make_client, unlearned, qwen, letters, batching, whose
+):
+    from transformers.cli.serving.utils import _RESPONSE_TEMPLATE_FALLBACKS, get_response_template
+
+    model, tokenizer = qwen, letters
+    if whose == "tokenizer's":
+        model, tokenizer = unlearned, copy.deepcopy(letters)
+        tokenizer.response_template = next(iter(_RESPONSE_TEMPLATE_FALLBACKS.values()))
+    assert get_response_template(tokenizer, model) is not None
+    client = make_client(tokenizer=tokenizer, model=model, batching=batching)
+    tokens = written(model, PromptFormat(letters).prompt_ids(QUESTION), 30)
+    whole = letters.decode(tokens, skip_special_tokens=True)
+    stop = whole[3:5]
+    for fields, wanted in (({}, whole), ({"stop": stop}, whole[: whole.index(stop)])):
+        answer = chat(client, max_tokens=30, **fields).json()["choices"][0]["message"]
+        assert answer == {"role": "assistant", "content": wanted}
+        streamed = pieces(chat(client, max_tokens=30, stream=True, **fields))
+        assert "".join(one["choices"][0]["delta"].get("content", "") for one in streamed) == wanted
+
+
+def test_no_end_is_put_behind_a_text_that_is_to_be_continued(make_client, unlearned, letters):
+    from tokenizers.processors import TemplateProcessing
+
+    closing = copy.deepcopy(letters)
+    closing._tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    assert closing("abc").input_ids[-1] == 2
+    answer = text(make_client(tokenizer=closing)).json()
+    assert answer["usage"]["prompt_tokens"] == 3
+    tokens = written(unlearned, letters("abc").input_ids, 6)
+    assert answer["choices"][0]["text"] == letters.decode(tokens, skip_special_tokens=True)
+
+
 def test_answers_of_shared_batches_do_not_mix(batched, unlearned, letters):
     prompts = ["abc", "who is def?", "a", "who is abc the first of all?", "xyz xyz xyz", "b: c"]
     tokens = [written(unlearned, letters(one).input_ids, 10) for one in prompts]
@@ -80,6 +142,35 @@ def test_answers_of_shared_batches_do_not_mix(batched, unlearned, letters):
         found = list(pool.map(lambda one: text(batched, one, max_tokens=10).json(), prompts))
     assert [one["choices"][0]["text"] for one in found] == wanted
     assert len({one["id"] for one in found}) == len(prompts)
+
+
+@pytest.mark.parametrize("batching", [True, False])
+def test_an_answer_that_fails_ends_and_hurts_no_other(make_client, unlearned, letters, monkeypatch, batching):
+    prompts = ["abc", "who is def?", "a", "xyz xyz xyz"]
+    tokens = {one: written(unlearned, letters(one).input_ids, 10) for one in prompts}
+    first = tokens["abc"][0]
+    failing = [one for one in prompts if first in tokens[one]]
+    assert 0 < len(failing) < len(prompts)
+    from uld.serving.answers import Decoder
+
+    client, real = make_client(batching=batching, timeout=30), Decoder.step
+
+    def step(self, token):
+        if token == first:
+            raise ValueError("this token has no text")
+        return real(self, token)
+
+    monkeypatch.setattr(Decoder, "step", step)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: text(client, one, max_tokens=10), prompts))
+    for prompt, answer in zip(prompts, found, strict=True):
+        if prompt in failing:
+            assert answer.status_code == 500
+        else:
+            said = letters.decode(tokens[prompt], skip_special_tokens=True)
+            assert answer.json()["choices"][0]["text"] == said
+    streamed = text(client, "abc", stream=True)
+    assert "this token has no text" in streamed.text
 
 
 def test_each_request_has_its_own_temperature(batched):
@@ -132,6 +223,26 @@ def test_what_is_not_served_is_refused(batched, fields, status, match):
 def test_what_changes_nothing_is_no_reason_to_refuse(batched):
     same = {"n": 1, "logprobs": False, "echo": False, "presence_penalty": 0, "logit_bias": None, "seed": 5}
     assert text(batched, **same, user="me").json()["choices"] == text(batched).json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("samples", "fields", "status"),
+    [
+        (False, {"top_p": 0.5}, 400),
+        (False, {"top_p": 1}, 200),
+        (False, {"top_p": 0.5, "temperature": 0}, 200),
+        (True, {}, 400),
+        (True, {"temperature": 0}, 200),
+    ],
+)
+def test_a_seed_of_a_sampled_answer_is_refused_whoever_asked_for_sampling(
+    make_client, unlearned, sampling, samples, fields, status
+):
+    client = make_client(model=sampling if samples else unlearned, batching=False)
+    answer = client.post("/v1/completions", json={"prompt": "abc", "max_tokens": 2, "seed": 1, **fields})
+    assert answer.status_code == status
+    if status == 400:
+        assert refused(answer, 400, "seed of a sampled answer: this server's engine cannot")["param"] == "seed"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -84,6 +87,35 @@ def test_gradients_are_those_of_the_whole_pass():
             learner.keep_lower(rows)
         learner.zero_grad()
         ids, mask = padded(rows)
+        (learner.states(ids, mask).hidden[0] * mask.flatten()[:, None]).square().sum().backward()
+        found.append({name: one.grad.clone() for name, one in learner.named_parameters() if one.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 2 * 7 * 2
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-8, atol=1e-12)
+
+
+def checkpointed_with_hooks(layer, *args, **kwargs):
+    """A layer as transformers up to 5.22 computes it anew in the backward pass: with its hooks."""
+    if not (layer.gradient_checkpointing and layer.training):
+        return nn.Module.__call__(layer, *args, **kwargs)
+    return layer._gradient_checkpointing_func(partial(nn.Module.__call__, layer, **kwargs), *args)
+
+
+@pytest.mark.parametrize("with_hooks", [True, False])
+def test_gradients_are_those_of_the_whole_pass_where_it_is_computed_anew(monkeypatch, with_hooks):
+    if with_hooks:
+        monkeypatch.setattr(GradientCheckpointingLayer, "__call__", checkpointed_with_hooks)
+    model = build_assistant(tiny("llama"), 4)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    learner, rows = learner_of(model).double().train(), rows_of(4)
+    ids, mask = padded(rows)
+    found: list[dict] = []
+    for keep in (False, True):
+        if keep:
+            learner.keep_lower(rows)
+            assert learner._lower is not None
+        learner.zero_grad()
         (learner.states(ids, mask).hidden[0] * mask.flatten()[:, None]).square().sum().backward()
         found.append({name: one.grad.clone() for name, one in learner.named_parameters() if one.grad is not None})
     assert found[0].keys() == found[1].keys() and len(found[0]) == 2 * 7 * 2

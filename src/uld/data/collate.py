@@ -5,6 +5,7 @@ proportion, rows of similar length go together, every row is seen exactly once.
 """
 
 import math
+import operator
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,11 @@ class Row:
     alternative_reference: float = math.nan
     later: tuple[Encoded, ...] = ()
     ordinary: tuple[bool, ...] | None = None
+
+    @property
+    def sequences(self) -> int:
+        """Rows of a batch that it becomes: its alternative is one as well."""
+        return 1 if self.alternative is None else 2
 
     @property
     def tokens(self) -> int:
@@ -147,7 +153,9 @@ def epoch_plan(kinds: Sequence[int], lengths: Sequence[int], batch_size: int, se
     return full + last
 
 
-def token_plan(kinds: Sequence[int], lengths: Sequence[int], budget: int, seed: int) -> list[list[int]]:
+def token_plan(
+    kinds: Sequence[int], lengths: Sequence[int], budget: int, seed: int, sequences: Sequence[int] | None = None
+) -> list[list[int]]:
     """Global batches of at most ``budget`` padded tokens, whatever number of rows that is.
 
     Every epoch has the same batches, so that their number, and with it the number of steps, is known before.
@@ -155,31 +163,33 @@ def token_plan(kinds: Sequence[int], lengths: Sequence[int], budget: int, seed: 
     Args:
         kinds: Side of each row.
         lengths: Tokens of each row.
-        budget: Rows times the longest row, rounded up to `LENGTH_MULTIPLE`; a longer row is a batch of its own.
+        budget: Sequences times the longest, rounded up to `LENGTH_MULTIPLE`; a longer row is a batch of its own.
         seed: Decides the whole plan.
+        sequences: How many each row becomes; None is one each.
 
     Returns:
         Lists of row indices: every row once; in each list both sides in proportion, up to one row for each side.
     """
     rng = random.Random(seed)
+    counts = sequences or [1] * len(kinds)
     sides = [[i for i, k in enumerate(kinds) if k == kind] for kind in sorted(set(kinds))]
     for side in sides:
         rng.shuffle(side)
     rows = _interleaved(sides)
-    window = max(1, _WINDOW * budget * len(rows) // max(1, sum(lengths)))
+    window = max(1, _WINDOW * budget * len(rows) // max(1, sum(map(operator.mul, lengths, counts))))
     batches: list[list[int]] = []
     for first in range(0, len(rows), window):
         part = rows[first : first + window]
         by_length = [sorted((i for i in part if kinds[i] == kind), key=lengths.__getitem__) for kind in set(kinds)]
         batch: list[int] = []
-        width = 0
+        width = held = 0
         for i in _interleaved(by_length):
             wider = max(width, -(-lengths[i] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
-            if batch and (len(batch) + 1) * wider > budget:
+            if batch and (held + counts[i]) * wider > budget:
                 batches.append(batch)
-                batch, wider = [], -(-lengths[i] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+                batch, held, wider = [], 0, -(-lengths[i] // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
             batch.append(i)
-            width = wider
+            width, held = wider, held + counts[i]
         batches.append(batch)
     return batches
 
@@ -218,7 +228,10 @@ class PlanSampler(Sampler[list[int]]):
             world,
             accumulation,
         )
-        self.fixed = None if batch_tokens is None else token_plan(self.kinds, self.lengths, batch_tokens, seed)
+        sequences = [row.sequences for row in rows.rows]
+        self.fixed = (
+            None if batch_tokens is None else token_plan(self.kinds, self.lengths, batch_tokens, seed, sequences)
+        )
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel
 
 from uld.errors import ArtifactError, explained
 from uld.model.assistant import build_assistant
-from uld.model.causal_lm import load_config, load_sliced, load_target
+from uld.model.causal_lm import HUB, load_config, load_sliced, load_target
 from uld.model.gate import load_gate
 from uld.model.lora import quiet_peft
 from uld.runs.digests import ADAPTER_CONFIG, ADAPTER_WEIGHTS, first_broken
@@ -113,20 +115,36 @@ def verify_target(assistant: PreTrainedModel, manifest: Manifest, place: str, **
     Raises:
         ArtifactError: names both fingerprints.
     """
-    revision = manifest.target_revision if place == manifest.target else None
-    quantised = _quantised(assistant.config)
-    if quantised and _quantised(load_config(place, revision=revision, **trust)):
-        return  # weights that are stored in few bits have bytes of their own: only the target's name can be compared
-    found = "" if quantised else fingerprint(assistant.named_parameters())
-    if found != manifest.target_fingerprint and (quantised or assistant.dtype == torch.float16):
-        # Fewer bits cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
-        stored = load_sliced(place, manifest.num_layers, revision=revision, **trust)
-        found = fingerprint(stored.named_parameters())
+    hub = trust | {"revision": manifest.target_revision if place == manifest.target else None}
+    read = partial(load_sliced, num_layers=manifest.num_layers)
+    found = _fingerprint(assistant, manifest.target_fingerprint, place, read, **hub)
     if found != manifest.target_fingerprint:
         raise ArtifactError(
             f"the adapter belongs to another target: it was trained on {manifest.target} with fingerprint "
             f"{manifest.target_fingerprint}, but {place} has {found}"
         )
+
+
+def _fingerprint(
+    model: PreTrainedModel, wanted: str | None, place: str, read: Callable[..., PreTrainedModel], **hub: Any
+) -> str | None:
+    """The fingerprint of a model as it is stored.
+
+    Args:
+        model: As it was loaded.
+        wanted: The fingerprint that it should have; also given back for one that cannot be compared.
+        place: Where it came from.
+        read: Loads it from there as it is stored.
+        hub: Revision, ``trust_remote_code`` and the like, as it was loaded.
+    """
+    quantised = _quantised(model.config)
+    if quantised and _quantised(load_config(place, **hub)):
+        return wanted  # weights that are stored in few bits have bytes of their own: only names can be compared
+    found = "" if quantised else fingerprint(model.named_parameters())
+    if found != wanted and (quantised or model.dtype == torch.float16):
+        # Fewer bits cannot hold every value of a bf16 or fp32 checkpoint, so the checkpoint itself is asked.
+        found = fingerprint(read(place, **hub).named_parameters())
+    return found
 
 
 def _quantised(config: Any) -> bool:
@@ -156,9 +174,10 @@ def small_pair(
         frozen = build_assistant(target, manifest.num_layers)
         verify_target(frozen, manifest, place, **trust)
     else:
-        refuse_other("target", fingerprint(target.named_parameters()), manifest.target_fingerprint, place)
+        hub = trust | {"revision": manifest.target_revision if place == manifest.target else None}
+        _refuse_other_model("target", target, manifest.target_fingerprint, place, **hub)
         frozen = load_target(manifest.small, dtype=target.dtype, **trust).to(target.device)  # type: ignore[arg-type]
-        refuse_other("small model", fingerprint(frozen.named_parameters()), manifest.small_fingerprint, manifest.small)
+        _refuse_other_model("small model", frozen, manifest.small_fingerprint, manifest.small, **trust)
     if manifest.trains == "offset":
         return [load_adapter(build_assistant(frozen, manifest.num_layers), folder / ADAPTER), frozen]
     return [load_adapter(build_assistant(frozen, manifest.num_layers), folder / ADAPTER / side) for side in PAIR]
@@ -188,12 +207,22 @@ def load_trained_target(
     if kwargs.get("revision") is None and place == manifest.target:
         kwargs["revision"] = manifest.target_revision
     model = load_target(place, **kwargs)
-    refuse_other("target", fingerprint(model.named_parameters()), manifest.target_fingerprint, place)
+    hub = {name: kwargs[name] for name in (*HUB, "trust_remote_code") if name in kwargs}
+    _refuse_other_model("target", model, manifest.target_fingerprint, place, **hub)
     merged: Any = load_adapter(model, folder / ADAPTER).merge_and_unload()  # type: ignore[operator]
     return merged.eval()
 
 
-def refuse_other(what: str, found: str, wanted: str | None, place: str) -> None:
+def _refuse_other_model(what: str, model: PreTrainedModel, wanted: str | None, place: str, **hub: Any) -> None:
+    """Refuse a whole model that a run was not trained with, however many bits its weights were loaded in.
+
+    Raises:
+        ArtifactError: names both fingerprints.
+    """
+    refuse_other(what, _fingerprint(model, wanted, place, load_target, **hub), wanted, place)
+
+
+def refuse_other(what: str, found: str | None, wanted: str | None, place: str) -> None:
     """Refuse weights that a run was not trained with.
 
     Raises:

@@ -4,8 +4,10 @@ Its handlers format prompts' answers and streams; what loads, unloads or lists o
 named here, is taken out.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -24,7 +26,7 @@ from transformers.cli.serving.utils import CBWorkerDeadError, GenerationState, M
 from uld.data.prompt import PromptFormat
 from uld.errors import DataError, ULDError
 from uld.serving.engine import Engine
-from uld.serving.fields import ChatRequest, TextRequest, checked
+from uld.serving.fields import ChatRequest, TextRequest, checked, is_sampled
 from uld.serving.gate import ROUTES, Gate, Keys, no_key
 from uld.serving.metrics import Metrics
 from uld.serving.refusals import Refused
@@ -34,7 +36,13 @@ _COLDEST = 1e-6  # of temperatures above 0: colder, and logits overflow; transfo
 
 
 class Prompter:
-    """The tokenizer as transformers' handlers take it: prompts are those that training and evaluation use."""
+    """The tokenizer as transformers' handlers take it: prompts are those that training and evaluation use.
+
+    They look for a template of answers in ``tokenizer`` and ``response_template``, to parse reasoning and tool calls
+    out of what was written. There is none here: tools are refused, and a text comes as it was written.
+    """
+
+    response_template = None
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
         """Take a tokenizer.
@@ -46,7 +54,7 @@ class Prompter:
         Raises:
             ULDError: the tokenizer cannot write text as it comes.
         """
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self.form = PromptFormat(tokenizer, template)
         if getattr(tokenizer, "_tokenizer", None) is None:
             raise ULDError(
@@ -57,7 +65,7 @@ class Prompter:
     @property
     def fast(self) -> Any:
         """The tokenizer of the library tokenizers."""
-        return self.tokenizer._tokenizer
+        return self._tokenizer._tokenizer
 
     def __call__(self, text: str, **_: Any) -> dict[str, Any]:
         """Tokens of a text that is to be continued."""
@@ -70,7 +78,7 @@ class Prompter:
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """Text of tokens."""
-        return self.tokenizer.decode(*args, **kwargs)
+        return self._tokenizer.decode(*args, **kwargs)
 
 
 class Served(ModelManager):
@@ -79,7 +87,11 @@ class Served(ModelManager):
     def __init__(self, name: str, model: Any, processor: Prompter) -> None:
         """Hold it; nothing is ever loaded or let go of."""
         self.force_model = name
-        self._held = model, processor
+        # Handlers ask for these two alone. From a family's name they would take a template to parse answers by.
+        told = SimpleNamespace(
+            generation_config=model.generation_config, config=SimpleNamespace(model_type="unlearned")
+        )
+        self._held = told, processor
         self._listed = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "uld"}
 
     @staticmethod
@@ -88,7 +100,7 @@ class Served(ModelManager):
         return model_id
 
     def load_model_and_processor(self, *_: Any, **__: Any) -> Any:
-        """The model and its tokenizer."""
+        """What handlers need of the model, and its tokenizer."""
         return self._held
 
     def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
@@ -140,8 +152,9 @@ class _Checked:
         Raises:
             Refused: it asks for what is not served.
         """
-        given = checked(body, self.kind, self.settings.name, logprobs=self.settings.logprobs)
-        prompter = self.model_manager.load_model_and_processor()[1]
+        model, prompter = self.model_manager.load_model_and_processor()
+        samples = bool(model.generation_config.do_sample)
+        given = checked(body, self.kind, self.settings.name, logprobs=self.settings.logprobs, samples=samples)
         if self.kind is ChatRequest and prompter.form.assumed:
             raise Refused(
                 400,
@@ -153,18 +166,22 @@ class _Checked:
         except (DataError, jinja2.TemplateError) as error:
             raise Refused(400, f"messages: {error}", param="messages") from error
         if isinstance(response, StreamingResponse):
-            response.body_iterator = _ended(response.body_iterator)
+            usage = (body.get("stream_options") or {}).get("include_usage", True)
+            response.body_iterator = _ended(response.body_iterator, usage)
         return response
 
     def _build_generation_config(self, body: dict[str, Any], own: Any, use_cb: bool = False) -> GenerationConfig:
-        """How tokens are drawn: as the request says, else as the model's own config says, else greedily."""
-        heat = body.get("temperature")
-        if heat is None:
-            heat = (own.temperature or 1.0) if own.do_sample or body.get("top_p", 1) < 1 else 0.0
-        heat = heat and max(heat, _COLDEST)
-        share = body.get("top_p", own.top_p if own.do_sample else None)
+        """How tokens are drawn: as the request says, else as the model's own config says, else greedily.
+
+        Of a sampled answer every number is named: ``generate`` would put its own in place of one that is not.
+        """
         made = GenerationConfig.from_dict(own.to_dict())
-        made.update(do_sample=heat > 0, temperature=heat or None, top_p=share if heat > 0 else None)
+        if is_sampled(body, by_default=bool(own.do_sample)):
+            heat = max(body.get("temperature") or own.temperature or 1.0, _COLDEST)
+            share = body.get("top_p") or own.top_p or 1.0
+            made.update(do_sample=True, temperature=heat, top_k=own.top_k or 0, top_p=share)
+        else:
+            made.update(do_sample=False, temperature=None, top_k=None, top_p=None)
         made.update(max_length=None, max_new_tokens=body.get("max_completion_tokens") or body.get("max_tokens"))
         made.stop_strings = body.get("stop")
         return made
@@ -182,14 +199,23 @@ class Text(_Checked, CompletionHandler):  # type: ignore[misc]
     kind = TextRequest
 
 
-async def _ended(stream: Any) -> AsyncIterator[Any]:
-    """A stream with the line that clients wait for at its end."""
+async def _ended(stream: Any, usage: bool) -> AsyncIterator[Any]:
+    """A stream with the line that clients wait for at its end, and with or without the count of tokens before it."""
     try:
         async for piece in stream:
-            yield piece
+            yield piece if usage else "".join(map(_without_usage, piece.split("\n\n")))
         yield "data: [DONE]\n\n"
     finally:
         await stream.aclose()
+
+
+def _without_usage(event: str) -> str:
+    """An event of a stream, with no count of tokens in it."""
+    if not event:
+        return ""
+    held = json.loads(event.removeprefix("data: "))
+    held.pop("usage", None)
+    return f"data: {json.dumps(held)}\n\n"
 
 
 def build(model: Any, prompter: Prompter, engine: Engine, settings: ServeSettings, metrics: Metrics) -> Any:

@@ -6,10 +6,11 @@ call a generation manager.
 
 import asyncio
 import copy
+import logging
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from uld.serving.gate import CURRENT
 from uld.serving.metrics import Metrics
 from uld.serving.refusals import Refused
 from uld.serving.sampling import processors
+
+logger = logging.getLogger(__name__)
 
 _PAGE = 32  # tokens; requests to a small model are short
 
@@ -61,7 +64,7 @@ class Engine(BaseGenerateManager):
     def generate_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, request_id: str, response_parser: Any = None
     ) -> tuple[asyncio.Queue[Any], Any]:
-        """Begin an answer; see transformers' handlers.
+        """Begin an answer; see transformers' handlers. Its text comes as it is written: no parser looks at it.
 
         Raises:
             Refused: prompt and answer are longer than a request may be.
@@ -69,7 +72,7 @@ class Engine(BaseGenerateManager):
         ids = list(inputs["input_ids"])
         self._fit(ids, gen_config)
         note, begun = CURRENT.get(), time.monotonic()
-        answer = _Counted(processor.fast, gen_config, response_parser, self.metrics, begun)
+        answer = _Counted(processor.fast, gen_config, self.metrics, begun)
         self.metrics.add("uld_prompt_tokens_total", len(ids))
         if note is not None:
             note |= {"prompt tokens": len(ids), "answer": answer, "prompt": inputs.get("text")}
@@ -114,10 +117,10 @@ class Engine(BaseGenerateManager):
 class _Counted(Answer):
     """An answer whose tokens are counted."""
 
-    def __init__(self, tokenizer: Any, settings: Any, parser: Any, metrics: Metrics, begun: float) -> None:
+    def __init__(self, tokenizer: Any, settings: Any, metrics: Metrics, begun: float) -> None:
         self.ending: Any = lambda: None
         self._settings, self._metrics, self._begun = settings, metrics, begun
-        super().__init__(tokenizer, settings.stop_strings, parser, lambda: self.ending())
+        super().__init__(tokenizer, settings.stop_strings, lambda: self.ending())
 
     def finish(self) -> None:
         """Nothing more comes; one that ended of itself with its last token has not run out of them."""
@@ -186,12 +189,15 @@ class Batched(Engine):
         name = uuid.uuid4().hex  # never a client's own, which two could give
         handlers, leftover = self._manager.output_router.result_handlers, self._manager.output_router.output_queue
 
-        def take(output: Any) -> None:
+        def put(output: Any) -> None:
             answer.feed(output.generated_tokens[len(answer.ids) :])
             if output.error is not None:
                 answer.fail("the engine could not write this answer")
             elif output.is_finished():
                 answer.finish()
+
+        def take(output: Any) -> None:
+            _alone(answer, put, output)
 
         def end() -> None:
             self._manager.cancel_request(name)
@@ -258,8 +264,17 @@ class _Forward(BaseStreamer):
         if self._answer.done:
             raise _GenerationCancelled
         if not self._prompt:
-            self._loop.call_soon_threadsafe(self._answer.feed, value.tolist())
+            self._loop.call_soon_threadsafe(_alone, self._answer, self._answer.feed, value.tolist())
         self._prompt = False  # which comes first
 
     def end(self) -> None:
-        self._loop.call_soon_threadsafe(self._answer.finish)
+        self._loop.call_soon_threadsafe(_alone, self._answer, self._answer.finish)
+
+
+def _alone(answer: Answer, step: Callable[..., None], *given: Any) -> None:
+    """Do a step of an answer; where that fails it ends this answer, and none that was delivered with it."""
+    try:
+        step(*given)
+    except Exception as error:  # whatever it is
+        logger.exception("an answer could not be put into text")
+        answer.fail(words(error))

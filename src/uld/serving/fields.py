@@ -5,6 +5,7 @@ can is refused in a sentence that says so, unless it asks for what is done anywa
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,7 +90,9 @@ class TextRequest(_Request):
 _Kind = TypeVar("_Kind", bound=_Request)
 
 
-def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: bool = True) -> dict[str, Any]:
+def checked(
+    body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: bool = True, samples: bool = False
+) -> dict[str, Any]:
     """A request with nothing in it but what is served.
 
     Args:
@@ -97,6 +100,7 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
         kind: What the route takes.
         name: The served model's.
         logprobs: Whether the server would give log-probabilities where the engine can.
+        samples: Whether the model's own generation config asks for sampling.
 
     Returns:
         Its fields by name, those that are not given left out.
@@ -117,12 +121,26 @@ def checked(body: dict[str, Any], kind: type[_Request], name: str, *, logprobs: 
     if kind is TextRequest and isinstance(one := asked.get("prompt"), list) and len(one) == 1:
         asked["prompt"] = one[0]
     given = understood(asked, kind, name)
-    if given.seed is not None and given.temperature:
-        raise Refused(400, f"seed of a sampled answer: {_ELSEWHERE}", code="unsupported", param="seed")
     served = given.model_dump(exclude_none=True, exclude={"stream_options", "user", "seed", "messages"})
+    if given.seed is not None and is_sampled(served, by_default=samples):
+        raise Refused(400, f"seed of a sampled answer: {_ELSEWHERE}", code="unsupported", param="seed")
+    if given.stream_options is not None and not given.stream_options.include_usage and not given.stream:
+        message = 'stream_options are for a stream: say "stream": true with them, or leave them out'
+        raise Refused(400, message, code="invalid_value", param="stream_options")
     if isinstance(given, ChatRequest):
         served["messages"] = given.turns
     return served | {"model": name}
+
+
+def is_sampled(given: Mapping[str, Any], *, by_default: bool) -> bool:
+    """Whether an answer is drawn, and not the likeliest token at every place.
+
+    Args:
+        given: The request's fields.
+        by_default: Whether the model's own generation config asks for it.
+    """
+    heat = given.get("temperature")
+    return heat > 0 if heat is not None else by_default or (given.get("top_p") or 1) < 1
 
 
 def understood(asked: dict[str, Any], kind: type[_Kind], name: str) -> _Kind:

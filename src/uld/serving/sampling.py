@@ -4,6 +4,7 @@ transformers' own processors have no temperature of 0, and its server takes the 
 follow.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,14 +69,22 @@ def processors(model: Any) -> tuple[ContinuousBatchingLogitsProcessorList, list[
     """What is done to logits before a token is drawn: each request's settings, and what the model's own ask for.
 
     Returns:
-        The processors, and names of those that the model's generation config asks for and shared batches cannot do.
+        The processors in the order of ``generate``, and names of those that the model's generation config asks for and
+        shared batches cannot do.
     """
-    own = [
-        one
-        for one in model._get_logits_processor(model.generation_config)
-        if not isinstance(one, TemperatureLogitsWarper | TopPLogitsWarper)
-    ]
-    kept = [one for one in own if getattr(one, "supports_continuous_batching", False)]
-    found = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([Temperature(), TopP(), *kept]))
+    sampled = copy.deepcopy(model.generation_config)
+    sampled.update(do_sample=True, temperature=0.5, top_p=0.5)  # whose places ours take: the order is that of generate
+    kept: list[Any] = []
+    left_out: set[str] = set()
+    for one in model._get_logits_processor(sampled):
+        if isinstance(one, TemperatureLogitsWarper):
+            kept.append(Temperature())
+        elif isinstance(one, TopPLogitsWarper):
+            kept.append(TopP())
+        elif getattr(one, "supports_continuous_batching", False):
+            kept.append(one)
+        else:
+            left_out.add(type(one).__name__)
+    found = ContinuousBatchingLogitsProcessorList(LogitsProcessorList(kept))
     found.tensors_required = 2  # a number a request for each of ours
-    return found, sorted({type(one).__name__ for one in own} - {type(one).__name__ for one in kept})
+    return found, sorted(left_out)

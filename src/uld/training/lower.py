@@ -109,12 +109,11 @@ class LowerStates:
         for place, one in enumerate(states):
             whole[place, real[place]] = one
         with ExitStack() as stack:
-            for layer in self._layers[: self.first]:
+            *lower, last = self._layers[: self.first]
+            for layer in lower:
                 stack.enter_context(_skipped(layer, self._tuple))
-            hook = self._layers[self.first].register_forward_pre_hook(
-                lambda _, args, kwargs: _with_hidden(args, kwargs, whole), with_kwargs=True
-            )
-            stack.callback(hook.remove)
+            # From its forward, and by no hook: what is computed anew in the backward pass begins with a layer's input.
+            stack.enter_context(_skipped(last, self._tuple, whole))
             yield
 
     def _of(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -169,13 +168,6 @@ def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
 
 
-def _with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], states: Tensor) -> tuple[Any, Any]:
-    """A layer's arguments with other states."""
-    if args:
-        return (states.to(args[0].device), *args[1:]), kwargs
-    return args, kwargs | {"hidden_states": states.to(kwargs["hidden_states"].device)}
-
-
 @contextmanager
 def without_dropout(decoder: nn.Module) -> Iterator[None]:
     """Have a model compute as it does when it is used, for what is no part of the training."""
@@ -188,11 +180,12 @@ def without_dropout(decoder: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _skipped(layer: nn.Module, as_tuple: bool) -> Iterator[None]:
-    """Have a decoder layer hand on what it is given."""
+def _skipped(layer: nn.Module, as_tuple: bool, kept: Tensor | None = None) -> Iterator[None]:
+    """Have a decoder layer hand on what it is given, or states that were kept."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
+        states = states if kept is None else kept.to(states.device)
         return (states,) if as_tuple else states
 
     layer.forward = forward  # type: ignore[method-assign]
