@@ -124,7 +124,7 @@ def augment_by_rules(
         ULDError: the file cannot be read, the folder holds something else, or the target knows no answer.
     """
     wanted = wanted or Wanted()
-    refuse_sources(output, {"FORGET": [forget]})
+    refuse_sources(output, {"FORGET": [forget]}, within=True)
     found, digests = read_items(forget, wanted, chunk_words)
     claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
     with _judged(known, output, len(found), progress) as (unknown, tell):
@@ -163,7 +163,7 @@ def augment_by_model(
         ULDError: the file cannot be read, the folder holds something else, the model gives up, or the target knows no
             answer.
     """
-    refuse_sources(output, {"FORGET": [forget]})
+    refuse_sources(output, {"FORGET": [forget]}, within=True)
     found, digests = read_items(forget, wanted, chunk_words)
     about = _about(digests, wanted, chunk_words, {**by, "prompts": version()})
     asked: list[tuple[Item, Job, int]] = [
