@@ -521,7 +521,7 @@ def test_a_cell_is_continued_whatever_changed_outside_its_digest(grid, micro, tm
     else:
         assert [how.get("resume") for how in asked] == [True]
     shutil.rmtree(moved) if change != "target" else None
-    model, _ = cells._load(workspace, str(run))
+    model, _ = cells.load_model(workspace, str(run))
     assert model.config.target == workspace.grid.target
 
 
