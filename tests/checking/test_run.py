@@ -23,9 +23,10 @@ from uld.data.text import words_of
 from uld.errors import ArtifactError, ConfigError, DataError, ULDError
 from uld.evaluation.benchmark import Subject
 from uld.evaluation.pipe import run
+from uld.model.causal_lm import load_target
 from uld.model.load import load
 from uld.runs.card import CHECK, check_of
-from uld.runs.manifest import Manifest
+from uld.runs.manifest import Manifest, fingerprint
 
 BRIEF = {"max_new_tokens": 16, "progress": False}
 RUNS = ("run", "target", "retain_only", "without_ivo", "reworded", "harmed")
@@ -298,6 +299,17 @@ def test_runs_of_several_targets_are_refused(village, tmp_path):
     ).write(whole)
     with pytest.raises(ArtifactError, match="belongs to another target"):
         uld.check(whole, **village.files, output=tmp_path / "third", **BRIEF)
+
+
+def test_a_run_of_whole_weights_is_known_in_half_precision(village, tmp_path):
+    whole = shutil.copytree(village.reworded, tmp_path / "whole")
+    stored = fingerprint(load_target(village.target).named_parameters())
+    manifest = Manifest.read(village.run)
+    manifest.model_copy(
+        update={"trains": "target", "method": "npo", "weights": {}, "target_fingerprint": stored}
+    ).write(whole)
+    found = uld.check(whole, **village.files, output=tmp_path / "out", dtype="fp16", **BRIEF)
+    assert [one.name for one in found.runs] == [str(whole)]
 
 
 def test_wordings_that_the_target_does_not_know_are_left_out_and_the_report_says_so(village, alone):

@@ -13,7 +13,7 @@ from uld.errors import ArtifactError, DataError, ULDError
 from uld.evaluation import pipe
 from uld.evaluation.benchmark import Found, Subject
 from uld.evaluation.pipe import Candidate
-from uld.model.adapters import refuse_other
+from uld.model.adapters import refuse_other_model
 from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.hub import manifest_of, run_folder
@@ -62,7 +62,7 @@ class Work:
         model = subject.model
         run = run_folder(candidate.place) if is_target_made else None
         if run is not None and not (run / ADAPTER).exists():  # whole weights: nothing else has looked at the target
-            refuse_other("target", self.fingerprint, Manifest.read(run).target_fingerprint, self.target.place)
+            self._refuse_other_target(Manifest.read(run))
         if isinstance(model, ULDForCausalLM):
             if run is not None:
                 self.changed[candidate.place] = _changed(model, run)
@@ -74,6 +74,17 @@ class Work:
                 "it: name its own with --target"
             )
         return self._done(subject, self.beside, folder)
+
+    def _refuse_other_target(self, manifest: Manifest) -> None:
+        """Refuse a run of another target, however many bits the target's weights were loaded in.
+
+        Raises:
+            ArtifactError: names both fingerprints.
+        """
+        place, wanted = self.target.place, manifest.target_fingerprint
+        if self.fingerprint != wanted:
+            hub = {"revision": manifest.target_revision if place == manifest.target else None}
+            refuse_other_model("target", self.beside.model, wanted, place, **hub)
 
     def _done(self, subject: Subject, target: Subject, folder: Path) -> Found:
         found = pipe.run(self.asked, subject, folder, progress=self.progress)

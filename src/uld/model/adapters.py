@@ -175,9 +175,9 @@ def small_pair(
         verify_target(frozen, manifest, place, **trust)
     else:
         hub = trust | {"revision": manifest.target_revision if place == manifest.target else None}
-        _refuse_other_model("target", target, manifest.target_fingerprint, place, **hub)
+        refuse_other_model("target", target, manifest.target_fingerprint, place, **hub)
         frozen = load_target(manifest.small, dtype=target.dtype, **trust).to(target.device)  # type: ignore[arg-type]
-        _refuse_other_model("small model", frozen, manifest.small_fingerprint, manifest.small, **trust)
+        refuse_other_model("small model", frozen, manifest.small_fingerprint, manifest.small, **trust)
     if manifest.trains == "offset":
         return [load_adapter(build_assistant(frozen, manifest.num_layers), folder / ADAPTER), frozen]
     return [load_adapter(build_assistant(frozen, manifest.num_layers), folder / ADAPTER / side) for side in PAIR]
@@ -208,12 +208,12 @@ def load_trained_target(
         kwargs["revision"] = manifest.target_revision
     model = load_target(place, **kwargs)
     hub = {name: kwargs[name] for name in (*HUB, "trust_remote_code") if name in kwargs}
-    _refuse_other_model("target", model, manifest.target_fingerprint, place, **hub)
+    refuse_other_model("target", model, manifest.target_fingerprint, place, **hub)
     merged: Any = load_adapter(model, folder / ADAPTER).merge_and_unload()  # type: ignore[operator]
     return merged.eval()
 
 
-def _refuse_other_model(what: str, model: PreTrainedModel, wanted: str | None, place: str, **hub: Any) -> None:
+def refuse_other_model(what: str, model: PreTrainedModel, wanted: str | None, place: str, **hub: Any) -> None:
     """Refuse a whole model that a run was not trained with, however many bits its weights were loaded in.
 
     Raises:
