@@ -23,9 +23,10 @@ from typer.testing import CliRunner
 
 from uld.cli.main import app
 from uld.compare import cell, rates
-from uld.compare.cell import Workspace, run_cell
+from uld.compare.cell import run_cell
 from uld.compare.grid import Grid, rate_specs, read_grid, specs
 from uld.compare.work import Progress, grid_plan, run_grid
+from uld.compare.workspace import Workspace
 from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log

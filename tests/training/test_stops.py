@@ -19,9 +19,9 @@ from uld.augment.endpoint import Reply
 from uld.augment.generate import Wanted
 from uld.augment.output import read
 from uld.augment.run import augment_by_model, augment_by_rules
-from uld.compare.cell import Workspace
 from uld.compare.grid import read_grid
 from uld.compare.work import _claim_folder
+from uld.compare.workspace import Workspace
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point
@@ -526,8 +526,8 @@ def test_a_cell_is_continued_whatever_changed_outside_its_digest(grid, micro, tm
 
 
 def test_a_result_of_another_grid_is_kept(grid, tmp_path):
-    from uld.compare.cell import OtherGridError
     from uld.compare.grid import specs
+    from uld.compare.workspace import OtherGridError
 
     workspace, other = grid(), grid(epochs=3)
     spec, changed = (next(spec for spec in specs(one.grid, {}) if spec.method) for one in (workspace, other))

@@ -231,9 +231,9 @@ def carry_out(
     made = absent(folder)
     if is_first_process():
         claim(folder, asked.about)
+    work = Work(asked, folder, target, template, progress)
+    total = len(runs) + 1 + (retain_model is not None)
     with _given_up_in_vain(folder, made):
-        work = Work(asked, folder, target, template, progress)
-        total = len(runs) + 1 + (retain_model is not None)
         tell(f"1 of {total}: the target, {target.place}")
         before = work.of_target()
         counted = asked.counted(before)
@@ -243,44 +243,44 @@ def carry_out(
             if made and is_first_process():
                 remove_folder(folder)  # the files will be others
             raise
-        never = None
-        if retain_model is not None:
-            tell(f"2 of {total}: the retain-only model, {retain_model.place}")
-            never = work.of(retain_model, folder / RETAIN_ONLY)
-        both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
-        others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
-        results, now = [], []
-        names = [slug(run.place) for run in runs]
-        left_out: dict[str, None] = {}
-        for i, run in enumerate(runs):
-            tell(f"{total - len(runs) + 1 + i} of {total}: {run.place}")
-            again = names[:i].count(names[i])  # ../x and x have one name as a file
-            own = folder / f"run-{names[i]}{f'-again-{again}' if again else ''}"
-            now.append(work.of(run, own, is_target_made=True))
-            values = asked.summarise(now[-1], {TARGET: before}).values
-            if thresholds is None:  # what nobody asked for by name is left out, and the report says so
-                left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}
-            else:
-                refuse_unmeasured(gate, values, others, run.place)
-            asked_for = [one for one in gate if one.name not in left_out]
-            verdicts = [one.judge(values[one.name], others) for one in asked_for]
-            results.append(RunResult(run.place, values, verdicts, work.changed.get(run.place, {})))
-        asking = {
-            name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
-            for name, items in sets.items()
-        }
-        result = CheckResult(
-            runs=results,
-            others=others,
-            places={TARGET: target.place} | ({} if retain_model is None else {RETAIN_ONLY: retain_model.place}),
-            asked=asking,
-            untested=untested(asking, retain_model is not None, asked.max_new_tokens, list(left_out)),
-            folder=str(folder),
-            answers={name: shown(asked, name, before, never, now, counted[name]) for name in sets},
-            machine=library_versions(),
-        )
-        write_reports(result, text, folder)
-        return result
+    never = None
+    if retain_model is not None:
+        tell(f"2 of {total}: the retain-only model, {retain_model.place}")
+        never = work.of(retain_model, folder / RETAIN_ONLY)
+    both = {TARGET: before} | ({} if never is None else {RETAIN_ONLY: never})
+    others = {name: asked.summarise(one, {TARGET: before}).values for name, one in both.items()}
+    results, now = [], []
+    names = [slug(run.place) for run in runs]
+    left_out: dict[str, None] = {}
+    for i, run in enumerate(runs):
+        tell(f"{total - len(runs) + 1 + i} of {total}: {run.place}")
+        again = names[:i].count(names[i])  # ../x and x have one name as a file
+        own = folder / f"run-{names[i]}{f'-again-{again}' if again else ''}"
+        now.append(work.of(run, own, is_target_made=True))
+        values = asked.summarise(now[-1], {TARGET: before}).values
+        if thresholds is None:  # what nobody asked for by name is left out, and the report says so
+            left_out |= {one.name: None for one in gate if not one.is_measured(values, others)}
+        else:
+            refuse_unmeasured(gate, values, others, run.place)
+        asked_for = [one for one in gate if one.name not in left_out]
+        verdicts = [one.judge(values[one.name], others) for one in asked_for]
+        results.append(RunResult(run.place, values, verdicts, work.changed.get(run.place, {})))
+    asking = {
+        name: Asking(len(items), len(counted[name]), tuple(one.path for one in asked.questions.files[name]))
+        for name, items in sets.items()
+    }
+    result = CheckResult(
+        runs=results,
+        others=others,
+        places={TARGET: target.place} | ({} if retain_model is None else {RETAIN_ONLY: retain_model.place}),
+        asked=asking,
+        untested=untested(asking, retain_model is not None, asked.max_new_tokens, list(left_out)),
+        folder=str(folder),
+        answers={name: shown(asked, name, before, never, now, counted[name]) for name in sets},
+        machine=library_versions(),
+    )
+    write_reports(result, text, folder)
+    return result
 
 
 @contextmanager

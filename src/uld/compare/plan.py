@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uld.compare.cell import Workspace, load_model, trained
+from uld.compare.cell import load_model, trained
 from uld.compare.grid import Spec
+from uld.compare.workspace import Workspace
 from uld.errors import ConfigError
 from uld.evaluation.tofu import TASKS, evaluate
 from uld.evaluation.tofu_rows import task_rows

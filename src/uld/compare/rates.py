@@ -11,8 +11,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from uld.compare.cell import Workspace, answer_losses, forget_records, trained, unseen_records
+from uld.compare.cell import answer_losses, forget_records, trained, unseen_records
 from uld.compare.grid import Spec, rate_specs
+from uld.compare.workspace import Workspace
 from uld.data.record import Record
 from uld.errors import ULDError
 from uld.report.cells import RATES, Rate, best_rate

@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from uld.compare import rates
-from uld.compare.cell import LOCKS, WORK, OtherGridError, Workspace, run_cell, unseen_records
+from uld.compare.cell import run_cell, unseen_records
 from uld.compare.grid import Grid, Spec, families, rate_specs, specs
 from uld.compare.plan import GridPlan, plan
+from uld.compare.workspace import LOCKS, WORK, OtherGridError, Workspace
 from uld.errors import ArtifactError, DiskFullError, ULDError
 from uld.report.cells import ANSWERS, CELLS, PLAN, RATES, Identity, Plan
 from uld.runs.files import present, sweep, write_text, writing
