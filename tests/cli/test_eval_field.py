@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from typer.testing import CliRunner
 
 import uld.evaluation.benchmark as benchmark
@@ -230,6 +231,7 @@ def test_bad_input_is_one_sentence(micro, classifier, tmp_path, arguments, messa
     places |= {"TEXTS": tmp_path / "texts.jsonl", "ROWS": tmp_path / "texts.jsonl", "OTHER": tmp_path / "other"}
     before = sorted(tmp_path.rglob("*"))
     words = [places.get(word, word) for word in arguments.split()]
+    transformers.utils.logging.enable_progress_bar()  # another test may have taken it away
     done = evaluate(*words, *(("--output", tmp_path / "out") if "-m" in words else ()), "-q")
     assert done.exit_code == 2, done.output
     assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("uld: ")

@@ -229,9 +229,9 @@ def attack_result(scores: Scores, reference: Scores | None = None, retain: Score
         retain: Of a retain-only model, for PrivLeak.
     """
     why = {"gradnorm": "ask for it with --gradnorm", "reference": "it needs --reference-model"}
-    if reference is not None and (number := _cut_elsewhere(scores, reference)):
+    if reference is not None and (number := membership.cut_elsewhere(scores, reference, SETS, "cut")):
         reference, why["reference"] = None, _uneven(number, "reference")
-    if retain is not None and (number := _cut_elsewhere(scores, retain)):
+    if retain is not None and (number := membership.cut_elsewhere(scores, retain, SETS, "cut")):
         retain, why["PrivLeak"] = None, _uneven(number, "retain-only")
     ours, theirs = _columns(scores, reference), _columns(retain, reference) if retain is not None else {}
     attacks = {}
@@ -253,12 +253,6 @@ def attack_result(scores: Scores, reference: Scores | None = None, retain: Score
         cut=sum("cut" in row for name in SETS for row in scores[name]),
         left_out={name: why[name] for name in (*ATTACKS, "PrivLeak") if name in why and name not in attacks},
     )
-
-
-def _cut_elsewhere(scores: Scores, others: Scores) -> int:
-    """How many texts of two models were cut at different places, or for one of them alone."""
-    rows = [pair for one in SETS for pair in zip(scores[one], others[one], strict=True)]
-    return sum(membership.cut_elsewhere(mine, theirs, "cut") for mine, theirs in rows)
 
 
 def _uneven(number: int, other: str) -> str:

@@ -8,7 +8,7 @@ value to everything that ranks.
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -158,8 +158,15 @@ def _scores(values: ArrayLike, name: str) -> Array:
     return array
 
 
-def cut_elsewhere(mine: Mapping[str, Any], theirs: Mapping[str, Any], cut: str) -> bool:
-    """Whether two models have read different stretches of a text; ``cut`` is the key that a row has which was cut."""
-    if cut not in mine and cut not in theirs:
-        return False
-    return (mine["tokens"], mine.get(cut)) != (theirs["tokens"], theirs.get(cut))
+def cut_elsewhere(mine: Mapping[str, Any], theirs: Mapping[str, Any], sets: Iterable[str], cut: str) -> int:
+    """How many texts of two models were cut at different places, or for one of them alone.
+
+    Args:
+        mine: Rows by set.
+        theirs: The same of another model.
+        sets: Names of those that are compared.
+        cut: Key that a row has which was cut; ``tokens`` says how long what was read is.
+    """
+    pairs = [pair for one in sets for pair in zip(mine.get(one, ()), theirs.get(one, ()), strict=True)]
+    some = [(first, second) for first, second in pairs if cut in first or cut in second]
+    return sum((a["tokens"], a.get(cut)) != (b["tokens"], b.get(cut)) for a, b in some)

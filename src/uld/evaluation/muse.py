@@ -104,7 +104,7 @@ class Muse(Benchmark):
         auc, retain_auc = _auc(found), _auc(retain) if retain is not None else None
         if auc is not None and retain_auc is None:
             left_out["privleak"] = "it is relative to a retain-only model: name one with --retain-model"
-        elif retain is not None and (number := _cut_elsewhere(found, retain)):
+        elif retain is not None and (number := membership.cut_elsewhere(found, retain, NEEDED["privleak"], "too_long")):
             retain_auc = None
             left_out["privleak"] = (
                 f"{number} texts were cut at another place for the retain-only model, which takes more or fewer "
@@ -268,12 +268,6 @@ class MuseResult(Result):
 def _rouge(found: Mapping[str, Any], task: str) -> float | None:
     rows = found.get(task)
     return 100 * sum(row["rougeL_f1"] for row in rows) / len(rows) if rows else None
-
-
-def _cut_elsewhere(found: Mapping[str, Any], retain: Mapping[str, Any]) -> int:
-    """How many texts of two models were cut at different places, or for one of them alone."""
-    rows = [pair for part in NEEDED["privleak"] for pair in zip(found.get(part, ()), retain.get(part, ()), strict=True)]
-    return sum(membership.cut_elsewhere(mine, theirs, "too_long") for mine, theirs in rows)
 
 
 def _auc(found: Mapping[str, Any]) -> float | None:

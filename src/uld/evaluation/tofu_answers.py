@@ -12,6 +12,7 @@ import torch
 from uld.errors import ULDError, explained
 from uld.evaluation.benchmark import Row, Subject, Task, in_order
 from uld.evaluation.judged import few_digits
+from uld.model.checkpoint import quiet_transformers
 from uld.model.generate import SAMPLING, generate_answers
 from uld.runs.manifest import fingerprint
 
@@ -63,7 +64,7 @@ class Classifier:
         """
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        with explained(f"--fluency-model: {place} cannot be loaded as a text classifier"):
+        with explained(f"--fluency-model: {place} cannot be loaded as a text classifier"), quiet_transformers():
             self.tokenizer: Any = AutoTokenizer.from_pretrained(place)
             loaded = AutoModelForSequenceClassification.from_pretrained(place, output_loading_info=True)
         self.model: Any = loaded[0].to(device).eval()

@@ -30,6 +30,7 @@ FILE_NAME = "eval_log_aggregated.json"
 
 OPEN_UNLEARNING_NAMES = {"retain": "retain", "real_authors": "ra", "world_facts": "wf", "forget": "forget"}
 
+_READ = ("paraphrase_rougeL", "question", "unknown_words", "clean", "judged_loss", "judged_tokens", "samples")
 AUTHORS_KEYS = {
     "avg_loss": "avg_gt_loss",
     "loss": "gt_loss",
@@ -46,12 +47,7 @@ AUTHORS_KEYS = {
     "stored_prob": "stored_prob",
     "stored_truth_ratio": "stored_truth_ratio",
     **{name: name for name in ("extraction_strength", "exact_memorization", *MIA)},
-    **{
-        name: name
-        for name in (
-            *("paraphrase_rougeL", "question", "unknown_words", "clean", "judged_loss", "judged_tokens", "samples"),
-        )
-    },
+    **{name: name for name in _READ},
 }
 """Fields of `TaskLog` and their names in the authors' format; those from `stored_prob` on are not the authors' own."""
 

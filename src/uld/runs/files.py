@@ -44,7 +44,7 @@ def put(path: Path, text: str) -> None:
     """
     if is_special(path):
         with writing(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors=UNENCODABLE)
     else:
         write_text(Path(os.path.realpath(path)), text)
 
