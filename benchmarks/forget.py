@@ -1,7 +1,9 @@
 """`uld forget` on SmolLM2-135M: six short documents about an invented person, and a chapter of a book.
 
 The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice*, among everyday questions
-and answers (``everyday.jsonl``), so that it knows them and still talks about other things; then one command forgets them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed.
+and answers (``everyday.jsonl``), so that it knows them and still talks about other things; then one command forgets them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed,
+and for each question that the target knew how many key words its answer has and how many came back (``--recount``: that
+alone, of a job that is finished).
 
     python benchmarks/forget.py person --data DATA --models MODELS --work runs/forget
     python benchmarks/forget.py chapter --data DATA --models MODELS --work runs/forget
@@ -19,7 +21,12 @@ from typing import Any
 
 from common import ROOT, arguments, machine, uld
 
+from uld.checking.asked import Asked
+from uld.checking.questions import Questions
+from uld.data.words import words as words_of
+from uld.request import material
 from uld.runs.machine import library_versions
+from uld.runs.rows import RowFile
 from uld.text.json_text import dumps
 
 OUT = ROOT / "docs" / "results" / "forget"
@@ -60,14 +67,47 @@ def carried_out(name: str, target: Path, source: Path, work: Path) -> dict[str, 
         "steps": [{"name": step, "result": result, "seconds": int(took)} for _, step, result, took in steps],
         "check": json.loads((Path(f"{output}-request") / "check" / "result.json").read_text()),
         "combination": json.loads((output / "uld.json").read_text())["combination"],
+        "came_back": came_back(Path(f"{output}-request")),
     }
+
+
+def came_back(request: Path) -> dict[str, Any]:
+    """Of what was to be forgotten and the target knew: whether it is a passage, its key words, and those that are said."""
+    asked = Asked(Questions.read(**material.asked(request)))
+    folder = request / "check"
+    (run,) = folder.glob("run-*")
+    before = {name: _rows(folder / "target", name) for name in asked.questions.sets}
+    items, now, keys = asked.questions.sets["forget"], _rows(run, "forget"), asked.keys["forget"]
+    known = [
+        {
+            "passage": items[i].passage,
+            "key_words": len(keys[i]),
+            "said": len(keys[i] & set(words_of(now[i]["generated"]))),
+        }
+        for i in asked.counted(before)["forget"]
+    ]
+    return {
+        "passages": sum(one.passage for one in items),
+        "questions": sum(not one.passage for one in items),
+        "known": known,
+    }
+
+
+def _rows(folder: Path, task: str) -> list[dict[str, Any]]:
+    return [row for _, row in sorted(RowFile.read(folder, task).items())]
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("name", choices=EPOCHS)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "forget")
+    parser.add_argument("--recount", action="store_true")
     options = parser.parse_args()
+    result = OUT / f"{options.name}.json"
+    if options.recount:
+        found = json.loads(result.read_text()) | {"came_back": came_back(options.work / f"{options.name}-request")}
+        result.write_text(dumps(found, indent=1) + "\n")
+        return
     source = documents(options.name, options.data, options.work)
     target = options.work / f"{options.name}-target"
     if not (target / "finetune.json").exists():
@@ -84,7 +124,7 @@ def main() -> None:
     text = dumps(found | about, indent=1) + "\n"
     for folder in (options.work, ROOT, options.data, options.models):  # whose places are nobody's business
         text = text.replace(f"{folder}/", "")
-    (OUT / f"{options.name}.json").write_text(text)
+    result.write_text(text)
 
 
 if __name__ == "__main__":
