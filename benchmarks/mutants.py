@@ -99,8 +99,13 @@ def mutated(node: ast.AST) -> ast.AST | None:
 
 
 def expressions(node: ast.AST) -> Iterator[ast.expr]:
-    """All expressions below a node that decide something: no annotations, no texts, nothing that decorates."""
+    """All expressions below a node that decide something: no annotations, no texts, nothing that decorates.
+
+    Nor whether a ``zip`` is strict, which only guards what cannot be.
+    """
     for name, value in ast.iter_fields(node):
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            continue
         if name in ("annotation", "returns", "type_params", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
