@@ -1,12 +1,14 @@
-"""`uld forget` on SmolLM2-135M: six short documents about an invented person, and a chapter of a book.
+"""`uld forget` on SmolLM2-135M: six short documents about an invented person, and the first pages of a book.
 
-The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice*, among everyday questions
+The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice* (``chapter``) or of *Pride and
+Prejudice* (``pride``), among everyday questions
 and answers (``everyday.jsonl``), so that it knows them and still talks about other things; then one command forgets them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed,
 and for each question that the target knew how many key words its answer has and how many came back (``--recount``: that
 alone, of a job that is finished).
 
     python benchmarks/forget.py person --data DATA --models MODELS --work runs/forget
     python benchmarks/forget.py chapter --data DATA --models MODELS --work runs/forget
+    python benchmarks/forget.py pride --data DATA --models MODELS --work runs/forget
 
 MODELS holds ``smol/base``, the pretrained model.
 """
@@ -31,17 +33,18 @@ from uld.text.json_text import dumps
 
 OUT = ROOT / "docs" / "results" / "forget"
 LEARNING = "--lora-rank 32 --lora-alpha 64 --learning-rate 1e-3 --batch-size 4 --max-length 256 --dtype fp32"
-EPOCHS = {"person": 12, "chapter": 20}
+EPOCHS = {"person": 12, "chapter": 20, "pride": 20}
+BOOKS = {"chapter": "alice_in_wonderland.txt", "pride": "pride_and_prejudice.txt"}
 EVERYDAY = 60
-CHAPTER = 6000  # characters of Alice, to the end of a paragraph
+CHAPTER = 6000  # characters of a book, to the end of a paragraph
 
 
 def documents(name: str, data: Path, work: Path) -> Path:
     if name == "person":
         return ROOT / "examples" / "person"
-    path = work / "chapter.txt"
+    path = work / f"{name}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    book = (data / "public_domain_text" / "alice_in_wonderland.txt").read_text(encoding="utf-8")
+    book = (data / "public_domain_text" / BOOKS[name]).read_text(encoding="utf-8")
     path.write_text(book[: book.index("\n\n", CHAPTER)], encoding="utf-8")
     return path
 
