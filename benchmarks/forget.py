@@ -25,7 +25,7 @@ from common import ROOT, arguments, machine, uld
 
 from uld.checking.asked import Asked
 from uld.checking.questions import Questions
-from uld.data.words import words as words_of
+from uld.data.words import said_of
 from uld.request import material
 from uld.runs.machine import library_versions
 from uld.runs.rows import RowFile
@@ -85,7 +85,7 @@ def came_back(request: Path) -> dict[str, Any]:
         {
             "passage": items[i].passage,
             "key_words": len(keys[i]),
-            "said": len(keys[i] & set(words_of(now[i]["generated"]))),
+            "said": len(said_of(now[i]["generated"], keys[i])),
         }
         for i in asked.counted(before)["forget"]
     ]

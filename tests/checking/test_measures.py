@@ -36,6 +36,17 @@ def test_key_words_are_those_that_give_away():
     assert key_words(ITEMS, KEPT) == KEYS
 
 
+def test_of_a_passage_a_word_of_every_day_gives_nothing_away():
+    passage = Item(Record(prompt="Mara was born", completion=" in the port of Skerrin, where she taught"), passage=True)
+    (keys,) = key_words([passage], KEPT)
+    found = [
+        measured({"forget": side([text], items=[passage], judged=[], keys=[keys])})["forget_re_entry"].value
+        for text in (" in a house where she sang", " of Skerrin", " where she taught")
+    ]
+    assert found == [0, 1, 1]
+    assert is_known(passage, row(passage.answer), keys) and not is_known(passage, row(" of Skerrin, where she"), keys)
+
+
 def test_numbers_of_what_is_to_be_forgotten():
     said = ["I say: mara WAS born in Skerrin!", "", "the baker does."]
     found = {name.removeprefix("forget_"): one for name, one in measured({"forget": side(said)}).items()}

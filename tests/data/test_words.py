@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from uld.data.words import common_words, key_words, placed, re_enters, re_entry, words
+from uld.data.words import common_words, key_phrases, key_words, placed, re_enters, re_entry, said_of, words
 
 RETAIN = ["The author writes novels.", "The author lives in Rome.", "Her father was a baker."] * 40
 
@@ -56,6 +56,49 @@ TRUTH = "Her name is Mara Quillon; Inés's daughter, 1983."
 def test_where_memorised_words_come_back(generated, pair):
     """Also where compatibility spelling makes one character of two, or two of one."""
     assert re_entry(generated, TRUTH, KEYS) == pair
+
+
+GIVEN = "Mara Vane was the eldest of three, and one morning in May"
+REST = (
+    " she told Mr. Quillon, of 14 Tide Lane,\nthat (Odo) they had sold the old windmill. Nobody would have thought so: "
+    "'However,' said\nIda, 'I'm glad.' Mara was not; nor was Dr. Brook."
+)
+
+
+def test_of_a_passage_names_and_numbers_count_alone_and_other_words_in_threes():
+    keys = key_phrases(GIVEN, REST, frozenset({"she", "of", "that", "they", "had", "was", "not", "nor", "so"}))
+    alone = {one for one in keys if " " not in one}
+    assert alone == {"quillon", "14", "tide", "lane", "ida", "brook"}  # Mara stands in what is given
+    assert {"sold the old", "the old windmill", "old windmill nobody", "have thought so"} <= keys
+    assert "of 14 tide" in keys and "nor was dr" in keys and "was not nor" not in keys  # no key word in the row
+    assert all(len(one.split(" ")) in (1, 3) for one in keys)
+
+
+@pytest.mark.parametrize(
+    ("generated", "leaks"),
+    [
+        (" she sold nobody the old boat, however glad they were.", False),
+        (" she asked Quillon.", True),
+        (" number 14", True),
+        (" they had sold, so the OLD\nwindmill was gone", True),
+        (" the old — windmill", True),
+        ("", False),
+    ],
+)
+def test_everyday_words_of_a_passage_do_not_come_back_alone(generated, leaks):
+    keys = key_phrases(GIVEN, REST, frozenset())
+    assert re_enters(generated, keys) is leaks is bool(said_of(generated, keys))
+
+
+def test_a_passage_comes_back_from_its_phrase_on():
+    keys = key_phrases(GIVEN, REST, frozenset())
+    assert re_entry(" so they sold the Old windmill!", REST, keys) == (" so they ", REST[REST.index("sold") :])
+    assert re_entry(" and Mrs. Brook, sold the old", REST, keys) == (" and Mrs. ", "Brook.")
+
+
+def test_a_passage_of_a_script_without_blanks_comes_back_in_four_characters():
+    keys = key_phrases("马拉出生于", "挪威的卑尔根，那里常常下雨。", frozenset())
+    assert re_enters("她来自卑尔根，那里很冷。", keys) and not re_enters("那里很冷。", keys)
 
 
 def test_a_word_is_placed_with_its_length_in_the_text():

@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from uld.cli.main import app
+from uld.data.passages import passages
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.words import common_words, key_words, re_enters
@@ -240,7 +241,10 @@ def test_read_has_answers_written_under_smaller_margins_and_looks_for_key_words(
     steady, tried = told["floors"][-1], told["read"]
     assert told["aim"] == "read" and told["point"] in tried
     largest = steady["margin"]
-    assert [one["margin"] for one in tried] == list(dict.fromkeys([largest, largest * 2 / 3, largest / 3, 0.0]))
+    margins = list(dict.fromkeys(largest * share for share in (1, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 0)))
+    assert [one["margin"] for one in tried] == pytest.approx(margins[: len(tried)])
+    assert tried[-1]["re_entry"] == 0 or len(tried) == len(margins)
+    assert all(one["kept"] >= 0.1 for one in tried) and all(one["re_entry"] > 0 for one in tried[:-1])
     assert {(one["weight"], one["floor"]) for one in tried} == {(steady["weight"], steady["floor"])}
     after = Manifest.read(run).combination
     assert (after.margin, after.floor) == (told["point"]["margin"], told["point"]["floor"])
@@ -265,17 +269,50 @@ def test_read_asks_only_where_something_can_come_back_and_leaves_the_combination
     form, before = PromptFormat(tokenizer), model.combination
     told = [Record.qa(row["question"], row["answer"]) for row in rows[0]]
     silent = Record.qa("Who is the tile maker?", "The tile maker.")  # all of it stands in the question
-    probes = [Probe(silent, ()), *(Probe(silent, (), record) for record in told)]
+    trained = [silent, *told]
     how = [Combination(weight=0.0), Combination(weight=math.inf, floor=0.01)]
-    shares, asked = read_answers(model, tokenizer, form, probes, [], how)
-    assert (len(shares), asked) == (2, len(told)) and all(0 <= share <= 1 for share in shares)
-    assert read_answers(model, tokenizer, form, probes[:1], [], how) == ([], 0)
+    shares, asked = read_answers(model, tokenizer, form, trained, [], how)
+    assert asked == len(told) and all(0 <= share <= 1 for share in shares) and len(shares) == (2 if shares[0] else 1)
+    assert read_answers(model, tokenizer, form, trained[:1], [], how) == ([], 0)
     monkeypatch.setattr("uld.evaluation.probing.READ", 2)
-    assert read_answers(model, tokenizer, form, probes, [], how[:1])[1] == 2
+    assert read_answers(model, tokenizer, form, trained, [], how[:1])[1] == 2
     monkeypatch.setattr("uld.evaluation.probing.generate_answers", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        read_answers(model, tokenizer, form, probes, [], how)
+        read_answers(model, tokenizer, form, trained, [], how)
     assert model.combination == before
+
+
+def test_passages_of_texts_are_read_and_no_further_than_nothing_comes_back(micro, monkeypatch):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    text = Record(text=" ".join(f"ba{one}de kilo{one} mara{one} vane" for one in "abcdefghijklmnopqrstuvwxyz" * 2))
+    halves = passages(text)
+    assert len(halves) > 1
+    asked, said = [], iter([halves[0].answer, "nothing", *["nothing"] * 2 * len(halves)])
+
+    def answers(_, __, given, **how):
+        asked.extend(given)
+        return [next(said) for _ in given]
+
+    monkeypatch.setattr("uld.evaluation.probing.generate_answers", answers)
+    how = [Combination(margin=margin) for margin in (3.0, 2.0, 1.0)]
+    shares, number = read_answers(model, tokenizer, form, [text, *halves[:0]], [], how)
+    assert number == len(halves) and shares == [1 / number, 0]  # the third setting is not tried
+    given = {tokenizer.decode(ids, skip_special_tokens=True) for ids in asked[:number]}
+    assert given == {one.asked for one in halves}
+
+
+def test_what_is_read_may_be_named_and_smaller_margins_may_cost_more(run, rows, tmp_path):
+    files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
+    silent = write(tmp_path / "t.jsonl", [{"question": "who is it?", "answer": "who is it?"}])
+    given = ["tune", str(run), *files, "--floor", "0.01", "--margin", "0.5,1"]
+    result = CliRunner().invoke(app, [*given, "--aim", "read", "--budget", "0.9", "--trained", silent])
+    assert result.exit_code == 0, result.output
+    assert "no true answer has a word that gives it away" in json.loads((run / "tune.json").read_text())["reason"]
+    result = CliRunner().invoke(app, [*given, "--trained", silent])
+    assert result.exit_code == 2 and "--trained is for --aim read" in result.stderr
+    result = CliRunner().invoke(app, [*given, "--aim", "read", "--trained", str(tmp_path / "none.jsonl")])
+    assert result.exit_code == 2 and "none.jsonl" in result.stderr
 
 
 def test_read_takes_the_margins_that_are_given_and_without_key_words_what_steady_chooses(run, rows, tmp_path):

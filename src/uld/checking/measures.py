@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from uld.checking.questions import SETS, Item
 from uld.data.text import folded, words_of
-from uld.data.words import common_words, re_enters, words
+from uld.data.words import common_words, key_phrases, re_enters, said_of
 from uld.data.words import key_words as told_by
 from uld.evaluation import reading
 from uld.evaluation.benchmark import Row
@@ -229,14 +229,16 @@ def measured(sides: Mapping[str, Side]) -> dict[str, Value]:
 
 
 def key_words(items: Sequence[Item], kept: Sequence[str]) -> list[frozenset[str]]:
-    """The words of each true answer that give it away: none of its question's, none common in the kept answers."""
+    """The words of each true answer that give it away: none of its question's, none common in the kept answers.
+
+    Of the second half of a passage names, numbers and phrases (`uld.data.words.key_phrases`).
+    """
     common = common_words(kept)
-    return [told_by(item.question, item.answer, common) for item in items]
+    return [(key_phrases if item.passage else told_by)(item.question, item.answer, common) for item in items]
 
 
 def is_known(item: Item, row: Row, keys: frozenset[str]) -> bool:
     """Whether an answer is known to the model that gave it: the stated measure of "nothing to forget"."""
     if same_words(row["generated"], item.answer):
         return True
-    said = set(words(row["generated"]))
-    return bool(keys) and len(keys & said) >= KNOWN * len(keys)
+    return bool(keys) and len(said_of(row["generated"], keys)) >= KNOWN * len(keys)

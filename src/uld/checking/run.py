@@ -100,7 +100,7 @@ def check(
 
 def ask_target(
     asked: Asked, target: Candidate, folder: Path, *, template: str | None = None, progress: bool = True
-) -> dict[str, tuple[int, int]]:
+) -> dict[str, list[int]]:
     """Ask the target alone, before there is a run; a check in the same folder continues from there.
 
     Args:
@@ -111,7 +111,7 @@ def ask_target(
         progress: Show progress bars.
 
     Returns:
-        For every set of questions how many the target knows, and how many there are.
+        For every set of questions the numbers of those that the target knows.
 
     Raises:
         DataError: it knows next to nothing: there is nothing to forget.
@@ -120,7 +120,7 @@ def ask_target(
         claim(folder, asked.about, "check")
     counted = asked.counted(Work(asked, folder, target, template, progress).of_target())
     refuse_unknown(asked, counted, target.place)
-    return {name: (len(counted[name]), len(items)) for name, items in asked.questions.sets.items() if name in counted}
+    return counted
 
 
 def default_folder(places: Sequence[str], forget: Sources, changed: Mapping[str, Any] | None = None) -> Path:

@@ -33,12 +33,13 @@ def tune(
     ] = None,
     filter: Annotated[str | None, typer.Option(help="τ to try, separated by commas; default: the run's.")] = None,
     budget: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Share of the retain answers' probability that may be lost; of several, separated by commas, the "
-            "first that any setting keeps."
+            "first that any setting keeps; for its smaller margins read may lose the last, up to 0.1. Default: 0.01; "
+            "read: 0.01,0.1."
         ),
-    ] = "0.01",
+    ] = None,
     aim: Annotated[
         str | None,
         typer.Option(
@@ -54,6 +55,13 @@ def tune(
         str | None, typer.Option(help='JSON lines: {"question", "answer", "wrong_answers": [...]}, not trained on.')
     ] = None,
     retain: Annotated[str | None, typer.Option(help="Retain records, not trained on, as for uld train.")] = None,
+    trained: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="For --aim read: questions and texts that were trained on, whose answers are read (repeat); default: "
+            "the questions of --forget in the words that were trained on."
+        ),
+    ] = None,
     ordinary: Annotated[
         list[str] | None,
         typer.Option(help="For --aim read: more answers or texts whose common words give nothing away (repeat)."),
@@ -78,11 +86,12 @@ def tune(
         )
     if not is_run(run):
         raise ULDError(f"{run} is not a finished run: name the folder of one")
-    if ordinary is not None and aim != "read":
-        raise ULDError("--ordinary is for --aim read, which looks for key words: leave it out")
+    for flag, some in (("--trained", trained), ("--ordinary", ordinary)):
+        if some is not None and aim != "read":
+            raise ULDError(f"{flag} is for --aim read, which looks for key words: leave it out")
     if (forget is None) != (retain is None):
         raise ULDError("give both --forget and --retain, or neither")
-    refuse_absent([forget, retain, *(ordinary or [])])
+    refuse_absent([forget, retain, *(trained or []), *(ordinary or [])])
     from uld.evaluation.choosing import AIMS, STEADY
     from uld.evaluation.held_out import file_probes, tofu_probes
     from uld.evaluation.tuning import Grid
@@ -99,10 +108,10 @@ def tune(
     options = replace(options, model=run)
     template = options.prompt_template()
     model, tokenizer = options.load()
-    budgets = numbers(budget, "--budget")
+    budgets = numbers(budget, "--budget") or None
     how = {"grid": grid, "budget": budgets, "aim": aim, "template": template, "progress": not quiet}
-    if ordinary is not None:
-        how["ordinary"] = read_sources(ordinary)[0]
+    files = {"trained": trained, "ordinary": ordinary}
+    how |= {name: read_sources(some)[0] for name, some in files.items() if some is not None}
     choice = choose(run, model, tokenizer, probes, kept, **how)  # type: ignore[arg-type]
     point = choice.point
     say("| α | margin | floor | τ | advantage (nats/token) | retain probability kept |\n|---|---|---|---|---|---|")

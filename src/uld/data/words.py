@@ -15,6 +15,8 @@ from uld.data.text import MARKS, WITHOUT_BLANKS
 
 COMMON = 0.01
 """A word in more than this share of the retain answers gives nothing away."""
+RUN = 3
+"""Words in a row of a passage that give it away."""
 
 _SIGNS = (  # vowels and tones of Thai, Lao, Tibetan, Burmese and Khmer, which are no letters
     "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u0f71-\u0f84\u0f86\u0f87\u0f8d-\u0fbc"
@@ -22,6 +24,8 @@ _SIGNS = (  # vowels and tones of Thai, Lao, Tibetan, Burmese and Khmer, which a
 )
 _CHARACTER = re.compile(rf"(?![\W_])[{WITHOUT_BLANKS}][{MARKS}{_SIGNS}]*")
 _LETTERS = rf"[^\W_{WITHOUT_BLANKS}](?:[^\W_{WITHOUT_BLANKS}]|[{MARKS}])*"
+_ABBREVIATION = re.compile(r"(?<!\w)[^\W\d_a-z][^\W\d_]{0,2}\.$")  # Mr., St., J.
+_TITLES = frozenset({"mr", "mrs", "ms", "dr"})
 _WORD = re.compile(rf"(?:{_CHARACTER.pattern})+|{_LETTERS}(?:['’]{_LETTERS})*")
 
 
@@ -79,9 +83,55 @@ def key_words(question: str, answer: str, common: frozenset[str]) -> frozenset[s
     return frozenset(words(answer)) - frozenset(words(question)) - common
 
 
+def key_phrases(given: str, rest: str, common: frozenset[str]) -> frozenset[str]:
+    """What gives the second half of a passage away: its names and numbers, and its other key words in company.
+
+    A passage has dozens of words that its beginning does not have, most of them of every day, and any text of its
+    length holds some of them. So of these only `RUN` words in a row count, of which one or more is a key word.
+
+    Args:
+        given: The first half.
+        rest: The second half.
+        common: As for `key_words`.
+
+    Returns:
+        Words, and rows of words with a blank between two.
+    """
+    keys, passage = key_words(given, rest, common), given + rest
+    found = [one for one in placed(passage) if one[0] >= len(given)]
+    names = {word for begin, length, word in found if word in keys and _is_name(passage, begin, length)}
+    rows = zip(*([word for _, _, word in found][i:] for i in range(RUN)), strict=False)
+    return frozenset({*names, *(" ".join(row) for row in rows if not keys.isdisjoint(row))})
+
+
+def _is_name(text: str, begin: int, length: int) -> bool:
+    """Whether a word is a number, or has a capital that no beginning of a sentence or a speech accounts for."""
+    word, before = text[begin : begin + length], text[:begin].rstrip()
+    if any(letter.isdigit() for letter in word):
+        return True
+    if not word[0].isupper() or not word[1:2].isalpha() or form(word) in _TITLES:  # nor is I'm
+        return False
+    follows = before[-1:].isalnum() or before[-1:] in (",", ";") or bool(_ABBREVIATION.search(before))
+    return follows and before != text[:begin]  # a quotation mark or a bracket may stand directly before it
+
+
+def _told(text: str) -> Iterator[tuple[int, str]]:
+    """Every word of a text, and `RUN` words in a row with a blank between two, with the place where it begins."""
+    found = list(placed(text))
+    for i, (begin, _, word) in enumerate(found):
+        yield begin, word
+        if i + RUN <= len(found):
+            yield begin, " ".join(word for _, _, word in found[i : i + RUN])
+
+
+def said_of(generated: str, keys: frozenset[str]) -> frozenset[str]:
+    """The key words and phrases that stand in what a model wrote."""
+    return keys.intersection(one for _, one in _told(generated))
+
+
 def re_enters(generated: str, keys: frozenset[str]) -> bool:
-    """Whether any key word stands in what a model wrote."""
-    return not keys.isdisjoint(words(generated))
+    """Whether any key word or phrase stands in what a model wrote."""
+    return bool(said_of(generated, keys))
 
 
 def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str] | None:
@@ -90,15 +140,15 @@ def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str
     Args:
         generated: What a model wrote.
         truth: The true answer.
-        keys: From `key_words` of this answer.
+        keys: From `key_words` of this answer, or from `key_phrases` of this half of a passage.
 
     Returns:
-        Two texts that make one answer, the first perhaps empty; None where no key word stands in what was written.
+        Two texts that make one answer, the first perhaps empty; None where none of them stands in what was written.
     """
-    first = next(((place, word) for place, _, word in placed(generated) if word in keys), None)
+    first = next(((place, one) for place, one in _told(generated) if one in keys), None)
     if first is None:
         return None
-    there = next(place for place, _, word in placed(truth) if word == first[1])
+    there = next(place for place, one in _told(truth) if one == first[1])
     return generated[: first[0]], truth[there:]
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from uld.data.passages import passages
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.data.words import common_words, key_words, re_enters
+from uld.data.words import common_words, key_phrases, key_words, re_enters
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point
 from uld.evaluation.held_out import Probe
@@ -129,46 +130,57 @@ def read_answers(
     model: ULDForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     form: PromptFormat,
-    probes: Sequence[Probe],
+    trained: Sequence[Record],
     retain: Sequence[Record],
     settings: Sequence[Combination],
     *,
     progress: bool = False,
 ) -> tuple[list[float], int]:
-    """Have questions answered greedily under every setting, and look for key words of the true answers.
+    """Have what was trained answered greedily under one setting after the other, until nothing of it comes back.
 
     Args:
         model: With one assistant; its combination stays as it is.
         tokenizer: Its tokenizer.
         form: Its prompt format.
-        probes: Questions, in the words that were trained on if those are known. Of those whose answer has key words at
-            most `READ` are asked.
+        trained: Questions with their answers, and texts, whose passages are asked about. Of those whose answer has key
+            words at most `READ` are asked.
         retain: Words that are common in what it says give nothing away.
-        settings: Combinations.
+        settings: Combinations, from the one that takes least away on.
         progress: Show a progress bar.
 
     Returns:
-        Share of answers in which key words come back, 0–1, under each setting, and how many questions were asked.
-        Nothing and 0 where no true answer has a key word.
+        Share of answers in which key words come back, 0–1, under each setting up to the first at which it is 0, and how
+        many questions were asked. Nothing and 0 where no true answer has a key word.
     """
     common = common_words(text for record in retain for text in record.told)
-    records = [probe.learnt or probe.right for probe in probes]
-    asked = [(record, keys) for record in records if (keys := key_words(record.asked, record.answer, common))]
+    asked = []
+    for record in trained:
+        for one in [record] if record.text is None else passages(record):
+            prompt = one.messages[:-1]
+            if keys := (key_words if prompt else key_phrases)(one.asked, one.answer, common):
+                asked.append((form.prompt_ids(prompt) if prompt else _given(form, one), keys))
     asked = asked[:: -(-len(asked) // READ) or 1]
     if not asked:
         return [], 0
-    prompts = [form.prompt_ids(record.messages[:-1]) for record, _ in asked]
     before, shares = model.combination, []
-    with bar(len(settings) * len(prompts), "reading answers", "answer", shown=progress) as line:
+    with bar(len(settings) * len(asked), "reading answers", "answer", shown=progress) as line:
         try:
             for how in settings:
                 model.combination, back = how, 0
-                for batch in length_batches([len(prompt) for prompt in prompts]):
-                    given = [prompts[i] for i in batch]
+                for batch in length_batches([len(prompt) for prompt, _ in asked]):
+                    given = [asked[i][0] for i in batch]
                     said = generate_answers(model, tokenizer, given, max_new_tokens=READ_TOKENS)
                     back += sum(re_enters(text, asked[i][1]) for i, text in zip(batch, said, strict=True))
                     line.update(len(batch))
-                shares.append(back / len(prompts))
+                shares.append(back / len(asked))
+                if not back:
+                    break
         finally:
             model.combination = before
-    return shares, len(prompts)
+    return shares, len(asked)
+
+
+def _given(form: PromptFormat, record: Record) -> list[int]:
+    """The tokens before a completion."""
+    row = form.encode(record, _WHOLE)
+    return row.ids[: row.learn.index(True)]

@@ -40,8 +40,11 @@ from uld.training.stored import stored_settings
 
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try, beside the run's own."""
-SHARES = (1.0, 2 / 3, 1 / 3, 0.0)
+SHARES = (1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 0.0)
 """Margins that ``read`` tries, as shares of what ``steady`` chooses."""
+BUDGET, READ_BUDGET = 0.01, 0.1
+"""Share of the retain answers' probability that may be lost, and that ``read`` may lose for its smaller margin: as much
+as the default thresholds of a check allow."""
 HALVINGS = 5
 """How often ``steady`` may halve the floor."""
 
@@ -101,9 +104,10 @@ def tune(
     retain: Sequence[Record],
     *,
     grid: Grid = Grid(),
-    budget: float | Sequence[float] = 0.01,
+    budget: float | Sequence[float] | None = None,
     aim: Aim | None = None,
     template: str | None = None,
+    trained: Sequence[Record] | None = None,
     ordinary: Sequence[Record] = (),
     progress: bool = True,
 ) -> Choice:
@@ -116,9 +120,12 @@ def tune(
         probes: See `measure`.
         retain: See `measure`.
         grid: Settings to try.
-        budget: See `choose`; of several the first that any setting keeps.
+        budget: See `choose`; of several the first that any setting keeps. For a smaller margin ``read`` may lose as
+            much as the last of them, up to `READ_BUDGET`. Default: `BUDGET`, for ``read`` both.
         aim: See `choose`; default: ``steady`` for the rule suppress, ``indistinct`` for others.
         template: Prompt template; default: the one of the training.
+        trained: For the aim ``read``: questions and texts that were trained on and that the target knows; default: the
+            probes' in the words that were trained on, where those are known.
         ordinary: For the aim ``read``: more records whose common words give nothing away, beside ``retain``.
         progress: Show a progress bar.
 
@@ -130,7 +137,8 @@ def tune(
     """
     with working_in(Path(run)):
         sweep(Path(run))
-        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template, ordinary, progress)
+        read = [probe.learnt or probe.right for probe in probes] if trained is None else trained
+        return _tune(Path(run), model, tokenizer, probes, retain, grid, budget, aim, template, read, ordinary, progress)
 
 
 def _tune(
@@ -140,9 +148,10 @@ def _tune(
     probes: Sequence[Probe],
     retain: Sequence[Record],
     grid: Grid,
-    budget: float | Sequence[float],
+    budget: float | Sequence[float] | None,
     aim: Aim | None,
     template: str | None,
+    trained: Sequence[Record],
     ordinary: Sequence[Record],
     progress: bool,
 ) -> Choice:
@@ -155,6 +164,8 @@ def _tune(
     own = model.combination
     if len(model.assistants) > len(own.parts):
         raise ULDError("several runs were loaded together: tune one at a time")
+    if budget is None:
+        budget = (BUDGET, READ_BUDGET) if aim == "read" else BUDGET
     budgets = [float(budget)] if isinstance(budget, int | float) else list(budget)
     if bad := [one for one in budgets if not 0 <= one < 1]:
         raise ULDError(f"--budget must be at least 0 and less than 1, not {bad[0]}")
@@ -185,12 +196,13 @@ def _tune(
         margins = {point.margin, *(grid.margins or [share * point.margin for share in SHARES])}
         how = own.override(weight=point.weight, filter=point.filter, floor=point.floor)
         largest, *smaller = look([how.override(margin=one) for one in sorted(margins)[::-1] if one <= point.margin])[1:]
-        tried = [largest, *(one for one in smaller if one.kept >= 1 - kept)]
+        most = max(kept, min(READ_BUDGET, *budgets[-1:]))
+        tried = [largest, *(one for one in smaller if one.kept >= 1 - most)]
         settings = [how.override(margin=one.margin) for one in tried]
-        shares, asked = read_answers(model, tokenizer, form, probes, [*retain, *ordinary], settings, progress=progress)
+        shares, asked = read_answers(model, tokenizer, form, trained, [*retain, *ordinary], settings, progress=progress)
         read = [dataclasses.replace(one, re_entry=share) for one, share in zip(tried, shares, strict=False)]
         point, why = least_read(read, asked) if read else (point, "no true answer has a word that gives it away")
-        reason = f"{reason}; {why}"
+        reason, kept = f"{reason}; {why}", kept if point.kept >= 1 - kept else most
     points = [*points, *floors[1:], *read]
     choice = Choice(point, reason, points, len(probes), len(retain), aim, kept, tuple(floors), tuple(read))
     chosen = own.override(weight=point.weight, filter=point.filter, margin=point.margin, floor=point.floor)

@@ -7,6 +7,7 @@
 | ``forget.jsonl`` | the documents and these questions, to be reworded and for the check |
 | ``reworded/`` | paraphrases and wrong answers (``uld augment``) |
 | ``held_out.jsonl`` | a wording of each that is not trained on, where there is another one of its question |
+| ``known.jsonl`` | what of ``forget.jsonl`` the target knows, passages of texts among it, for tuning |
 | ``probes.jsonl`` | an answer in other words, wrong ones, and the trained one to each question, for tuning |
 | ``retain.jsonl``, ``retain_held_out.jsonl`` | what must stay: most of it to train on, the rest to tune and check on |
 """
@@ -30,6 +31,7 @@ from uld.runs.files import write_text
 ASKED, REWORDED = "asked", "reworded"
 DOCUMENTS = "documents.jsonl"
 FORGET, HELD_OUT, PROBES = "forget.jsonl", "held_out.jsonl", "probes.jsonl"
+KNOWN = "known.jsonl"
 RETAIN, RETAIN_HELD_OUT, DRAWN = "retain.jsonl", "retain_held_out.jsonl", "retain_drawn.jsonl"
 EVERY = 5
 """One retain row in five is held back, but no more than ``MOST``."""

@@ -15,7 +15,6 @@ import torch
 from uld.augment.items import items
 from uld.data.documents import read_sources
 from uld.evaluation.probing import READ, READ_TOKENS
-from uld.evaluation.tuning import SHARES
 from uld.model.assistant import base_model, decoder_layers, default_num_layers
 from uld.model.causal_lm import load_config, skeleton_of
 from uld.model.combine import margins_of
@@ -43,6 +42,7 @@ _ANSWER = 64  # tokens of a generated answer, about
 _BATCH = 32
 _EFFICIENCY = 0.5  # of the rate of a large matrix product that a training or a scoring reaches, about
 _RETURNING = 0.15  # of the answers in which words come back, about
+_READINGS = 3  # margins under which answers are read, about, until nothing of them comes back
 _SAMPLES = 1.4  # samples for each row that is kept
 _PASSES = 4  # of a logit under a setting of the combination through memory
 _STEP = 0.005  # seconds that a decoded token of a batch takes at least
@@ -189,7 +189,7 @@ def plan(request: Request) -> Plan:
         seconds[TRAINING] += rounds * (1 + SAMPLES) * decoded(asking, _ANSWER // 2, both)
         seconds[TRAINING] += rounds * (1 + REPLAY) * own * ROUND_EPOCHS * learnt * 4 * shape.assistant / work
     seconds[TUNING] = measured * _QUESTION * 2 * both / work + logits * 4 * _PASSES * settings_tried / moved
-    seconds[TUNING] += len(SHARES) * decoded(min(READ, pairs), READ_TOKENS, both)
+    seconds[TUNING] += _READINGS * decoded(min(READ, forget), READ_TOKENS, both)
     seconds[CHECKING] = checked(both) + (checked(shape.parameters) if request.retain_model else 0)
     longest = batch * settings["max_length"] * shape.vocabulary * 4
     memory = both * shape.bytes + 3 * min(longest, 2**31)

@@ -217,19 +217,21 @@ def questions_of(request: Request) -> Questions:
 
 
 def _asking_target(request: Request, progress: bool) -> Step:
-    path = request.work / KNOWN
+    path, rows = request.work / KNOWN, request.work / material.KNOWN
 
     def run() -> str:
         target = Candidate(request.target, lambda: _target(request))
         folder, template = request.work / CHECK, request.settings.get("template")
         asked = Asked(questions_of(request))
         known = ask_target(asked, target, folder, template=template, progress=progress)
-        write_text(path, dumps(known) + "\n")
-        asked = {"forget": "of what must go", "held_out": "of it in other words"}
-        found = [f"{one} of {number} {asked[name]}" for name, (one, number) in known.items() if name in asked]
+        sets = asked.questions.sets
+        material.write_rows(rows, (row(sets["forget"][i].record) for i in known["forget"]))
+        write_text(path, dumps({name: (len(one), len(sets[name])) for name, one in known.items()}) + "\n")
+        told = {"forget": "of what must go", "held_out": "of it in other words"}
+        found = [f"{len(known[name])} of {len(sets[name])} {what}" for name, what in told.items() if name in known]
         return f"the model knows {', '.join(found)}"
 
-    return Step(KNOWING, (), path.is_file, run)
+    return Step(KNOWING, (), lambda: path.is_file() and rows.is_file(), run)
 
 
 def _training(request: Request, progress: bool) -> Step:
@@ -251,12 +253,14 @@ def _training(request: Request, progress: bool) -> Step:
 def _tuning(request: Request) -> Step:
     output = Path(request.output)
     probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
-    ordinary = str(request.work / material.RETAIN)
+    read = {"trained": material.KNOWN, "ordinary": material.RETAIN}
+    files = {flag: str(path) for flag, name in read.items() if (path := request.work / name).stat().st_size}
 
     def run() -> str:
         model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
-        how = {"budget": BUDGETS, "aim": "read", "ordinary": read_sources([ordinary])[0]}
+        how = {"budget": BUDGETS, "aim": "read"}
+        how |= {flag: read_sources([file])[0] for flag, file in files.items()}
         try:
             point = tune(output, model, tokenizer, asked, kept, **how).point  # type: ignore[arg-type]
         except OverBudget as error:
@@ -268,7 +272,8 @@ def _tuning(request: Request) -> Step:
         return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
-    words += ("--aim", "read", "--ordinary", ordinary, "--budget", ",".join(f"{one:g}" for one in BUDGETS))
+    words += ("--aim", "read", *(word for flag, file in files.items() for word in (f"--{flag}", file)))
+    words += ("--budget", ",".join(f"{one:g}" for one in BUDGETS))
     words += tuple(model_words(request))
     return Step(TUNING, words, lambda: is_tuned(output), run)
 

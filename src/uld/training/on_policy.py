@@ -18,7 +18,7 @@ from uld.data.collate import FORGET, RETAIN, Row
 from uld.data.passages import passages, without_end
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
-from uld.data.words import key_words, re_entry, words
+from uld.data.words import key_phrases, key_words, re_entry, said_of
 from uld.errors import ConfigError, DataError
 from uld.training.key_tokens import common_among, shared
 
@@ -32,7 +32,7 @@ class Question:
         prompt: Tokens, ready for generation.
         asked: All that stands before the answer, as text.
         truth: The true answer.
-        keys: Its key words.
+        keys: Its key words; of a passage, its key phrases.
         length: Tokens of the true answer.
         passage: Whether it is one: nothing ends behind its answer.
     """
@@ -79,7 +79,8 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
             continue  # there is no room for it
         prompt = form.prompt_ids(record.messages[:-1]) if record.messages else row.ids[: row.learn.index(True)]
         length = max(1, len(row.ids) - len(prompt))
-        found.append(Question(record, prompt, asked, truth, key_words(asked, truth, common), length, passage))
+        keys = (key_phrases if passage else key_words)(asked, truth, common)
+        found.append(Question(record, prompt, asked, truth, keys, length, passage))
     return found
 
 
@@ -178,7 +179,7 @@ def came_back(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -
         yield {
             "question": question.asked,
             "truth": question.truth,
-            "answers": [{"text": text, "came_back": sorted(question.keys.intersection(words(text)))} for text in texts],
+            "answers": [{"text": text, "came_back": sorted(said_of(text, question.keys))} for text in texts],
         }
 
 
