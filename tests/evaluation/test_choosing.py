@@ -56,6 +56,14 @@ def test_steady_is_the_largest_margin_within_a_standard_error_of_the_lowest_adva
     assert choose([*points(), *curve(-1.0, -1.2, -1.16, -1.14, -0.5, error=0.1)], 0.01, "steady")[0].margin == 3.0
 
 
+@pytest.mark.parametrize(("advantage", "error", "blind"), [(-0.2, 0.1, True), (0.1, 0.2, True), (0.3, 0.2, False)])
+def test_questions_that_the_target_cannot_tell_either_are_spoken_of(advantage, error, blind):
+    target = Point(0.0, 0.01, advantage, 1.0, error=error)
+    reason = choose([target, *curve(-1.0, -1.2, 0.5)], 0.01, "steady")[1]
+    assert ("do not show how much is forgotten" in reason) is blind
+    assert (f"({advantage:+.2f} ± {error:.2f})" in reason) is blind
+
+
 def test_an_assistant_that_has_learnt_too_little_is_spoken_of():
     assert "learnt too little" in choose([*points(), *curve(0.5, 0.4, 0.6)], 0.01, "steady")[1]
     assert "learnt too little" not in choose([*points(), *curve(0.5, -0.4, 0.6)], 0.01, "steady")[1]

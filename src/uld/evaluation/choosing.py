@@ -188,11 +188,18 @@ def _steady(points: Sequence[Point], within: Sequence[Point]) -> tuple[Point, st
     alike = [point for point in within if point.advantage <= lowest.advantage + lowest.error]
     chosen = max(alike, key=lambda point: (point.margin, point.kept, -point.weight))
     beside = [f"{known[_place(chosen, near)]:+.2f} at α = {near:.3g}" for near in neighbours(chosen.weight)]
-    short = ": right answers stay likelier than wrong ones under all of them, so the assistant has learnt too little"
+    said = ""
+    if lowest.advantage > 0:
+        said = ": right answers stay likelier than wrong ones under all of them, so the assistant has learnt too little"
+    target = next((point for point in points if not point.weight), None)
+    if target is not None and target.advantage <= target.error:
+        said = (
+            f": but the target itself finds right answers no likelier than wrong ones ({target.advantage:+.2f} ± "
+            f"{target.error:.2f}), so these questions do not show how much is forgotten"
+        )
     return chosen, (
         "the largest margin at which the advantage of right answers cannot be told from the lowest "
-        f"({lowest.advantage:+.2f} ± {lowest.error:.2f}): {', '.join(dict.fromkeys(beside))}"
-        f"{short if lowest.advantage > 0 else ''}"
+        f"({lowest.advantage:+.2f} ± {lowest.error:.2f}): {', '.join(dict.fromkeys(beside))}{said}"
     )
 
 
