@@ -240,6 +240,25 @@ def test_other_questions_in_the_same_folder_are_refused(village, alone):
         uld.check(village.run, **village.files, output=alone.folder, **BRIEF)
 
 
+def test_python_writes_over_nothing_that_is_read_either(village, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "load", lambda *_, **__: pytest.fail("something was loaded"))
+    forget = tmp_path / "folder" / "forget.jsonl"
+    forget.parent.mkdir()
+    forget.write_bytes(Path(village.files["forget"]).read_bytes())
+    before = forget.read_bytes()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text('forget_rouge: "<= 0.25"\n')
+    for change, output, what in (
+        ({"forget": forget}, forget, r"is also what is read \(forget\)"),
+        ({"forget": [forget.parent]}, forget.parent / "out", r"lies in .*, which is read \(forget\)"),
+        ({"ordinary": str(forget)}, forget, r"is also what is read \(ordinary\)"),
+        ({"thresholds": mine}, mine, r"is also what is read \(thresholds\)"),
+    ):
+        with pytest.raises(ULDError, match=what):
+            uld.check(village.run, **{**village.files, **change}, output=output, **BRIEF)
+    assert forget.read_bytes() == before and not (forget.parent / "out").exists() and mine.is_file()
+
+
 def dated(run: str, folder: Path, date: str) -> str:
     copy = shutil.copytree(run, folder)
     Manifest.read(copy).model_copy(update={"date": date}).write(copy)

@@ -104,9 +104,18 @@ class Questions:
         return cls({name: spread(items, limit) for name, items in sets.items()}, files, kept)
 
 
+def places(sources: Sources | None) -> list[str | Path]:
+    """The files and folders among what is given."""
+    return [one for one in _each(sources or ()) if not isinstance(one, Record)]
+
+
+def _each(sources: Sources) -> list[str | Path | Record]:
+    return [sources] if isinstance(sources, str | Path | Record) else list(sources)
+
+
 def _read(sources: Sources) -> tuple[list[Record], list[DataFile]]:
     """Records of files, and those that are there already."""
-    given = [sources] if isinstance(sources, str | Path | Record) else list(sources)
+    given = _each(sources)
     records: list[Record] = []
     files: list[DataFile] = []
     for one in given:

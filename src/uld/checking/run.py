@@ -8,6 +8,7 @@ from typing import Any
 
 from uld.checking.asked import Asked
 from uld.checking.questions import Questions, Sources
+from uld.checking.questions import places as places_of
 from uld.checking.report import write_reports
 from uld.checking.result import Asking, CheckResult, RunResult, untested
 from uld.checking.thresholds import RETAIN_ONLY, TARGET, read_thresholds, refuse_unmeasured
@@ -22,6 +23,7 @@ from uld.model.load import load
 from uld.runs.files import absent, remove_empty, remove_folder
 from uld.runs.hub import manifest_of
 from uld.runs.machine import library_versions
+from uld.runs.places import refuse_sources
 from uld.runs.rows import claim, give_up
 from uld.runs.values import Count, given
 from uld.training.settings import is_first_process
@@ -70,10 +72,16 @@ def check(
         ``report.html``, ``summary.md``, ``junit.xml`` and ``result.json``.
 
     Raises:
-        ULDError: whatever is wrong with a setting, a file or a model.
+        ULDError: whatever is wrong with a setting, a file or a model; also an output that is, or lies in, what is read.
     """
     max_new_tokens = given("max_new_tokens", max_new_tokens, Count)
     limit = None if limit is None else given("limit", limit, Count)
+    if output is not None:
+        read = {"forget": forget, "retain": retain, "held_out": held_out, "ordinary": ordinary}
+        named = {name: places_of(sources) for name, sources in read.items()}
+        refuse_sources(
+            output, named | {"thresholds": [thresholds] if isinstance(thresholds, str | Path) else []}, by="output"
+        )
     places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
     combined = {name: how.pop(name, None) for name in Combination.__dataclass_fields__}
     changed = combined | {"template": template, "date": how.get("date"), "limit": limit}
