@@ -1,5 +1,6 @@
 """Questions whose answer a target does not know: the measure on a micro model, and what is dropped because of it."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_the_measure_is_the_mean_over_what_the_answer_adds(learned: Known, lette
     ],
 )
 def test_what_an_answer_adds_to_its_question(pieces: list[str], question: str, expected: list[int]) -> None:
-    assert new_tokens(pieces, question) == expected
+    ends = [0, *itertools.accumulate(map(len, pieces))]
+    assert new_tokens("".join(pieces), list(itertools.pairwise(ends)), question) == expected
 
 
 class Judge(Known):
