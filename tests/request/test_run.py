@@ -234,6 +234,27 @@ def test_settings_that_a_later_step_would_refuse_are_refused_first(
 
 
 @pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "and so? " * 200, "answer": "yes"}, "retain.jsonl:2: the prompt is .* leaves no room"),
+        (
+            {"messages": [{"role": role, "content": "b"} for role in ("system", "user", "assistant")]},
+            "retain.jsonl:2: .*user and assistant turns in alternation",
+        ),
+    ],
+)
+def test_rows_that_must_stay_and_cannot_be_trained_on_are_refused_first(
+    micro, documents, small, tmp_path, row, message
+):
+    retain = tmp_path / "retain.jsonl"
+    retain.write_text("".join(json.dumps(one) + "\n" for one in ({"question": "a?", "answer": "b"}, row)))
+    settings = small | {"template": "plain"}
+    with pytest.raises(ULDError, match=message):
+        uld.forget(micro.target, documents, tmp_path / "x", retain=retain, draw=10, settings=settings)
+    assert list(tmp_path.iterdir()) == [retain]
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"draw": -1}, "draw must be at least 0"),
