@@ -26,6 +26,7 @@ from uld.data.letters import spelled_by
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.text import MARKS, words_of
+from uld.errors import ULDError
 from uld.model.context import context_length
 from uld.runs.rows import RowFile
 
@@ -63,10 +64,19 @@ class Known:
         Args:
             question: Any question.
             answer: Its answer; one that is longer than the model's context counts as known.
+
+        Raises:
+            ULDError: the target gives NaN.
         """
         tokenizer = self._loaded[1]
         forms = (PromptFormat(tokenizer, self.template), PromptFormat(tokenizer, _PLAIN))
-        return max(self._in(form, question, answer) for form in forms)
+        found = [self._in(form, question, answer) for form in forms]
+        if any(map(math.isnan, found)):
+            raise ULDError(
+                f"{self.name} gives NaN as the probability of an answer, so what it knows cannot be told (--target): "
+                "its weights are broken, or their dtype is too narrow for it"
+            )
+        return max(found)
 
     @torch.inference_mode()
     def _in(self, form: PromptFormat, question: str, answer: str) -> float:
@@ -94,9 +104,8 @@ class Known:
         """
         whose = _whose(self.name)
         with RowFile(output / SCORES, what) as file:
-            kept = {
-                row["key"]: row["probability"] for row in file.rows.values() if {"key", "probability"} <= row.keys()
-            }
+            told = [(row.get("key"), row.get("probability")) for row in file.rows.values()]
+            kept = {key: value for key, value in told if isinstance(value, float) and not math.isnan(value)}
 
             def problem(pair: tuple[str, str]) -> str | None:
                 if self.least <= 0:
