@@ -71,6 +71,18 @@ def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
     assert len(lines) > 4 and all(line.endswith(": done before") for line in lines)
 
 
+def test_that_nothing_can_be_tuned_is_told(village, small, tmp_path):
+    retain, told = tmp_path / "retain.jsonl", list[str]()
+    retain.write_text("".join(Path(village.retain).read_text().splitlines(keepends=True)[:3]) * 4)  # few, four times
+    settings = {"retain": retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
+    uld.forget(village.target, village.forget, tmp_path / "run", **settings, tell=told.append)
+    assert (
+        "choose margin, floor and α is left out: no row that must stay is held back: that takes 5 different ones"
+        in told[-2]
+    )
+    assert re.match(r"\d+\. check ", told[-1]) and not (tmp_path / "run/tune.json").exists()
+
+
 def test_an_assistant_that_takes_what_stays_along_is_told_of_with_what_helps(village, small, tmp_path, monkeypatch):
     def over(*_: object, **__: object):
         raise OverBudget("every α loses more than 40%")

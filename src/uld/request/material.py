@@ -155,6 +155,15 @@ def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:
     return write_rows(work / RETAIN, kept), len(held)
 
 
+def untunable(work: Path) -> str | None:
+    """Why nothing can be tuned: what it takes was not held back; None where it was."""
+    if not (work / RETAIN_HELD_OUT).stat().st_size:
+        return f"no row that must stay is held back: that takes {EVERY} different ones of some words (--retain, --draw)"
+    if not (work / PROBES).stat().st_size:
+        return "no question has an answer in other words and a wrong one"
+    return None
+
+
 def asked(work: Path) -> dict[str, Path]:
     """The files of the check by its options; common words are taken from the rows that were trained on as well."""
     found = {"forget": work / FORGET}

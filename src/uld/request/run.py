@@ -23,7 +23,7 @@ from uld.model.load import load_tokenizer
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
-from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
+from uld.request.steps import CHECK, CHECKING, TUNING, Step, loading, model_words, steps
 from uld.request.training import settings_of
 from uld.runs.files import is_special, present
 from uld.runs.hub import run_folder
@@ -135,7 +135,9 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     for step in steps(request, progress=progress):
         _take(step, f"{len(done) + 1}. {step.name}", expected.left(done), tell)
         done.add(step.name)
-    left = duration(expected.left(done))
+    if TUNING not in done:
+        tell(f"{TUNING} is left out: {material.untunable(request.work)}; the run keeps what an untuned one gets")
+    left = duration(expected.left({*done, TUNING}))
     tell(f"{len(done) + 1}. {CHECKING} ({left} left): {shlex.join(('uld', *check_words(request)))}")
     folder = request.work / CHECK
     found = check(
