@@ -1,5 +1,6 @@
 """Questions whose answer a target does not know: the measure on a micro model, and what is dropped because of it."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_the_measure_is_the_mean_over_what_the_answer_adds(learned: Known, lette
     ],
 )
 def test_what_an_answer_adds_to_its_question(pieces: list[str], question: str, expected: list[int]) -> None:
-    assert new_tokens(pieces, question) == expected
+    ends = [0, *itertools.accumulate(map(len, pieces))]
+    assert new_tokens("".join(pieces), list(itertools.pairwise(ends)), question) == expected
 
 
 class Judge(Known):
@@ -167,3 +169,27 @@ def test_a_target_that_was_trained_anew_in_its_folder_is_asked_again(tmp_path: P
             found = problem((QUESTION, ANSWER))
         assert (found is None) is (says > 0.1)
     assert asked == [0.001, 0.9]  # what was kept of the second is the third's
+
+
+def test_a_target_that_gives_nan_is_told_of_and_no_question_is_dropped(
+    make_target: Callable[..., Any], letters: Any, document: Path, tmp_path: Path
+) -> None:
+    model = make_target("llama", num_layers=2)
+    with torch.no_grad():
+        model.lm_head.weight[5] = torch.nan
+    broken = Known("broken", lambda: (model, letters))
+    with pytest.raises(ULDError, match=r"^broken gives NaN as the probability of an answer"):
+        augment_by_rules(document, tmp_path / "out", Wanted(0, 0, 2), known=broken)
+    assert (tmp_path / "out" / SCORES).read_text() == "" and not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("probability", ["NaN", '"0.9"', "null"])
+def test_kept_scores_that_are_none_are_asked_for_again(document: Path, tmp_path: Path, probability: str) -> None:
+    output, judge = tmp_path / "out", Judge()
+    augment_by_rules(document, output, Wanted(0, 0, 4), known=judge)
+    lines = [json.loads(line) for line in (output / SCORES).read_text().splitlines()]
+    spoilt = json.dumps(lines[0] | {"probability": 0}).replace('"probability": 0', f'"probability": {probability}')
+    (output / SCORES).write_text("\n".join([spoilt, *map(json.dumps, lines[1:])]) + "\n")
+    again = Judge()
+    augment_by_rules(document, output, Wanted(0, 0, 4), known=again)
+    assert again.asked == judge.asked[:1]

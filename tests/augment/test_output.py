@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from uld.augment.endpoint import Reply
 from uld.augment.generate import Wanted
 from uld.augment.output import FILES, folder_beside, read
-from uld.augment.run import augment_by_rules
+from uld.augment.run import augment_by_model, augment_by_rules
 from uld.data.documents import read_sources
 from uld.errors import DataError, ULDError
 
@@ -63,3 +64,30 @@ def test_a_folder_of_documents_is_not_filled_with_what_is_made_of_them(tmp_path:
     with pytest.raises(ULDError, match=r"docs is also what is read \(FORGET\)"):
         augment_by_rules(tmp_path / "docs", tmp_path / "docs")
     assert [one.name for one in (tmp_path / "docs").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("spoilt", ["{}\0", "\0{}", "{}"])
+def test_what_a_model_writes_can_be_read_back(tmp_path: Path, spoilt: str) -> None:
+    forget = tmp_path / "forget.jsonl"
+    told = "Mara Quillon was born in Skerrin in 1951. She keeps a lighthouse."
+    rows = [{"question": "Where does Mara Quillon live?", "answer": "Mara Quillon lives in Skerrin."}, {"text": told}]
+    forget.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lived = ["In what place does Mara Quillon live?", "Mara Quillon has her home in Skerrin."]
+    made = {
+        "Rephrase": [{"question": lived[0], "answer": spoilt.format(lived[1])}],
+        "Give": [spoilt.format("Mara Quillon lives in Oslo."), "Mara Quillon lives in Lima."],
+        "Rewrite": [spoilt.format("Mara Quillon was born at Skerrin, in 1951. A lighthouse is what she keeps.")],
+        "Write": [{"question": spoilt.format("Where was Mara Quillon born?"), "answer": "In Skerrin."}],
+    }
+
+    def ask_all(left, done) -> None:
+        for number, prompt in left:
+            done(number, Reply(json.dumps({"items": made[prompt.split()[0]]})))
+
+    result = augment_by_model(forget, tmp_path / "out", Wanted(1, 1, 1), ask_all, by={"named": "m"})
+    read(tmp_path / "out", read_sources([str(forget)])[0], paraphrases=1, wrong_answers=1)
+    good = spoilt == "{}"
+    assert result.kept == (
+        {"paraphrases.jsonl": 2, "wrong_answers.jsonl": 1, "questions.jsonl": 1} if good else {"wrong_answers.jsonl": 1}
+    )
+    assert sum(reasons.get("no text that can be read", 0) for reasons in result.dropped.values()) == (0 if good else 4)

@@ -1,6 +1,9 @@
 """`uld train --augment`: what joins the forget set and what the retain set, and what the run says about it."""
 
 import json
+import os
+import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -175,3 +178,50 @@ def test_a_file_of_a_folder_that_nothing_was_made_of_stands_beside_the_others(
 ):
     found = read(forget=(str(papers),), augment="auto")
     assert found.counts["forget_rows"] > 2 and "augments only 1 of 2 records" in caplog.text
+
+
+@pytest.mark.parametrize("papers", ["In 1983, Otto Brandt won the famous Gull Medal."], indirect=True)
+def test_what_was_made_of_a_folder_is_found_for_files_in_folders_below_it(
+    read: Callable[..., Inputs], papers: Path, tmp_path: Path
+):
+    before = read(forget=(str(papers),), augment="auto").counts
+    (papers / "old/letters").mkdir(parents=True)
+    for name in ("one.txt", "two.txt"):
+        (papers / name).rename(papers / "old/letters" / name)
+    shutil.rmtree(tmp_path / "papers-augmented")
+    augmented(papers)
+    found = read(forget=(str(papers),), augment="auto")
+    assert [file.path for file in found.files["augment"]] == [str(tmp_path / "papers-augmented" / "paraphrases.jsonl")]
+    assert found.counts == before
+    augmented(papers / "old")  # the nearest counts
+    (augment,) = read(forget=(str(papers),), augment="auto").files["augment"]
+    assert augment.path == str(papers / "old-augmented" / "paraphrases.jsonl")
+
+
+@pytest.mark.parametrize("named", ["abe/mill", "abe/mill:old@train[:50%]", "abe/mill.v1@train"])
+def test_what_was_made_of_a_data_set_of_the_hub_does_not_stand_in_its_way(
+    read: Callable[..., Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+):
+    import datasets
+
+    row = {"question": "Where does Mara Quillon live?", "answer": "Mara Quillon lives in Skerrin."}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([row]))
+    monkeypatch.chdir(tmp_path)
+    assert read(forget=(named,), augment="auto").files["augment"][0].path == "rules"
+    for _ in range(2):
+        folder = augmented(Path(named))
+        assert folder.parent == tmp_path and folder.name.startswith("mill") and (folder / "report.json").is_file()
+    found = read(forget=(named,), augment="auto")
+    assert {Path(file.path).parent for file in found.files["augment"]} == {folder}
+    assert found.counts["forget_rows"] == 3
+
+
+def test_a_pipe_has_nothing_beside_it(read: Callable[..., Inputs], forget: Path, tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    out = CliRunner().invoke(app, ["augment", str(pipe), "--rules"])
+    assert out.exit_code == 2 and f"{pipe} has nothing beside it: name a folder" in out.output
+    writer = threading.Thread(target=lambda: pipe.write_bytes(forget.read_bytes()))
+    writer.start()
+    assert read(forget=(str(pipe),), augment="auto").files["augment"][0].path == "rules"
+    writer.join()

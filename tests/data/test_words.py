@@ -1,7 +1,10 @@
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import uld.data.words
 from uld.data.words import common_words, key_phrases, key_words, placed, re_enters, re_entry, said_of, words
 
 RETAIN = ["The author writes novels.", "The author lives in Rome.", "Her father was a baker."] * 40
@@ -105,6 +108,25 @@ def test_a_word_is_placed_with_its_length_in_the_text():
     text = unicodedata.normalize("NFD", "Nguyễn ﬀoo, Trị's …") + "\u00a0½ end"
     found = [unicodedata.normalize("NFC", text[begin : begin + length]) for begin, length, _ in placed(text)]
     assert found[:3] == ["Nguyễn", "ﬀoo", "Trị's"] and found[-1] == "end"
+
+
+PLAIN = st.sampled_from("ab é…½ﬁ가한各")
+JOINED = st.sampled_from("e\u0301\u0327\u1100\u1161\u11a8\uff76\uff9e\u09c7\u09be\u30ab\u3099\uffb2\uffcc")
+
+
+@given(st.text(PLAIN | JOINED | st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_beginnings_are_as_long_as_they_are_spelled_each_by_itself(text):
+    expected = [len(unicodedata.normalize("NFKC", text[:end])) for end in range(len(text) + 1)]
+    assert list(uld.data.words._lengths(text)) == expected
+
+
+@pytest.mark.parametrize("text", ["Mara … keeps the light. ", "马拉…看守灯塔。", "마라 … 등대를 "])
+def test_placing_the_words_of_a_long_text_spells_it_a_few_times_and_not_once_a_letter(text, monkeypatch):
+    spelled, real = [], unicodedata.normalize
+    monkeypatch.setattr(unicodedata, "normalize", lambda form, some: spelled.append(len(some)) or real(form, some))
+    text *= 500
+    assert [word for *_, word in placed(text)] == words(text)
+    assert sum(spelled) < 10 * len(text)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,17 @@ def test_a_fifth_of_what_must_stay_is_held_back_but_never_too_much(tmp_path, num
     assert {record.same for file in files for record in file} == ({record.same for record in rows} if kept else set())
 
 
+@pytest.mark.parametrize(("different", "times", "held"), [(7, 3, 1), (1, 20, 0), (50, 2, 10)])
+def test_no_row_that_is_held_back_is_trained_on_because_it_stands_there_twice(tmp_path, different, times, held):
+    rows = [Record.qa(f"q  {i}" if turn else f"q {i}", f"a {i}") for turn in range(times) for i in range(different)]
+    trained, kept = material.split_retain(rows, tmp_path)
+    assert (trained, kept) == ((different - held) * times, held)
+    learnt = {record.same for record in read_sources([str(tmp_path / material.RETAIN)])[0]}
+    if kept:
+        unseen = [record.same for record in read_sources([str(tmp_path / material.RETAIN_HELD_OUT)])[0]]
+        assert learnt.isdisjoint(unseen) and len(set(unseen)) == held
+
+
 def test_a_fifth_of_a_long_text_is_held_back_and_none_of_it_is_lost(tmp_path):
     paragraphs = [" ".join(f"word{i}-{j}" for j in range(40)) for i in range(40)]
     text = Record(text="\n\n".join(paragraphs))

@@ -71,6 +71,18 @@ def test_what_is_done_is_not_done_again(done, village, small, monkeypatch):
     assert len(lines) > 4 and all(line.endswith(": done before") for line in lines)
 
 
+def test_that_nothing_can_be_tuned_is_told(village, small, tmp_path):
+    retain, told = tmp_path / "retain.jsonl", list[str]()
+    retain.write_text("".join(Path(village.retain).read_text().splitlines(keepends=True)[:3]) * 4)  # few, four times
+    settings = {"retain": retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
+    uld.forget(village.target, village.forget, tmp_path / "run", **settings, tell=told.append)
+    assert (
+        "choose margin, floor and α is left out: no row that must stay is held back: that takes 5 different ones"
+        in told[-2]
+    )
+    assert re.match(r"\d+\. check ", told[-1]) and not (tmp_path / "run/tune.json").exists()
+
+
 def test_an_assistant_that_takes_what_stays_along_is_told_of_with_what_helps(village, small, tmp_path, monkeypatch):
     def over(*_: object, **__: object):
         raise OverBudget("every α loses more than 40%")
@@ -231,6 +243,27 @@ def test_settings_that_a_later_step_would_refuse_are_refused_first(
     with pytest.raises(ULDError, match=message) as caught:
         uld.forget(micro.target, documents, tmp_path / "x", draw=10, settings=small | settings)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "and so? " * 200, "answer": "yes"}, "retain.jsonl:2: the prompt is .* leaves no room"),
+        (
+            {"messages": [{"role": role, "content": "b"} for role in ("system", "user", "assistant")]},
+            "retain.jsonl:2: .*user and assistant turns in alternation",
+        ),
+    ],
+)
+def test_rows_that_must_stay_and_cannot_be_trained_on_are_refused_first(
+    micro, documents, small, tmp_path, row, message
+):
+    retain = tmp_path / "retain.jsonl"
+    retain.write_text("".join(json.dumps(one) + "\n" for one in ({"question": "a?", "answer": "b"}, row)))
+    settings = small | {"template": "plain"}
+    with pytest.raises(ULDError, match=message):
+        uld.forget(micro.target, documents, tmp_path / "x", retain=retain, draw=10, settings=settings)
+    assert list(tmp_path.iterdir()) == [retain]
 
 
 @pytest.mark.parametrize(

@@ -220,3 +220,67 @@ def test_the_command_writes_what_training_would_draw(task, tmp_path) -> None:
     assert again.exit_code == 2 and "exists already" in again.output
     missing = CliRunner().invoke(app, [*asked[:3], "--forget", "gone.txt", "--output", str(tmp_path / "x")])
     assert missing.exit_code == 2 and "gone.txt: there is no such file" in missing.output
+
+
+SPECIAL = ["<pad>", "</s>", "<end>", "<start>", "[/ASK]"]
+ROLES = (
+    "{% for m in messages %}<start>{{ m.role }}\n{{ m.content }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start>assistant\n{% endif %}"
+)
+BRACKETS = "{% for m in messages %}{% if m.role == 'user' %}[ASK] {{ m.content }}[/ASK]{% else %} {{ m.content }}</s>"
+FRAMES = {"roles": ROLES, "a bracket": BRACKETS + "{% endif %}{% endfor %}", "lines": None}
+
+
+def letters_of_bytes(chat):
+    """A tokenizer of bytes, with special tokens as templates have them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = Tokenizer(models.BPE({one: i for i, one in enumerate([*SPECIAL, *alphabet])}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[2:]})
+    tokenizer.chat_template = chat
+    return tokenizer
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_question_ends_where_the_template_ends_it_and_at_no_word(target, monkeypatch, frame) -> None:
+    tokenizer = letters_of_bytes(FRAMES[frame])
+    form, asked = PromptFormat(tokenizer), "What does an assistant do in an answer?"
+    behind = form.prompt_ids(asked)
+    opening = form.question_frame()[0]
+    written = behind[len(opening) :] + tokenizer.encode(" It helps.")  # a model that goes on with the answer itself
+    told = tokenizer.encode("It helps.")
+
+    def write(model, tokenizer, prompts, *, max_new_tokens, **_):
+        import torch
+
+        own = [written if prompt == opening else told for prompt in prompts]
+        wide = max_new_tokens
+        return torch.tensor([(row + [1] * wide)[:wide] for row in own])
+
+    monkeypatch.setattr(uld.training.draw, "generate_ids", write)
+    monkeypatch.setattr(uld.training.draw, "_STRETCHES", ())
+    drawn = draw_rows(target[0], form, [Record.qa("who?", "abe")], 2, max_length=128)
+    own = [record for record, prompt in zip(drawn.records, drawn.prompts, strict=True) if not prompt]
+    assert [one.messages for one in own] == [(("user", asked), ("assistant", "It helps."))]
+
+
+@pytest.mark.parametrize("continued", [", she said.", "\n\nIt rained.", " end of it.", "n is a letter."])
+def test_a_text_is_what_the_model_wrote_behind_its_beginning(target, monkeypatch, continued) -> None:
+    tokenizer = letters_of_bytes(None)
+    told = tokenizer.encode(continued)
+
+    def write(model, tokenizer, prompts, *, max_new_tokens, **_):
+        import torch
+
+        return torch.tensor([(told + [1] * max_new_tokens)[:max_new_tokens] for _ in prompts])
+
+    monkeypatch.setattr(uld.training.draw, "generate_ids", write)
+    drawn = draw_rows(target[0], PromptFormat(tokenizer), [Record(text="abe")], 8, max_length=128)
+    for record, prompt in zip(drawn.records, drawn.prompts, strict=True):
+        assert record.text == f"{prompt}{continued}".strip()

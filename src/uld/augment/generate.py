@@ -16,7 +16,8 @@ from uld.augment.items import Augmented, Item, with_answer
 from uld.augment.pool import Pool
 from uld.augment.rephrase import rephrase_answer, rephrase_question, rephrase_text
 from uld.augment.wrong import wrong_answers
-from uld.data.record import Record
+from uld.data.record import Record, text_of
+from uld.errors import DataError
 
 REASON = "nothing to forget (the target does not know the answer)"
 """Why a question is dropped whose answer a target does not know."""
@@ -105,8 +106,9 @@ def select(
         seen: set[str] = set()
         if number:
             for candidate in some:
-                text = candidate if isinstance(candidate, str) else " / ".join(part for part in candidate if part)
-                reason = problem(candidate) or ("a duplicate" if normalised(text) in seen else None)
+                parts = [candidate] if isinstance(candidate, str) else [part for part in candidate if part]
+                text = " / ".join(parts)
+                reason = problem(candidate) or ("a duplicate" if normalised(text) in seen else _unreadable(parts))
                 if reason:
                     drops.append(Drop(kind, reason, item.record.source, text))
                     continue
@@ -145,6 +147,16 @@ def select(
         [Record.qa(question, answer, item.record.source) for question, answer in asked],
     )
     return made, [*found.refused, *drops]
+
+
+def _unreadable(parts: Iterable[str]) -> str | None:
+    """Whether a file with these texts could not be read back: a model may write NUL characters."""
+    try:
+        for part in parts:
+            text_of(part, "text", "")
+    except DataError:
+        return "no text that can be read"
+    return None
 
 
 def _rephrasable(item: Item) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +22,11 @@ import torch
 
 from uld.augment.generate import REASON, Problem
 from uld.augment.lexicon import COMMON
+from uld.data.letters import spelled_by
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.data.text import words_of
+from uld.data.text import MARKS, words_of
+from uld.errors import ULDError
 from uld.model.context import context_length
 from uld.runs.rows import RowFile
 
@@ -33,7 +35,7 @@ LEAST = 0.1
 SCORES = "known.jsonl"
 _PLAIN = "{question} {answer}"
 _WHOLE = 2**31
-_SPELT = re.compile(r"\w+")
+_SPELT = re.compile(rf"[\w{MARKS}]+")
 
 
 @dataclass
@@ -62,10 +64,19 @@ class Known:
         Args:
             question: Any question.
             answer: Its answer; one that is longer than the model's context counts as known.
+
+        Raises:
+            ULDError: the target gives NaN.
         """
         tokenizer = self._loaded[1]
         forms = (PromptFormat(tokenizer, self.template), PromptFormat(tokenizer, _PLAIN))
-        return max(self._in(form, question, answer) for form in forms)
+        found = [self._in(form, question, answer) for form in forms]
+        if any(map(math.isnan, found)):
+            raise ULDError(
+                f"{self.name} gives NaN as the probability of an answer, so what it knows cannot be told (--target): "
+                "its weights are broken, or their dtype is too narrow for it"
+            )
+        return max(found)
 
     @torch.inference_mode()
     def _in(self, form: PromptFormat, question: str, answer: str) -> float:
@@ -75,7 +86,8 @@ class Known:
             return 1.0
         places = [place for place, learnt in enumerate(row.learn) if learnt and place]
         places = [place for place in places if row.ids[place] not in tokenizer.all_special_ids] or places
-        chosen = new_tokens([tokenizer.decode([row.ids[place]]) for place in places], question)
+        text, spelled = spelled_by(tokenizer, row.ids, places[0], places[-1] + 1)
+        chosen = new_tokens(text, [spelled[place - places[0]] for place in places], question)
         logits = model(torch.tensor([row.ids[:-1]], device=model.device)).logits[0]
         at = torch.tensor([places[i] for i in chosen], device=logits.device)
         labels = torch.tensor(row.ids, device=logits.device)[at]
@@ -92,9 +104,8 @@ class Known:
         """
         whose = _whose(self.name)
         with RowFile(output / SCORES, what) as file:
-            kept = {
-                row["key"]: row["probability"] for row in file.rows.values() if {"key", "probability"} <= row.keys()
-            }
+            told = [(row.get("key"), row.get("probability")) for row in file.rows.values()]
+            kept = {key: value for key, value in told if isinstance(value, float) and not math.isnan(value)}
 
             def problem(pair: tuple[str, str]) -> str | None:
                 if self.least <= 0:
@@ -114,25 +125,25 @@ def _whose(place: str) -> list[Any]:
     return [place, *((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)]
 
 
-def new_tokens(pieces: list[str], question: str) -> list[int]:
+def new_tokens(text: str, spelled: Sequence[tuple[int, int]], question: str) -> list[int]:
     """The tokens of an answer that belong to what it adds to a question.
 
     Args:
-        pieces: What each token of the answer spells.
+        text: Ends in the answer.
+        spelled: The letters of it that each token of the answer spells (`uld.data.letters`).
         question: The question.
 
     Returns:
         Their numbers: those of words that are neither in the question nor common; where there are none, of words that
         are not in the question; where there are none either, all.
     """
-    asked, text = set(words_of(question)), "".join(pieces)
-    ends = [0]
-    for piece in pieces:
-        ends.append(ends[-1] + len(piece))
-    fresh = [found for found in _SPELT.finditer(text) if not set(words_of(found[0])) <= asked]
+    asked = set(words_of(question))
+    fresh = [found for found in _SPELT.finditer(text, spelled[0][0]) if not set(words_of(found[0])) <= asked]
     for some in ([found for found in fresh if found[0].lower() not in COMMON], fresh):
         spans = [found.span() for found in some]
-        chosen = [i for i in range(len(pieces)) if any(ends[i] < end and start < ends[i + 1] for start, end in spans)]
+        chosen = [
+            i for i, (first, last) in enumerate(spelled) if any(first < end and start < last for start, end in spans)
+        ]
         if chosen:
             return chosen
-    return list(range(len(pieces)))
+    return list(range(len(spelled)))

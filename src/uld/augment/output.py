@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from uld.augment.items import Augmented, digest, digests, row
-from uld.data.documents import AUGMENTED
+from uld.data.documents import AUGMENTED, hub_place
 from uld.data.files import File, check_name
 from uld.data.record import Record, parse_record
 from uld.data.rows import read_lines
 from uld.errors import ArtifactError, DataError
-from uld.runs.files import write_text, writing
+from uld.runs.files import is_special, write_text, writing
 from uld.runs.manifest import DataFile
 from uld.runs.rows import CLAIM
 
@@ -35,13 +35,15 @@ REPORT = "report.json"
 
 
 def folder_beside(path: str | Path) -> Path:
-    """Where `uld augment` writes by default: ``forget-augmented`` beside ``forget.jsonl``.
+    """Where `uld augment` writes by default: ``forget-augmented`` beside ``forget.jsonl``; see `hub_place`.
 
     Raises:
         DataError: nothing can stand beside it.
     """
-    path = Path(path).resolve()
-    if not path.name:
+    if place := hub_place(str(path)):
+        return place.with_name(f"{place.name}{AUGMENTED}")
+    path = Path(path).absolute() if is_special(Path(path)) else Path(path).resolve()
+    if not path.name or is_special(path):
         raise DataError(f"{path} has nothing beside it: name a folder for what is made (--output)")
     return path.with_name(f"{path.name if os.path.isdir(path) else path.stem}{AUGMENTED}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from uld.augment.generate import Wanted, by_rules
 from uld.augment.items import Augmented, items, joined
 from uld.augment.output import FILES, folder_beside, lines, read
+from uld.data.documents import hub_place
 from uld.data.record import Record
 from uld.runs.manifest import DataFile
 from uld.runs.rows import CLAIM
@@ -67,9 +68,13 @@ def augmentation(
 
 
 def _beside(source: str) -> Path | None:
-    """The folder that `uld augment` wrote for a file, or for the folder that the file stands in."""
-    path = Path(source)
-    own, whole = folder_beside(path), folder_beside(path.absolute().parent)
-    if not os.path.isfile(path):
-        return None
-    return own if os.path.exists(own) else whole if os.path.isfile(whole / CLAIM) else None
+    """The folder that `uld augment` wrote for a file or a data set, or for the nearest folder above the file."""
+    if hub_place(source) is None:
+        if not os.path.isfile(source):
+            return None
+        if os.path.exists(own := folder_beside(source)):
+            return own
+        beside = [folder_beside(folder) for folder in Path(source).absolute().parents if folder.name]
+    else:
+        beside = [folder_beside(source)]
+    return next((folder for folder in beside if os.path.isfile(folder / CLAIM)), None)

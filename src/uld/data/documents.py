@@ -307,6 +307,19 @@ def _hub_parts(source: str) -> tuple[str, str | None, str | None] | None:
     return name, config, split
 
 
+def hub_place(source: str) -> Path | None:
+    """Where what is made of a data set belongs, None for a path: in the working folder, under the data set's own name.
+
+    A folder that is called like the owner of a data set would shut it out: its name would be taken for a path.
+    """
+    found = None if os.path.lexists(source) else _hub_parts(source)
+    if found is None:
+        return None
+    name, *part = found
+    place = Path(name) if os.path.isdir(name) else Path(Path(name).name)
+    return place.absolute().with_name("-".join([place.name, *filter(None, part)]))
+
+
 def _is_read(key: str, value: Any) -> bool:
     """Whether a value is part of what a data set says; a number under another tool's key, as a label, is not."""
     return key in KEYS or (key in FOREIGN and isinstance(value, str | list))

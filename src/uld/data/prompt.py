@@ -138,14 +138,34 @@ class PromptFormat:
         Returns:
             Tokens before a question, and the text between it and the answer, without special tokens.
         """
+        before, after = self._frame()
+        ids = self._ids(before.rstrip(" "))  # a blank belongs to the token behind it
+        ids = ids if self.template is None else self.prefix + ids
+        return ids or self.text_ids(""), self._said(self._ids(after))
+
+    def question_end(self) -> tuple[str, int | None]:
+        """What ends a question that a model writes.
+
+        Returns:
+            The text behind a question, up to the first special token, and that token, if there is one. What follows it,
+            such as the role of who answers, ends no question: it is an ordinary word.
+        """
+        ids = self._ids(self._frame()[1])
+        place = next((i for i, token in enumerate(ids) if token in self.tokenizer.all_special_ids), None)
+        return self._said(ids[:place]), None if place is None else ids[place]
+
+    def _frame(self) -> tuple[str, str]:
+        """The texts before a question, and between it and the answer."""
         if self.template is None:
-            before, _, after = self._chat.text((("user", PROBE),), "this prompt", prompt=True).partition(PROBE)
-            ids = self._ids(before.rstrip(" "))  # a blank belongs to the token behind it
+            whole = self._chat.text((("user", PROBE),), "this prompt", prompt=True)
+            before, _, after = whole.partition(PROBE)
         else:
             before, _, after = self.template.removesuffix("{answer}").partition("{question}")
-            ids = self.prefix + self._ids(before.rstrip(" "))
-        after = self.tokenizer.decode(self._ids(after), skip_special_tokens=True)
-        return ids or self.text_ids(""), after.strip()
+        return before, after
+
+    def _said(self, ids: Sequence[int]) -> str:
+        """Tokens as text, without special ones and blanks around."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def text_ids(self, start: str) -> list[int]:
         """Tokens that a text begins with, ready for generation; at least one.

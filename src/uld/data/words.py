@@ -157,10 +157,26 @@ def placed(text: str) -> Iterator[tuple[int, int, str]]:
     if unicodedata.is_normalized("NFKC", text):
         yield from ((begin, end - begin, form(text[begin:end])) for begin, end in _spans(text))
         return
-    # Letters of every beginning, once it is spelled like this.
-    lengths = [len(unicodedata.normalize("NFKC", text[:end])) for end in range(len(text) + 1)]
+    lengths = list(_lengths(text))
     whole = unicodedata.normalize("NFKC", text)
     for start, end in _spans(whole):
         begin = max(0, bisect_right(lengths, start) - 1)
         stop = max(begin + 1, bisect_right(lengths, end) - 1)
         yield begin, stop - begin, form(whole[start:end])
+
+
+def _lengths(text: str) -> Iterator[int]:
+    """Letters of every beginning of a text, once it is spelled as words are compared; nothing is spelled twice."""
+    yield 0
+    start = before = 0
+    for end in range(1, len(text) + 1):
+        if _is_apart(text[end - 1]):
+            before += len(unicodedata.normalize("NFKC", text[start : end - 1]))
+            start = end - 1
+        yield before + len(unicodedata.normalize("NFKC", text[start:end]))
+
+
+def _is_apart(letter: str) -> bool:
+    """Whether a letter never becomes one with what stands before it, as accents and the ends of Korean syllables do."""
+    first = unicodedata.normalize("NFKD", letter)[0]
+    return unicodedata.category(first)[0] != "M" and not "\u1160" <= first <= "\u11ff"

@@ -140,16 +140,30 @@ def _parts(record: Record) -> Iterator[Record]:
 
 
 def split_retain(records: Sequence[Record], work: Path) -> tuple[int, int]:
-    """Write what is trained on and what is held back of the retain set.
+    """Write what is trained on and what is held back of the retain set: nothing that stands there twice is in both.
 
     Returns:
-        Rows of each; nothing is held back of fewer than ``EVERY``.
+        Rows of each; nothing is held back of fewer than ``EVERY`` different ones.
     """
-    held = [one for number, one in enumerate(records, 1) if number % EVERY == 0 and _can_be_checked(one)]
+    same = [record.same for record in records]
+    different = dict(zip(same, records, strict=True))
+    held = [
+        name for number, name in enumerate(different, 1) if number % EVERY == 0 and _can_be_checked(different[name])
+    ]
     held = held[:: -(-len(held) // MOST) or 1]
-    taken = {id(record) for record in held}
-    write_rows(work / RETAIN_HELD_OUT, (row(record) for record in held))
-    return write_rows(work / RETAIN, (row(one) for one in records if id(one) not in taken)), len(held)
+    write_rows(work / RETAIN_HELD_OUT, (row(different[name]) for name in held))
+    taken = set(held)
+    kept = (row(one) for name, one in zip(same, records, strict=True) if name not in taken)
+    return write_rows(work / RETAIN, kept), len(held)
+
+
+def untunable(work: Path) -> str | None:
+    """Why nothing can be tuned: what it takes was not held back; None where it was."""
+    if not (work / RETAIN_HELD_OUT).stat().st_size:
+        return f"no row that must stay is held back: that takes {EVERY} different ones of some words (--retain, --draw)"
+    if not (work / PROBES).stat().st_size:
+        return "no question has an answer in other words and a wrong one"
+    return None
 
 
 def asked(work: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from uld.model.load import load_tokenizer
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
-from uld.request.steps import CHECK, CHECKING, Step, loading, model_words, steps
+from uld.request.steps import CHECK, CHECKING, TUNING, Step, loading, model_words, steps
 from uld.request.training import settings_of
 from uld.runs.files import is_special, present
 from uld.runs.hub import run_folder
@@ -135,7 +135,9 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     for step in steps(request, progress=progress):
         _take(step, f"{len(done) + 1}. {step.name}", expected.left(done), tell)
         done.add(step.name)
-    left = duration(expected.left(done))
+    if TUNING not in done:
+        tell(f"{TUNING} is left out: {material.untunable(request.work)}; the run keeps what an untuned one gets")
+    left = duration(expected.left({*done, TUNING}))
     tell(f"{len(done) + 1}. {CHECKING} ({left} left): {shlex.join(('uld', *check_words(request)))}")
     folder = request.work / CHECK
     found = check(
@@ -164,16 +166,15 @@ def refuse_unusable(request: Request) -> None:
                 _refuse_pipe(Path(place), name)
     for place in (request.output, request.work):
         refuse_sources(place, {f"--{name}": places for name, places in named.items()})
-    records = read_sources(request.documents)[0]
-    if request.retain:
-        kept = read_sources(request.retain)[0]
+    records, kept = (read_sources(places)[0] for places in (request.documents, request.retain))
+    if kept:
         refuse_equal(records, kept)
         refuse_asked(records, kept, "retain", "forget")
     trust = {"trust_remote_code": bool(request.settings.get("trust_remote_code"))}
     revision = {"revision": request.settings["revision"]} if "revision" in request.settings else {}
     refuse_revision(request.target, request.settings.get("revision"))
     _refuse_sizes(request, load_config(request.target, **trust, **revision))
-    _refuse_settings(request, records)
+    _refuse_settings(request, [*records, *kept])
     for place in (request.source.local, request.retain_model):
         if place is not None and run_folder(place) is None:
             load_config(place, **trust)
@@ -210,14 +211,14 @@ def _refuse_sizes(request: Request, config: PreTrainedConfig) -> None:
 
 
 def _refuse_settings(request: Request, records: Sequence[Record]) -> None:
-    """Refuse settings of which only the training, or what comes behind it, would say that they cannot be.
+    """Refuse settings and rows of which only the training, or what comes behind it, would say that they cannot be.
 
     Args:
         request: What is asked for.
-        records: Of the documents.
+        records: Of the documents, and of what must stay.
 
     Raises:
-        ULDError: names the setting.
+        ULDError: names the setting, or the row.
     """
     given = {"target": request.target, "output": request.output, "forget": request.documents}
     config = train_config([("uld forget", settings_of(request) | given)])

@@ -89,7 +89,7 @@ def steps(request: Request, *, progress: bool = True) -> Iterator[Step]:
     yield _splitting(request)
     yield _asking_target(request, progress)
     yield _training(request, progress)
-    if (request.work / material.PROBES).stat().st_size and (request.work / material.RETAIN_HELD_OUT).stat().st_size:
+    if material.untunable(request.work) is None:
         yield _tuning(request)
 
 

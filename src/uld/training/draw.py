@@ -188,14 +188,14 @@ def _write(
     asked = {i: prompt for i, (kind, prompt) in enumerate(starts) if kind == "generic question"}
     own = [i for i, (kind, _) in enumerate(starts) if kind == "own question"]
 
-    def sample(prompts: Sequence[Sequence[int]], tokens: int) -> list[str]:
+    def sample(prompts: Sequence[Sequence[int]], tokens: int, end: int | None = None) -> list[str]:
         return _sample(
-            model, form, prompts, tokens, max_length, lambda text: overlap.why(Record(text=text)) is not None
+            model, form, prompts, tokens, max_length, lambda text: overlap.why(Record(text=text)) is not None, end
         )
 
     if own:
-        opening, closing = form.question_frame()
-        for i, text in zip(own, sample([opening] * len(own), _QUESTION_TOKENS), strict=True):
+        opening, (closing, end) = form.question_frame()[0], form.question_end()
+        for i, text in zip(own, sample([opening] * len(own), _QUESTION_TOKENS, end), strict=True):
             question = _question(text, closing)
             if question and overlap.why(Record(text=question)):
                 found[i] = Record(text=question, source=f"drawn row {i + 1}")
@@ -204,13 +204,13 @@ def _write(
     prompts = {i: form.prompt_ids(question) for i, question in sorted(asked.items())}
     answers = sample(list(prompts.values()), _ANSWER_TOKENS)
     for i, answer in zip(prompts, answers, strict=True):
-        if answer:
-            found[i] = Record.qa(asked[i], answer, f"drawn row {i + 1}")
+        if answer.strip():
+            found[i] = Record.qa(asked[i], answer.strip(), f"drawn row {i + 1}")
     texts = [i for i, (kind, _) in enumerate(starts) if kind.endswith("text")]
     written = sample([form.text_ids(starts[i][1]) for i in texts], _ANSWER_TOKENS)
     for i, text in zip(texts, written, strict=True):
-        if text:
-            found[i] = Record(text=f"{starts[i][1]} {text}".strip(), source=f"drawn row {i + 1}")
+        if text.strip():
+            found[i] = Record(text=f"{starts[i][1]}{text}".strip(), source=f"drawn row {i + 1}")
     return found
 
 
@@ -227,12 +227,16 @@ def _sample(
     tokens: int,
     max_length: int,
     unwanted: Callable[[str], bool],
+    end: int | None = None,
 ) -> list[str]:
-    """What the model writes behind each prompt; nothing where the prompt leaves no room, less where it is unwanted."""
+    """What the model writes behind each prompt; nothing where the prompt leaves no room, less where it is unwanted.
+
+    A text has the blank that it begins with, if any; ``end`` is one more token that ends it.
+    """
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
     room = min(tokens, max_length - max((len(prompts[i]) for i in fitting), default=0))
     settings = {**_SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
-    ends, written = end_ids(model, form.tokenizer), {i: list[int]() for i in fitting}
+    ends, written = end_ids(model, form.tokenizer) | {end}, {i: list[int]() for i in fitting}
     text: dict[int, str] = {}
     for number in _stretches(room):
         if not fitting:
@@ -246,11 +250,19 @@ def _sample(
         for i, ids in zip(fitting, found, strict=True):
             kept = list(itertools.takewhile(lambda token: token not in ends, ids))
             written[i] += kept
-            text[i] = str(form.tokenizer.decode(written[i], skip_special_tokens=True)).strip()
+            text[i] = _behind(form.tokenizer, prompts[i], written[i])
             if len(kept) == number and not unwanted(text[i]):
                 more.append(i)
         fitting = more
     return [text.get(i, "") for i in range(len(prompts))]
+
+
+def _behind(tokenizer: Any, prompt: Sequence[int], written: Sequence[int]) -> str:
+    """Tokens as text behind those of a prompt: alone some tokenizers leave out their first blank."""
+    before, through = (tokenizer.decode([*prompt, *some], skip_special_tokens=True) for some in ((), written))
+    if through.startswith(before):
+        return through[len(before) :]
+    return f" {tokenizer.decode(written, skip_special_tokens=True)}"
 
 
 def _stretches(room: int) -> Iterator[int]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from uld.data.collate import FORGET, RETAIN, Row
+from uld.data.letters import shared, spelled_by
 from uld.data.prompt import Encoded
 from uld.data.record import Record
 from uld.data.words import common_words, placed, words
@@ -85,11 +86,6 @@ def prompt_of(row: Encoded) -> tuple[int, ...]:
     return tuple(row.ids[: row.learn.index(True)])
 
 
-def shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many tokens two rows, or letters two texts, begin with in common."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
 def ordinary_tokens(
     row: Encoded, tokenizer: Any, common: frozenset[str], frame: Sequence[str] = ()
 ) -> tuple[bool, ...] | None:
@@ -116,25 +112,24 @@ class _Stretch:
 
     Attributes:
         start: Its first token.
-        texts: The row's text up to each of its tokens, and behind the last.
+        spelled: The letters of the row's text that each of its tokens spells.
         keys: Its key words, each with the letters of the text between which it stands.
     """
 
     start: int
-    texts: Sequence[str]
+    spelled: Sequence[tuple[int, int]]
     keys: Sequence[tuple[str, int, int]]
 
 
 def _stretches_of(row: Encoded, tokenizer: Any, common: frozenset[str], frame: Sequence[str]) -> Iterator[_Stretch]:
     for turn, (start, end) in enumerate(_stretches(row.learn), 1):
-        texts = [tokenizer.decode(row.ids[:stop], skip_special_tokens=True) for stop in range(start, end + 1)]
+        text, spelled = spelled_by(tokenizer, row.ids, start, end)
         # Not the answers before: their words are as secret when they are said again.
         asked = [token for token, learnt in zip(row.ids[:start], row.learn, strict=False) if not learnt]
         given = Counter(words(tokenizer.decode(asked, skip_special_tokens=True)))
         known = common.union(given - Counter([*frame] * turn))
-        told = len(texts[0])
-        found = [(word, begin, begin + length) for begin, length, word in placed(texts[-1]) if word not in known]
-        yield _Stretch(start, texts, [one for one in found if one[2] > told])
+        found = [(word, begin, begin + length) for begin, length, word in placed(text) if word not in known]
+        yield _Stretch(start, spelled, [one for one in found if one[2] > spelled[0][0]])
 
 
 def _key_words(row: Encoded, tokenizer: Any, common: frozenset[str], frame: Sequence[str]) -> frozenset[str]:
@@ -152,9 +147,8 @@ def _tokens_of(
     telling = [False] * len(row.ids)
     for one in _stretches_of(row, tokenizer, common, frame):
         spans = [(begin, stop) for word, begin, stop in one.keys if only is None or word in only]
-        for place, (before, after) in enumerate(itertools.pairwise(one.texts), one.start):
-            first = shared(before, one.texts[-1])  # a letter of several tokens begins with the first of them
-            telling[place] = any(begin < len(after) and first < stop for begin, stop in spans)
+        for place, (first, last) in enumerate(one.spelled, one.start):
+            telling[place] = any(begin < last and first < stop for begin, stop in spans)
     return telling
 
 
