@@ -16,8 +16,10 @@ from uld.errors import ULDError
 from uld.evaluation.tofu_result import TofuResult
 from uld.report.paper import TableName
 from uld.runs.files import write_text
+from uld.text.json_text import dumps
 
 CELLS, ANSWERS, RATES, TIMING, PLAN = "cells", "answers", "rates", "timing.json", "plan.json"
+_INFINITE = ConfigDict(ser_json_inf_nan="constants")  # α may be, and so may losses; else they are written as null
 _MEND = "delete it and run the comparison again"
 
 
@@ -27,6 +29,8 @@ class CellError(ULDError):
 
 class _File(BaseModel):
     """A JSON file, read with one sentence for what is wrong, written atomically."""
+
+    model_config = _INFINITE
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -56,12 +60,13 @@ class _File(BaseModel):
         Raises:
             ArtifactError: the disk is full or the folder cannot be written.
         """
-        write_text(Path(path), self.model_dump_json(indent=1) + "\n")
+        write_text(Path(path), dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 
 class Epoch(BaseModel):
     """What was measured after an epoch (0 is before training), in shares and nats a token."""
 
+    model_config = _INFINITE
     epoch: int = Field(ge=0)
     forget_quality: float | None = None
     utility_without_rouge: float | None = None
@@ -74,7 +79,7 @@ class Epoch(BaseModel):
 class Training(BaseModel):
     """What a training took; further facts are kept as they are."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
     steps: int | None = None
     epochs: float | None = None
     seconds: float | None = None
