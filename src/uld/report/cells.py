@@ -162,11 +162,13 @@ class Plan(_File):
     Attributes:
         cells: They decide which tables a finished cell stands in, too.
         notes: Sentences that belong under a table.
+        rates: Names of the candidates for learning rates; None in plans of earlier versions.
     """
 
     format: Literal[1] = 1
     cells: list[Identity]
     notes: dict[TableName, list[str]] = {}
+    rates: list[str] | None = None
 
 
 class Rate(_File):
@@ -287,7 +289,7 @@ def read_cells(folder: str | Path) -> list[Cell]:
 
 
 def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
-    """Read a comparison's folder: of a folder with a plan the cells that it names, and none that another grid left.
+    """Read a comparison's folder: with a plan the cells and rates that it names, and none that another grid left.
 
     Args:
         folder: Output folder of ``uld compare``.
@@ -302,7 +304,8 @@ def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
     cells = [cell for cell in read_cells(folder) if plan is None or cell.key in planned]
     paths = {cell.name: folder / ANSWERS / f"{cell.name}.json" for cell in cells if quote}
     answers = {name: Answers.read(path) for name, path in paths.items() if path.exists()}
-    rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json")]
+    tried = plan.rates if plan is not None else None
+    rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json") if tried is None or path.stem in tried]
     rates.sort(key=lambda rate: (rate.method, rate.learning_rate))
     timing = Timing.read(folder / TIMING) if (folder / TIMING).exists() else None
     cells = [cell.model_copy(update={"group": planned.get(cell.key, cell).group}) for cell in cells]
