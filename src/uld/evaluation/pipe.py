@@ -5,7 +5,7 @@ result: all of it is here, and the same for every `uld.evaluation.benchmark.Benc
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.prompt import PromptFormat
-from uld.errors import ULDError
+from uld.errors import ULDError, guess
 from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, slug
 from uld.evaluation.resume import begin
 from uld.model.device import best_device
@@ -169,7 +169,7 @@ def evaluate(
     beside = {role: settings.pop(role) for role in kind.others if role in settings}
     if not isinstance(benchmark, str) and settings:
         raise ULDError(f"a benchmark of one's own has its settings in it: leave out {', '.join(settings)}")
-    made: Benchmark = kind(**settings) if isinstance(benchmark, str) else benchmark
+    made: Benchmark = _made(benchmark, kind, settings) if isinstance(benchmark, str) else benchmark
     if isinstance(model, str | Path):
         candidate = _at(model, template)
     else:
@@ -183,6 +183,24 @@ def evaluate(
         if place is not None
     }
     return compare(made, candidate, folder, others, progress=progress)
+
+
+def _made(name: str, kind: type[Any], settings: Mapping[str, Any]) -> Benchmark:
+    """A benchmark with its settings.
+
+    Raises:
+        ULDError: it has no such setting, needs another, or one of them is a bad one.
+    """
+    own = {one.name: one for one in fields(kind) if one.init}
+    if unknown := [one for one in settings if one not in own]:
+        known = [*own, *kind.others]
+        raise ULDError(
+            f"{name} has no setting {unknown[0]!r}{guess(unknown[0], known) or ': it has ' + ', '.join(known)}"
+        )
+    missing = [one.name for one in own.values() if one.default is one.default_factory is MISSING]
+    if lacking := [one for one in missing if one not in settings]:
+        raise ULDError(f"{name} needs {' and '.join(lacking)}")
+    return kind(**settings)
 
 
 def _at(place: str | Path, template: str | None, date: str | None = None) -> Candidate:
