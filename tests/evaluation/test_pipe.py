@@ -137,6 +137,28 @@ def test_one_file_stands_for_a_list_of_one(micro, tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "option"),
+    [
+        ("attacks", {"members": "docs", "non_members": "other.txt"}, "members"),
+        ("attacks", {"members": ["other.txt"], "non_members": ["docs"]}, "non-members"),
+        ("copyright", {"text": "docs"}, "text"),
+        ("copyright", {"text": "other.txt", "kept": ["other.txt", "docs"]}, "kept"),
+    ],
+)
+def test_results_never_lie_in_the_documents_that_are_read(micro, tmp_path, monkeypatch, name, settings, option):
+    """They would be read as well, and the same command would not continue."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs" / "deep").mkdir(parents=True)
+    for place in ("docs/deep/a.txt", "other.txt"):
+        (tmp_path / place).write_text(f"Of {place} a text is told. " * 40)
+    before = sorted(tmp_path.rglob("*"))
+    for output in ("docs", "docs/deep", "docs/eval"):
+        with pytest.raises(ULDError, match=rf"^--output {output} .* \(--{option}\)"):
+            uld.evaluate(name, micro.run, output=output, progress=False, **settings)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_tasks_and_metrics_that_there_are_not_are_refused_in_python(tmp_path):
     qa = [{"question": "who?", "answer": "me"}]
     with pytest.raises(ULDError, match="metrics must be some of verbmem, knowmem, privleak, utility, not 'knowme'"):

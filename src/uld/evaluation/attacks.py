@@ -46,6 +46,7 @@ class Attacks(Benchmark):
         "retain_model": Other("retain-model"),
     }
     in_name = ("limit", "max_length")
+    documents = SETS
 
     members: Source | Sequence[Source]
     non_members: Source | Sequence[Source]

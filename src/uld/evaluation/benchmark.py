@@ -208,6 +208,8 @@ class Benchmark(ABC):
     """Models that it compares with, by the name of the option (``retain_model``)."""
     in_name: ClassVar[tuple[str, ...]] = ()
     """Settings that become part of the folder's name where they are not the usual ones."""
+    documents: ClassVar[tuple[str, ...]] = ()
+    """Settings that name files and folders of documents, in which no results may lie: they would be read as well."""
     name: str
     """Name of the folder that results go to."""
 

@@ -115,6 +115,7 @@ class Copyright(Benchmark):
 
     prompt = "plain"
     in_name = ("chunks", "chunk_tokens", "prompt_tokens")
+    documents = ("text", "kept")
 
     text: str | Path
     kept: str | Path | Sequence[str | Path] | None = None

@@ -13,8 +13,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uld.data.documents import listed
 from uld.data.prompt import PromptFormat
-from uld.errors import ULDError, guess
+from uld.data.record import Record
+from uld.errors import ULDError, flag, guess
 from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, slug
 from uld.evaluation.resume import begin
 from uld.model.device import best_device
@@ -22,6 +24,7 @@ from uld.model.load import load
 from uld.runs.files import write_text
 from uld.runs.hub import manifest_of
 from uld.runs.manifest import is_run
+from uld.runs.places import refuse_sources
 from uld.text.json_text import dumps
 from uld.training.settings import is_first_process
 
@@ -102,8 +105,10 @@ def compare(
         progress: Show a progress bar.
 
     Raises:
-        ULDError: see `run`.
+        ULDError: see `run`; or the folder lies in documents that are read.
     """
+    named = {flag(name): listed(getattr(benchmark, name) or ()) for name in benchmark.documents}
+    refuse_sources(folder, {name: [one for one in some if not isinstance(one, Record)] for name, some in named.items()})
     others = {role: others[role] for role in benchmark.others if others and role in others}
     judge = next((role for role in reversed(others) if benchmark.others[role].judges), None)
     found = run(benchmark, candidate.subject(), folder, progress=progress)

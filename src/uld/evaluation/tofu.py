@@ -73,6 +73,7 @@ class Tofu(Benchmark):
         "base_model": Other(alike=False, judges=True),
     }
     in_name = ("max_new_tokens",)
+    documents = ("non_members",)
 
     split: str = "forget10"
     data: str | Path | None = None
