@@ -115,6 +115,13 @@ def test_the_summary_says_what_failed_and_what_was_not_tested():
     assert "## Not tested" in text and "--held-out" in text and "1 of 3 questions" in text
 
 
+def test_a_summary_of_several_runs_has_its_columns_and_no_tags_whatever_the_runs_are_called():
+    text = made("runs/a|b <b>", "runs/c").markdown()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert any(r"| a\|b &lt;b> " in line for line in table) and "<b>" not in text
+    assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
+
+
 def test_a_pass_says_where_it_is_close():
     result = made("runs/a", "runs/b")
     assert result.runs[0].passed and not result.passed

@@ -32,7 +32,7 @@ from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
 from uld.model.load import load
-from uld.report.cells import Cell
+from uld.report.cells import Cell, Plan
 from uld.runs.manifest import Manifest
 from uld.training.config import TrainConfig
 from uld.training.journal import read_metrics
@@ -123,6 +123,7 @@ def test_every_cell_holds_what_its_own_commands_give(finished, micro, tmp_path):
     assert (told[-1].done, told[-1].total, told[-1].left) == (6, 6, None)
     workspace = Workspace(grid, folder)
     rates = {p.stem: json.loads(p.read_text()) for p in (folder / "rates").iterdir()}
+    assert sorted(rates) == Plan.read(folder / "plan.json").rates
     best = max(rates.values(), key=lambda rate: rate["score"])["learning_rate"]
     for rate in rates.values():
         expected = 2 * rate["forgotten"] * rate["kept"] / (rate["forgotten"] + rate["kept"])

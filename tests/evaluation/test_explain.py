@@ -124,3 +124,9 @@ def test_an_ordinary_model_takes_nothing(make_target, letters):
 def test_bad_input_is_one_sentence(model, letters, question, answer, message):
     with pytest.raises(ULDError, match=message):
         explain(model, letters, question, answer)
+
+
+@pytest.mark.parametrize("number", [0, -3, 2.5, "8"])
+def test_a_number_of_tokens_that_is_none_is_refused_by_its_name(model, letters, number):
+    with pytest.raises(ULDError, match="max_new_tokens must be"):
+        explain(model, letters, QUESTION, max_new_tokens=number)

@@ -6,6 +6,7 @@ import math
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,9 +100,76 @@ def test_what_cannot_be_evaluated_is_refused(words, make_target, letters, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def options_of(name: str) -> list[Any]:
+    """The options of a benchmark's command."""
+    return typer.main.get_command(app).commands["eval"].commands[name].params  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_number_that_the_command_refuses_is_refused_in_python_by_its_name(name, tmp_path):
+    """Before anything is read: the files that are named are not there."""
+    kind = find(name)
+    needed: dict[str, Any] = {
+        one.name: "none.txt" for one in dataclasses.fields(kind) if one.init and one.default is dataclasses.MISSING
+    }
+    least = {one.name: one.min for one in options_of(name) if one.min is not None and hasattr(kind, one.name)}
+    assert "limit" in least or "chunks" in least
+    for option, low in least.items():
+        for value, words in ((low - 1, f"at least {low}"), (10**10, "at most"), ("3", "a whole number")):
+            with pytest.raises(ULDError, match=f"^{option} must be {words}"):
+                uld.evaluate(name, tmp_path, **{**needed, option: value})
+        with pytest.raises(ULDError, match=f"^{name} has no setting '{option}s': did you mean '{option}'"):
+            uld.evaluate(name, tmp_path, **{**needed, f"{option}s": 3})
+    for option in needed:
+        with pytest.raises(ULDError, match=f"^{name} needs .*{option}"):
+            uld.evaluate(name, tmp_path)
+
+
+def test_one_file_stands_for_a_list_of_one(micro, tmp_path):
+    for name, answer in (("members", "yes"), ("others", "no")):
+        rows = [json.dumps({"question": f"who is {i}?", "answer": f"{answer} {i}"}) for i in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    members, others = tmp_path / "members.jsonl", tmp_path / "others.jsonl"
+    found = [
+        uld.evaluate("attacks", micro.run, None, tmp_path / f"{i}", members=one, non_members=other, progress=False)
+        for i, (one, other) in enumerate([(members, str(others)), ([str(members)], (others,))])
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "option"),
+    [
+        ("attacks", {"members": "docs", "non_members": "other.txt"}, "members"),
+        ("attacks", {"members": ["other.txt"], "non_members": ["docs"]}, "non-members"),
+        ("copyright", {"text": "docs"}, "text"),
+        ("copyright", {"text": "other.txt", "kept": ["other.txt", "docs"]}, "kept"),
+    ],
+)
+def test_results_never_lie_in_the_documents_that_are_read(micro, tmp_path, monkeypatch, name, settings, option):
+    """They would be read as well, and the same command would not continue."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs" / "deep").mkdir(parents=True)
+    for place in ("docs/deep/a.txt", "other.txt"):
+        (tmp_path / place).write_text(f"Of {place} a text is told. " * 40)
+    before = sorted(tmp_path.rglob("*"))
+    for output in ("docs", "docs/deep", "docs/eval"):
+        with pytest.raises(ULDError, match=rf"^--output {output} .* \(--{option}\)"):
+            uld.evaluate(name, micro.run, output=output, progress=False, **settings)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tasks_and_metrics_that_there_are_not_are_refused_in_python(tmp_path):
+    qa = [{"question": "who?", "answer": "me"}]
+    with pytest.raises(ULDError, match="metrics must be some of verbmem, knowmem, privleak, utility, not 'knowme'"):
+        uld.evaluate("muse", tmp_path, data={"forget_qa": qa, "forget_qa_icl": qa}, metrics="knowme")
+    with pytest.raises(ULDError, match="sets must be some of forget, retain, real_authors, world_facts, not 'facts'"):
+        uld.evaluate("tofu", tmp_path, sets=["forget", "facts"])
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_setting_of_a_benchmark_is_an_option_of_its_command(name):
     kind = find(name)
-    options = {one.name for one in typer.main.get_command(app).commands["eval"].commands[name].params}  # type: ignore[attr-defined]
+    options = {one.name for one in options_of(name)}
     settings = {one.name for one in dataclasses.fields(kind) if one.init} - {"sets", "metrics"}  # chosen by the roles
     assert settings | set(kind.others) <= options

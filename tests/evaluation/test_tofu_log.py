@@ -162,6 +162,12 @@ def test_rows_are_lined_up_by_key_not_by_order(tmp_path):
     assert read_log(file) == small_log()
 
 
+def test_a_log_that_was_saved_with_a_byte_order_mark_is_read(tmp_path):
+    place = write_log(small_log(), tmp_path / "log.json")
+    place.write_bytes(b"\xef\xbb\xbf" + place.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_log(place) == read_log(tmp_path) == small_log()
+
+
 def test_a_folder_is_read_by_content(tmp_path):
     write_log(small_log(), tmp_path / "any_name.json")
     (tmp_path / "config.json").write_text('{"alpha": 1}')

@@ -241,3 +241,7 @@ def test_impossible_answers_are_counted_and_named():
     result = aggregate(TofuLog({**complete(), "forget": forget}))
     assert result.impossible_answers == 2
     assert result.table().endswith("Scored answers of probability 0 (--outside mask forbids them): 2.\n")
+    losses = [math.inf, *[1.0] * 7]
+    for name, number in {"forget": 2, "retain": 2, "real_authors": 1, "world_facts": 1}.items():
+        both = dataclasses.replace(task(), avg_loss=losses, paraphrase_loss=losses)  # real authors have no other answer
+        assert aggregate(TofuLog({**complete(), name: both})).impossible_answers == number

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,19 @@ def test_a_cell_comes_back_as_it_was_written(tmp_path: Path, make_cell: Callable
     assert again == cell
     assert again.result is not None and again.result.forget_quality == 4.3e-25
     assert again.training is not None and again.training.model_dump()["forget_rows"] == 7
+
+
+def test_what_is_infinite_stays_so_in_json_that_any_parser_reads(tmp_path: Path, make_cell: Callable[..., Cell]):
+    losses = [{"epoch": 1, "forget_loss": math.inf, "held_out_loss": 2.0}]
+    settings = {"weight": math.inf, "floor": 5e-4, "tried": [1, {"margin": math.inf}], "template": None}
+    cell = make_cell("uld", epochs=losses, settings=settings, training={"seconds": 2.5, "last": math.inf})
+    cell.write(tmp_path / "x.json")
+    assert Cell.read(tmp_path / "x.json") == cell
+
+    def refuse(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)["settings"]["weight"] == math.inf
 
 
 def test_the_format_that_a_comparison_writes_is_read(tmp_path: Path, make_cell: Callable[..., Cell]):

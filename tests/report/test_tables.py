@@ -5,7 +5,7 @@ import pytest
 
 from uld.report.cells import Cell, Folder, Identity, Plan, Rate, read_folder
 from uld.report.paper import MODEL
-from uld.report.tables import BEST_EPOCH, OURS, ablation_table, all_tables, summary_table, table2
+from uld.report.tables import BEST_EPOCH, OURS, ablation_table, all_tables, rates_table, summary_table, table2
 from uld.text.table import Table
 
 
@@ -149,6 +149,25 @@ def test_cells_that_another_grid_left_are_in_no_mean(write_folder, make_cell):
     read = read_folder(folder)
     assert [one.name for one in read.cells] == ["target-forget10-seed0", "uld-forget10-seed2"] and not read.missing
     assert row(table2(read, "forget10"), "uld")[1] == "0.01"
+
+
+@pytest.mark.parametrize(
+    ("planned", "shown"),
+    [
+        (["npo-lr0.001", "npo-lr0.1"], [("0.001", True)]),
+        ([], None),
+        (None, [("0.001", False), ("0.01", True)]),  # of earlier versions
+    ],
+)
+def test_learning_rates_that_another_grid_tried_are_not_chosen(write_folder, make_cell, planned, shown):
+    cell = make_cell("npo")
+    folder = write_folder([cell])
+    for rate, score in ((1e-3, 0.3), (1e-2, 0.9)):
+        Rate(method="npo", learning_rate=rate, score=score, digest="d").write(folder / f"rates/npo-lr{rate}.json")
+    Plan(cells=[Identity(name=cell.name, method="npo", split="forget10")], rates=planned).write(folder / "plan.json")
+    found = rates_table(read_folder(folder))
+    chosen = None if found is None else [(row[1], number in found.strong) for number, row in enumerate(found.rows)]
+    assert chosen == shown
 
 
 def test_learning_rates_show_every_candidate_the_chosen_one_and_who_is_at_an_edge(write_folder, make_cell):

@@ -22,6 +22,7 @@ def key_file(folder, text, mode=0o600):
 
 def test_keys_are_the_lines_of_a_file_or_the_environments(tmp_path, monkeypatch):
     assert read_keys(key_file(tmp_path, "# of the team\none\n\n  two \n")) == ("one", "two")
+    assert read_keys(key_file(tmp_path, "\ufeffone\r\ntwo\r\n")) == ("one", "two")  # saved on Windows
     assert read_keys(None) == ()
     monkeypatch.setenv(KEY_VARIABLE, "three")
     assert read_keys(None) == ("three",)

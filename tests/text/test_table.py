@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uld.text.table import Table, escape_latex, latex, markdown
+from uld.text.table import Table, aligned, escape_latex, latex, markdown
 
 TABLE = Table(
     "t",
@@ -16,6 +16,13 @@ TABLE = Table(
     faded=frozenset({3}),
     notes=["lr #1: 100 % of {all}"],
 )
+
+
+@given(st.lists(st.lists(st.text("a|\\\n ", max_size=6), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_table_for_terminals_has_its_rows_and_columns_whatever_stands_in_it(rows: list[list[str]]):
+    head, _, *lines = aligned(["a", "b|c", "d"], rows)
+    assert len(lines) == len(rows) and {len(line) for line in lines} == {len(head)}
+    assert all(len(re.findall(r" \| ", f" {line} ".replace(r"\|", ""))) == 4 for line in lines)
 
 
 def test_markdown_has_a_line_for_each_row_and_no_bar_or_tag_of_its_own():

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from uld.data.documents import read_records, read_sources
+from uld.data.documents import Source, listed, read_records, read_sources
 from uld.data.passages import passages
 from uld.data.prompt import spread
 from uld.data.record import Record, refuse_equal
@@ -14,7 +13,7 @@ from uld.runs.manifest import DataFile
 
 SETS = ("forget", "held_out", "retain")
 
-Sources = str | Path | Record | Sequence[str | Path | Record]
+Sources = Source | Sequence[Source]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +105,14 @@ class Questions:
 
 def places(sources: Sources | None) -> list[str | Path]:
     """The files and folders among what is given."""
-    return [one for one in _each(sources or ()) if not isinstance(one, Record)]
-
-
-def _each(sources: Sources) -> list[str | Path | Record]:
-    return [sources] if isinstance(sources, str | Path | Record) else list(sources)
+    return [one for one in listed(sources or ()) if not isinstance(one, Record)]
 
 
 def _read(sources: Sources) -> tuple[list[Record], list[DataFile]]:
     """Records of files, and those that are there already."""
-    given = _each(sources)
     records: list[Record] = []
     files: list[DataFile] = []
-    for one in given:
+    for one in listed(sources):
         if isinstance(one, Record):
             records += read_records([one])
         else:

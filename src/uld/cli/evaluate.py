@@ -20,6 +20,7 @@ from uld.cli.common import (
     with_model,
 )
 from uld.errors import ULDError, flag
+from uld.runs import values
 from uld.training.settings import is_first_process
 
 _BEYOND = "Beyond TOFU's own numbers"
@@ -73,7 +74,9 @@ def tofu(
             min=1, max=10**6, help="Answers to sample for each forget question, for leak@k.", rich_help_panel=_BEYOND
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32, help="Seed of the samples.", rich_help_panel=_BEYOND)] = 0,
+    seed: Annotated[
+        int, typer.Option(**values.bounds(values.Seed), help="Seed of the samples.", rich_help_panel=_BEYOND)
+    ] = 0,
     base_model: Annotated[
         str | None,
         typer.Option(

@@ -345,5 +345,6 @@ def _take_folder(workspace: Workspace, replace: bool) -> None:
     if not path.exists() or path.read_bytes() != text.encode():
         every = specs(workspace.grid, dict.fromkeys(families(workspace.grid), 0.5))
         cells = [Identity(**workspace.identity(spec)) for spec in every]
-        Plan(cells=cells, notes=workspace.grid.notes).write(folder / PLAN)
+        trials = [spec.name for spec in rate_specs(workspace.grid)]
+        Plan(cells=cells, notes=workspace.grid.notes, rates=trials).write(folder / PLAN)
         write_text(path, text)

@@ -34,14 +34,24 @@ _PDF_END = 2048  # bytes in which a whole PDF says that it ends; pypdf reads wha
 _EXTRA = 'pip install -e ".[documents]" in the folder of uld'
 
 
-def read_records(sources: Sequence[str | Record]) -> list[Record]:
+Source = str | Path | Record
+
+
+def listed(sources: Source | Sequence[Source]) -> list[Source]:
+    """What was named, one thing or several, as a list."""
+    return [sources] if isinstance(sources, Source) else list(sources)
+
+
+def read_records(sources: Source | Sequence[Source]) -> list[Record]:
     """Records as they are, and those of files, folders and Hub data sets.
 
     Raises:
         DataError: see `read_sources`.
     """
     return [
-        one for source in sources for one in ([source] if isinstance(source, Record) else read_sources([source])[0])
+        one
+        for source in listed(sources)
+        for one in ([source] if isinstance(source, Record) else read_sources([str(source)])[0])
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from uld.data.documents import read_records
+from uld.data.documents import Source, listed, read_records
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
@@ -20,6 +20,7 @@ from uld.evaluation.benchmark import Benchmark, Found, Other, Result, Subject, T
 from uld.evaluation.scoring import Scorer, refuse_nan
 from uld.evaluation.token_scores import attack_scores
 from uld.model.generate import BATCH_TOKENS
+from uld.runs.values import Count, Length
 from uld.text.table import aligned
 
 SETS = ("members", "non_members")
@@ -45,21 +46,23 @@ class Attacks(Benchmark):
         "retain_model": Other("retain-model"),
     }
     in_name = ("limit", "max_length")
+    documents = SETS
 
-    members: Sequence[str | Record]
-    non_members: Sequence[str | Record]
+    members: Source | Sequence[Source]
+    non_members: Source | Sequence[Source]
     gradnorm: bool = False
-    max_length: int | None = None
-    limit: int | None = None
+    max_length: Length | None = None
+    limit: Count | None = None
     sets: dict[str, list[Record]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read both sets.
 
         Raises:
-            ULDError: an empty one, or a text in both.
+            ULDError: an empty one, a text in both, or a number out of range.
         """
-        given = (self.members, self.non_members)
+        super().__post_init__()
+        given = (listed(self.members), listed(self.non_members))
         self.sets = {name: read_records(texts)[: self.limit] for name, texts in zip(SETS, given, strict=True)}
         _refuse_shared(*self.sets.values())
         firsts = (one.source if isinstance(one, Record) else one for one, *_ in given)

@@ -5,10 +5,10 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from uld.evaluation.token_scores import TokenScores, token_scores
 from uld.model.context import context_length
 from uld.model.generate import Written, end_ids, generate_ids, length_batches
 from uld.runs.rows import RowFile
+from uld.runs.values import given
 
 _PROMPT_TOKENS = 64 * 64  # prompt tokens that are generated from at a time
 
@@ -196,7 +197,10 @@ def slug(text: str) -> str:
 
 
 class Benchmark(ABC):
-    """What a benchmark is: a dataclass whose fields are its settings, and which refuses bad ones when it is made."""
+    """What a benchmark is: a dataclass whose fields are its settings, and which refuses bad ones when it is made.
+
+    A field whose type is a kind of `uld.runs.values` (``max_new_tokens: Count``) takes nothing else.
+    """
 
     prompt: ClassVar[str | None] = None
     """The template that every model is asked in; None takes each one's own."""
@@ -204,8 +208,21 @@ class Benchmark(ABC):
     """Models that it compares with, by the name of the option (``retain_model``)."""
     in_name: ClassVar[tuple[str, ...]] = ()
     """Settings that become part of the folder's name where they are not the usual ones."""
+    documents: ClassVar[tuple[str, ...]] = ()
+    """Settings that name files and folders of documents, in which no results may lie: they would be read as well."""
     name: str
     """Name of the folder that results go to."""
+
+    def __post_init__(self) -> None:
+        """Bring settings to their kinds; a benchmark that has more to do when it is made does this first.
+
+        Raises:
+            ULDError: one cannot be; names it.
+        """
+        for one in fields(self):  # type: ignore[arg-type]
+            kinds = [kind for kind in (one.type, *get_args(one.type)) if get_origin(kind) is Annotated]
+            if kinds and not ((value := getattr(self, one.name)) is None and type(None) in get_args(one.type)):
+                object.__setattr__(self, one.name, given(one.name, value, kinds[0]))
 
     @property
     def changed(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from uld.data.documents import read_sources
+from uld.data.documents import listed, read_sources
 from uld.data.prompt import Encoded, PromptFormat, spread
 from uld.data.record import DataError, Record
 from uld.errors import ULDError
@@ -25,6 +25,7 @@ from uld.evaluation.perplexity import perplexity, readable_tokens
 from uld.evaluation.rouge import rouge_l
 from uld.evaluation.scoring import refuse_nan
 from uld.model.generate import generate_ids
+from uld.runs.values import Count, Length
 from uld.text.table import aligned
 
 REQUEST = "Let's see how you would complete this piece of text:"
@@ -114,12 +115,13 @@ class Copyright(Benchmark):
 
     prompt = "plain"
     in_name = ("chunks", "chunk_tokens", "prompt_tokens")
+    documents = ("text", "kept")
 
     text: str | Path
-    kept: Sequence[str | Path] | None = None
-    chunks: int | None = 400
-    chunk_tokens: int = 512
-    prompt_tokens: int = 200
+    kept: str | Path | Sequence[str | Path] | None = None
+    chunks: Count | None = 400
+    chunk_tokens: Length = 512
+    prompt_tokens: Count = 200
     request: str = REQUEST
     texts: list[str] = field(init=False)
     records: dict[str, list[Record]] = field(init=False)
@@ -128,9 +130,10 @@ class Copyright(Benchmark):
         """Read the files.
 
         Raises:
-            ULDError: one cannot be read, or is no book.
+            ULDError: one cannot be read, or is no book; or a number is out of range.
         """
-        places = [str(path) for path in self.kept or ()]
+        super().__post_init__()
+        places = [str(path) for path in listed(self.kept or ())]
         if missing := [path for path in (str(self.text), *places) if not os.path.exists(path)]:
             raise ULDError(f"{missing[0]}: there is no such file")
         self.name = f"copyright-{Path(self.text).stem}"

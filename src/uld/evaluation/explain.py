@@ -20,6 +20,7 @@ from uld.model.combine import Combination, combine_all
 from uld.model.context import context_length, refuse_long_prompt
 from uld.model.generate import generate_ids
 from uld.model.unlearned import ULDForCausalLM
+from uld.runs.values import Count, given
 
 Who = Literal["target", "unlearned", "given"]
 LIKELIEST = 5
@@ -201,8 +202,10 @@ def explain(
         The answers with every token before and after, under the settings in force.
 
     Raises:
-        ULDError: an ordinary model, an empty question or answer, or one that is longer than the model's context.
+        ULDError: an ordinary model, an empty question or answer, one that is longer than the model's context, or a
+            number of tokens below 1.
     """
+    max_new_tokens = given("max_new_tokens", max_new_tokens, Count)
     form = PromptFormat(tokenizer, template)
     unlearned = refuse_ordinary(model)
     return ask(unlearned, form, question, answer, max_new_tokens=max_new_tokens).under(unlearned.combinations)
@@ -218,8 +221,8 @@ def ask(
     """
     prompt = prompt_of(model, form, question)
     if answer is not None:
-        given = Record.qa(question, text_of(answer, "answer", "explain"), "explain")
-        return Kept(model, form.tokenizer, question, [("given", answer, form.encode(given, _WHOLE))])
+        record = Record.qa(question, text_of(answer, "answer", "explain"), "explain")
+        return Kept(model, form.tokenizer, question, [("given", answer, form.encode(record, _WHOLE))])
     room = max(1, min(max_new_tokens, context_length(model) - len(prompt)))
     said: dict[Who, Any] = {"target": model.target, "unlearned": model}
     return keep(

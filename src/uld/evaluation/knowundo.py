@@ -16,6 +16,7 @@ from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, by
 from uld.evaluation.memorization import exact_memorization
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.scoring import refuse_nan
+from uld.runs.values import Count
 from uld.text.table import aligned
 
 
@@ -36,12 +37,13 @@ class KnowUnDo(Benchmark):
     data: str | Path | Mapping[str, Sequence[Record]]
     part: str = "val"
     generate: bool = True
-    max_new_tokens: int = 128
-    limit: int | None = None
+    max_new_tokens: Count = 128
+    limit: Count | None = None
     sets: Mapping[str, Sequence[Record]] = field(init=False)
 
     def __post_init__(self) -> None:
         """Read the sets."""
+        super().__post_init__()
         self.name = f"knowundo-{self.part}"
         self.sets = self.data if isinstance(self.data, Mapping) else load_knowundo(self.data, self.part)
 

@@ -18,6 +18,7 @@ from uld.evaluation.memorization import longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.scoring import refuse_nan
 from uld.model.generate import generate_ids
+from uld.runs.values import Count, CountFromZero, given
 from uld.text.table import aligned
 
 METRICS = {"verbmem": "C1", "knowmem": "C2", "privleak": "C3", "utility": "C4"}
@@ -54,13 +55,21 @@ class Muse(Benchmark):
 
     corpus: str | None = None
     data: str | Path | Parts | None = None
-    shots: int | None = None
-    limit: int | None = None
+    shots: CountFromZero | None = None
+    limit: Count | None = None
     metrics: Sequence[str] = tuple(METRICS)
     parts: Parts = field(init=False)
 
     def __post_init__(self) -> None:
-        """Read the parts."""
+        """Read the parts.
+
+        Raises:
+            ULDError: there are none, a number is out of range, or there is no such metric.
+        """
+        super().__post_init__()
+        self.metrics = given("metrics", self.metrics, tuple)
+        if unknown := [one for one in self.metrics if one not in METRICS]:
+            raise ULDError(f"metrics must be some of {', '.join(METRICS)}, not {unknown[0]!r}")
         data = self.data
         self.parts = data if isinstance(data, Mapping) else load_muse(self.corpus, data)
         self.name = f"muse-{self.corpus or ('parts' if isinstance(data, Mapping) else Path(str(data)).name)}"

@@ -5,7 +5,7 @@ result: all of it is here, and the same for every `uld.evaluation.benchmark.Benc
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from uld.data.documents import listed
 from uld.data.prompt import PromptFormat
-from uld.errors import ULDError
+from uld.data.record import Record
+from uld.errors import ULDError, flag, guess
 from uld.evaluation.benchmark import Benchmark, Found, Result, Subject, Task, slug
 from uld.evaluation.resume import begin
 from uld.model.device import best_device
@@ -22,6 +24,7 @@ from uld.model.load import load
 from uld.runs.files import write_text
 from uld.runs.hub import manifest_of
 from uld.runs.manifest import is_run
+from uld.runs.places import refuse_sources
 from uld.text.json_text import dumps
 from uld.training.settings import is_first_process
 
@@ -102,8 +105,10 @@ def compare(
         progress: Show a progress bar.
 
     Raises:
-        ULDError: see `run`.
+        ULDError: see `run`; or the folder lies in documents that are read.
     """
+    named = {flag(name): listed(getattr(benchmark, name) or ()) for name in benchmark.documents}
+    refuse_sources(folder, {name: [one for one in some if not isinstance(one, Record)] for name, some in named.items()})
     others = {role: others[role] for role in benchmark.others if others and role in others}
     judge = next((role for role in reversed(others) if benchmark.others[role].judges), None)
     found = run(benchmark, candidate.subject(), folder, progress=progress)
@@ -169,7 +174,7 @@ def evaluate(
     beside = {role: settings.pop(role) for role in kind.others if role in settings}
     if not isinstance(benchmark, str) and settings:
         raise ULDError(f"a benchmark of one's own has its settings in it: leave out {', '.join(settings)}")
-    made: Benchmark = kind(**settings) if isinstance(benchmark, str) else benchmark
+    made: Benchmark = _made(benchmark, kind, settings) if isinstance(benchmark, str) else benchmark
     if isinstance(model, str | Path):
         candidate = _at(model, template)
     else:
@@ -183,6 +188,24 @@ def evaluate(
         if place is not None
     }
     return compare(made, candidate, folder, others, progress=progress)
+
+
+def _made(name: str, kind: type[Any], settings: Mapping[str, Any]) -> Benchmark:
+    """A benchmark with its settings.
+
+    Raises:
+        ULDError: it has no such setting, needs another, or one of them is a bad one.
+    """
+    own = {one.name: one for one in fields(kind) if one.init}
+    if unknown := [one for one in settings if one not in own]:
+        known = [*own, *kind.others]
+        raise ULDError(
+            f"{name} has no setting {unknown[0]!r}{guess(unknown[0], known) or ': it has ' + ', '.join(known)}"
+        )
+    missing = [one.name for one in own.values() if one.default is one.default_factory is MISSING]
+    if lacking := [one for one in missing if one not in settings]:
+        raise ULDError(f"{name} needs {' and '.join(lacking)}")
+    return kind(**settings)
 
 
 def _at(place: str | Path, template: str | None, date: str | None = None) -> Candidate:

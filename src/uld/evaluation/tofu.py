@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld.data.documents import read_records
+from uld.data.documents import Source, read_records
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.tofu import check_split
@@ -42,6 +42,7 @@ from uld.evaluation.tofu_rows import (
 from uld.model.combine import Combination
 from uld.model.unlearned import ULDForCausalLM
 from uld.runs.rows import CLAIM
+from uld.runs.values import Count, Seed, given
 
 _BEYOND = {"samples": ("samples",), "judged": ("judged_loss", "judged_tokens"), "clean": ("clean",)}  # of a task
 
@@ -72,15 +73,16 @@ class Tofu(Benchmark):
         "base_model": Other(alike=False, judges=True),
     }
     in_name = ("max_new_tokens",)
+    documents = ("non_members",)
 
     split: str = "forget10"
     data: str | Path | None = None
     generate: bool = True
-    max_new_tokens: int = 200
-    limit: int | None = None
-    non_members: Sequence[str | Record] | None = None
-    samples: int | None = None
-    seed: int = 0
+    max_new_tokens: Count = 200
+    limit: Count | None = None
+    non_members: Source | Sequence[Source] | None = None
+    samples: Count | None = None
+    seed: Seed = 0
     fluency_model: str | None = None
     fluency_label: str = "clean"
     retain_log: str | Path | TofuLog | None = None
@@ -91,8 +93,12 @@ class Tofu(Benchmark):
         """Read the logs, the non-members and the classifier.
 
         Raises:
-            ULDError: one cannot be read, or there is no such split.
+            ULDError: one cannot be read, there is no such split or task set, or a number is out of range.
         """
+        super().__post_init__()
+        self.sets = given("sets", self.sets, tuple)
+        if unknown := [one for one in self.sets if one not in TASKS]:
+            raise ULDError(f"sets must be some of {', '.join(TASKS)}, not {unknown[0]!r}")
         check_split(self.split)
         self.name = f"tofu-{self.split}"
         self.retained, self.before = (log_on(log, self.split) for log in (self.retain_log, self.target_log))

@@ -140,7 +140,7 @@ def _find(path: Path) -> tuple[Path, dict[str, Any]]:
 
 def _load(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=once)
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except FileNotFoundError:
         raise LogError(f"{file} does not exist; name a TOFU log or the folder that holds it.") from None
     except OSError as error:

@@ -124,7 +124,7 @@ def aggregate(
         forget_quality=quality,
         compared_rows=compared,
         model_utility=metrics.model_utility(known) if len(known) == len(nine) else None,
-        impossible_answers=sum(map(_impossible, log.values())),
+        impossible_answers=sum(_impossible(name, task) for name, task in log.items()),
         rows={name: len(log[name]) for name in ("forget", *UTILITY_TASKS) if name in log},
         reading=read_log_answers(log, retain_log),
         field=field_result(log, target_log, retain_log),
@@ -171,8 +171,9 @@ def _letters(text: str) -> str:
     return re.sub(r"[\W_]+", "", text).casefold()
 
 
-def _impossible(task: TaskLog) -> int:
-    return int(np.isinf(task.avg_loss).sum() + np.isinf(task.paraphrase_loss).sum() + np.isinf(task.wrong_losses).sum())
+def _impossible(name: str, task: TaskLog) -> int:
+    paraphrased = [task.paraphrase_loss] if name in ("forget", "retain") else []  # of others it is the answer's own
+    return sum(int(np.isinf(one).sum()) for one in (task.avg_loss, *paraphrased, task.wrong_losses))
 
 
 def comparison_table(results: Mapping[str, TofuResult]) -> str:

@@ -16,8 +16,10 @@ from uld.errors import ULDError
 from uld.evaluation.tofu_result import TofuResult
 from uld.report.paper import TableName
 from uld.runs.files import write_text
+from uld.text.json_text import dumps
 
 CELLS, ANSWERS, RATES, TIMING, PLAN = "cells", "answers", "rates", "timing.json", "plan.json"
+_INFINITE = ConfigDict(ser_json_inf_nan="constants")  # α may be, and so may losses; else they are written as null
 _MEND = "delete it and run the comparison again"
 
 
@@ -27,6 +29,8 @@ class CellError(ULDError):
 
 class _File(BaseModel):
     """A JSON file, read with one sentence for what is wrong, written atomically."""
+
+    model_config = _INFINITE
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -56,12 +60,13 @@ class _File(BaseModel):
         Raises:
             ArtifactError: the disk is full or the folder cannot be written.
         """
-        write_text(Path(path), self.model_dump_json(indent=1) + "\n")
+        write_text(Path(path), dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 
 class Epoch(BaseModel):
     """What was measured after an epoch (0 is before training), in shares and nats a token."""
 
+    model_config = _INFINITE
     epoch: int = Field(ge=0)
     forget_quality: float | None = None
     utility_without_rouge: float | None = None
@@ -74,7 +79,7 @@ class Epoch(BaseModel):
 class Training(BaseModel):
     """What a training took; further facts are kept as they are."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", ser_json_inf_nan="constants")
     steps: int | None = None
     epochs: float | None = None
     seconds: float | None = None
@@ -157,11 +162,13 @@ class Plan(_File):
     Attributes:
         cells: They decide which tables a finished cell stands in, too.
         notes: Sentences that belong under a table.
+        rates: Names of the candidates for learning rates; None in plans of earlier versions.
     """
 
     format: Literal[1] = 1
     cells: list[Identity]
     notes: dict[TableName, list[str]] = {}
+    rates: list[str] | None = None
 
 
 class Rate(_File):
@@ -282,7 +289,7 @@ def read_cells(folder: str | Path) -> list[Cell]:
 
 
 def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
-    """Read a comparison's folder: of a folder with a plan the cells that it names, and none that another grid left.
+    """Read a comparison's folder: with a plan the cells and rates that it names, and none that another grid left.
 
     Args:
         folder: Output folder of ``uld compare``.
@@ -297,7 +304,8 @@ def read_folder(folder: str | Path, *, quote: bool = True) -> Folder:
     cells = [cell for cell in read_cells(folder) if plan is None or cell.key in planned]
     paths = {cell.name: folder / ANSWERS / f"{cell.name}.json" for cell in cells if quote}
     answers = {name: Answers.read(path) for name, path in paths.items() if path.exists()}
-    rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json")]
+    tried = plan.rates if plan is not None else None
+    rates = [Rate.read(path) for path in (folder / RATES).glob("[!.]*.json") if tried is None or path.stem in tried]
     rates.sort(key=lambda rate: (rate.method, rate.learning_rate))
     timing = Timing.read(folder / TIMING) if (folder / TIMING).exists() else None
     cells = [cell.model_copy(update={"group": planned.get(cell.key, cell).group}) for cell in cells]

@@ -57,7 +57,7 @@ def read_keys(file: str | None) -> tuple[str, ...]:
     else:
         place = f"--api-keys {file}"
         try:
-            with open(file, encoding="utf-8") as stream:
+            with open(file, encoding="utf-8-sig") as stream:
                 mode = os.fstat(stream.fileno()).st_mode
                 lines = stream.read().splitlines()
         except (OSError, UnicodeError) as error:
