@@ -85,11 +85,13 @@ class TopP(LogitsProcessor):
 
 
 def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens behind which an answer of `generate_ids` holds nothing more: what ends one, and padding."""
+    """Tokens behind which an answer of `generate_ids` holds nothing more: what ends one, and padding.
+
+    Without a padding token its place is taken by token 0, which then stands behind an end alone and may be a word.
+    """
     ends: Any = model.generation_config.eos_token_id
-    pad: Any = tokenizer.pad_token_id
     own: list[Any] = ends if isinstance(ends, list) else [ends]
-    found: list[Any] = [*own, tokenizer.eos_token_id, 0 if pad is None else pad]
+    found: list[Any] = [*own, tokenizer.eos_token_id, tokenizer.pad_token_id]
     return frozenset(one for one in found if one is not None)
 
 
