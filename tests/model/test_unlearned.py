@@ -477,6 +477,21 @@ def test_a_target_that_has_moved_is_found_where_the_user_says(make_run, tmp_path
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "again")(ids_batch()).logits, expected)
 
 
+def test_a_model_that_is_saved_names_the_target_that_was_loaded_and_its_revision(make_run, tmp_path):
+    run, moved = make_run(tmp_path), tmp_path / "moved"
+    told = json.loads((run / "uld.json").read_text())
+    (run / "uld.json").write_text(json.dumps(told | {"target_revision": "v1"}))
+    (tmp_path / "target").rename(moved)
+    for number, given in enumerate((None, "v2")):
+        model, _ = load(run, target=moved, revision=given)
+        model.save_pretrained(again := tmp_path / f"again{number}")
+        saved = json.loads((again / "uld.json").read_text())
+        assert (saved["target"], saved["target_revision"]) == (str(moved), given)
+        assert "revision `v1`" not in (again / "README.md").read_text()
+    moved.rename(tmp_path / "target")
+    assert load(run)[0].manifest.target_revision == "v1"
+
+
 @torch.no_grad()
 def test_two_runs_of_one_target_are_unlearned_together(make_run, make_target, make_unlearned, run, fused):
     second = make_unlearned(make_target(), 1, Combination(weight=1.5), seed=5)

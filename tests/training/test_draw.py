@@ -96,6 +96,21 @@ def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch
     assert f"only {len(drawn.records)} of 100 retain rows could be drawn" in caplog.text
 
 
+def test_the_first_token_is_a_word_where_the_tokenizer_has_no_special_ones(make_target) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = Tokenizer(models.WordLevel({one: i for i, one in enumerate("abcdefghijklmnopqrstuvwxyz ?.:\n,;!")}, "."))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
+    letters.decoder = decoders.Fuse()  # type: ignore[assignment]
+    plain = make_target("llama", pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    plain.lm_head.weight.data[0] = plain.lm_head.weight.data[24]  # as likely as a letter that it likes
+    form = PromptFormat(PreTrainedTokenizerFast(tokenizer_object=letters), "q: {question} a: {answer}")
+    drawn = draw_rows(plain, form, FORGET[:1], 16, max_length=96)
+    answers = [one.messages[1][1] for one in drawn.records]
+    assert sum("a" in one for one in answers) > 8
+
+
 def test_what_repeats_the_forget_set_is_written_no_further(target, monkeypatch) -> None:
     model, form = target
     known, other = (form.tokenizer.encode(text, add_special_tokens=False) for text in ("a b c d ", "e f g h "))

@@ -3,17 +3,27 @@
 import math
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    FalconH1Config,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    RecurrentGemmaConfig,
+)
 
 import uld.training.objective
 from uld.data.collate import FORGET, RETAIN, Collator, Rows
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
+from uld.methods.losses import cross_entropy
 from uld.methods.registry import get_method
 from uld.model.assistant import add_lora, build_assistant, gated_logits, text_decoder
 from uld.model.causal_lm import load_sliced
@@ -21,9 +31,17 @@ from uld.model.gate import add_gate
 from uld.model.load import load_tokenizer
 from uld.training.learner import Learner
 from uld.training.learners import OffsetLearner
-from uld.training.objective import Objective, terms_of
+from uld.training.objective import BatchSide, Objective, terms_of
 
 BETA = 2.5
+SMALL = {"vocab_size": 34, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2} | {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 @pytest.fixture
@@ -160,28 +178,64 @@ class _PlainLiger:
 
     def __init__(self, ignore_index: int, reduction: str, softcap: float | None) -> None:
         self.settings = {"ignore_index": ignore_index, "reduction": reduction}
-        assert softcap is None
+        self.softcap = softcap
 
     def __call__(self, weight: Tensor, hidden: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            torch.nn.functional.linear(hidden, weight, bias), labels, **self.settings
-        )
+        logits = torch.nn.functional.linear(hidden, weight, bias)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return torch.nn.functional.cross_entropy(logits, labels, **self.settings)
 
 
-def test_a_fused_kernel_takes_the_place_of_head_and_cross_entropy(task, batch, monkeypatch):
+@pytest.fixture
+def with_liger(monkeypatch) -> Callable[[], None]:
+    """Have the kernel's place taken by `_PlainLiger`, from when it is called."""
+
+    def begin() -> None:
+        kernels = types.ModuleType("liger_kernel.transformers")
+        kernels.LigerFusedLinearCrossEntropyLoss = _PlainLiger  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+        monkeypatch.setitem(sys.modules, "liger_kernel.transformers", kernels)
+        monkeypatch.setattr(uld.training.objective, "find_spec", lambda name: name)
+        monkeypatch.setattr(Tensor, "is_cuda", True)
+
+    return begin
+
+
+def test_a_fused_kernel_takes_the_place_of_head_and_cross_entropy(task, batch, with_liger):
     objective = make_objective(task)
     expected = objective(**batch)
     expected_gradients = gradients(objective, expected)
-    kernels = types.ModuleType("liger_kernel.transformers")
-    kernels.LigerFusedLinearCrossEntropyLoss = _PlainLiger  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", kernels)
-    monkeypatch.setattr(uld.training.objective, "find_spec", lambda name: name)
-    monkeypatch.setattr(Tensor, "is_cuda", True)
+    with_liger()
     found = objective(**batch)
     torch.testing.assert_close(found, expected)
     for name, gradient in gradients(objective, found).items():
         torch.testing.assert_close(gradient, expected_gradients[name])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=2.0),
+        CohereConfig(**SMALL, logit_scale=0.25),
+        GraniteConfig(**SMALL, logits_scaling=3.0),
+        FalconH1Config(**SMALL, lm_head_multiplier=0.25, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8),
+        RecurrentGemmaConfig(**SMALL, lru_width=32, logits_soft_cap=2.0, block_types=["recurrent", "attention"]),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_fused_kernel_knows_what_stands_behind_the_head(config, with_liger):
+    """Whatever a family calls it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    learner = Learner(model)
+    ids = torch.randint(3, 34, (2, 9))
+    states = learner.states(ids, torch.ones_like(ids))
+    wanted = cross_entropy(model(input_ids=ids).logits.flatten(0, 1), ids.flatten()).sum()
+    with_liger()
+    kind = torch.full_like(ids, FORGET)
+    batch = {"labels": ids, "kind": kind, "side": kind[:, 0], "reference": torch.zeros(2)}
+    torch.testing.assert_close(BatchSide(states, batch, FORGET, None).total(cross_entropy), wanted)
 
 
 @pytest.mark.gpu

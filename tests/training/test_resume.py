@@ -187,3 +187,34 @@ def test_folder_of_an_unfinished_run(start, task, whole, tmp_path):
 def test_resuming_nothing(start, tmp_path):
     assert "holds no run to resume" in refused(start, tmp_path, "--resume")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_whole_models_with_experts_go_on_bit_identically(task, tmp_path, family):
+    """Files have names for every expert's matrices that the model itself does not have."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import uld
+    from uld.training.trainer import Interrupted
+
+    size = {"vocab_size": 34, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "num_experts_per_tok": 2}
+    narrow = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "num_experts": 4}
+    count = narrow if family == "qwen2_moe" else {"num_local_experts": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **size, **heads, **count))
+    model.save_pretrained(tmp_path / "target")
+    AutoTokenizer.from_pretrained(task.target).save_pretrained(tmp_path / "target")
+    settings = task.settings(tmp_path / "whole", target=str(tmp_path / "target"), method="ga+gd", save_steps=2)
+    settings |= {"num_layers": None, "lora_rank": None, "learning_rate": 0.01, "epochs": 1}
+    uld.train(uld.TrainConfig(**settings), progress=False)
+    part = uld.TrainConfig(**settings | {"output": str(tmp_path / "x")})
+    with pytest.raises(Interrupted):
+        uld.train(part, progress=False, stop_after=3)
+    uld.train(part, resume=True, progress=False)
+    found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("x", "whole"))
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -103,7 +103,7 @@ class Questions:
         return cls({name: spread(items, limit) for name, items in sets.items()}, files, kept)
 
 
-def places(sources: Sources | None) -> list[str | Path]:
+def places(sources: Sources | None) -> list[Source]:
     """The files and folders among what is given."""
     return [one for one in listed(sources or ()) if not isinstance(one, Record)]
 

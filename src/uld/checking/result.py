@@ -156,7 +156,7 @@ class CheckResult(Result):
             lines.append(f"- `{plain(run.title)}`: {plain(run.verdict)}")
             failed = [one for one in run.verdicts if not one.passed]
             lines += [f"  - `{one.name}` is {number(one.name, one.value)}, must be {limit(one)}" for one in failed]
-        lines += ["", *(["", several(self)] if len(self.runs) > 1 else [])]
+        lines += ["", *(["", several(self).replace("<", "&lt;")] if len(self.runs) > 1 else [])]
         if len(self.runs) == 1:
             lines += [text for name in SETS if name in self.asked for text in ("", one_set(self, name))]
         lines += ["", "## Not tested", "", *(f"- {plain(sentence)}" for sentence in self.untested)]

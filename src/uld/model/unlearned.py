@@ -314,7 +314,8 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
             assistants += assistants_of(manifest, folder, target, place, **trust)
             fused = fused and manifest.small is None
         settings = [part for one in settings for part in one.parts]
-        manifests = [manifest.model_copy(update={"target": place}) for manifest in manifests]
+        loaded = {"target": place, "target_revision": kwargs.get("revision")}
+        manifests = [manifest.model_copy(update=loaded) for manifest in manifests]
         return cls.join(target, assistants, settings, manifests, name=str(folders[0]), fused=fused)
 
     @classmethod

@@ -26,8 +26,8 @@ def save_weights(model: Any, folder: Path) -> None:
     for name, part in adapters_of(model).items():
         write_lora(part, folder / name)
         save_gate(part, folder / name)
-    if not adapters_of(model):
-        model.save_pretrained(folder)
+    if not adapters_of(model):  # under the names that it has in memory: those of files need not be a model's own
+        model.save_pretrained(folder, save_original_format=False)
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

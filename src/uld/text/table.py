@@ -83,6 +83,7 @@ def markdown(table: Table) -> str:
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, padded so that a terminal shows its columns, too: the first left, the others right."""
+    head, *rows = ([cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (head, *rows))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = []

@@ -21,6 +21,7 @@ from uld.data.prompt import Encoded
 from uld.methods.losses import FrozenPositionLoss, PositionLoss, cross_entropy
 from uld.methods.registry import Method, own_options
 from uld.methods.side import Side
+from uld.model.fields import number
 from uld.text.progress import bar
 from uld.training.learner import Learner, States
 
@@ -359,14 +360,12 @@ def _fused_cross_entropy(states: States) -> Callable[[Tensor, Tensor], Tensor] |
     """
     if states.plain is None:
         return None
-    head = states.plain.get_output_embeddings()
-    config = states.plain.config.get_text_config(decoder=True)
-    scaled = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling"))
+    head, config = states.plain.get_output_embeddings(), states.plain.config
+    scaled = any(number(config, name) is not None for name in ("logit_scale", "logits_scaling"))
     if not states.hidden[0].is_cuda or scaled or type(head) is not nn.Linear or find_spec("liger_kernel") is None:
         return None
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # type: ignore[import-not-found]
 
-    loss = LigerFusedLinearCrossEntropyLoss(
-        ignore_index=-100, reduction="sum", softcap=getattr(config, "final_logit_softcapping", None)
-    )
+    cap = number(config, "final_logit_softcapping")
+    loss = LigerFusedLinearCrossEntropyLoss(ignore_index=-100, reduction="sum", softcap=cap)
     return lambda h, y: loss(head.weight, h.to(head.weight.dtype), y, head.bias)
