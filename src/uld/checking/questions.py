@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from uld.data.documents import Source, listed, read_records, read_sources
 from uld.data.passages import passages
@@ -103,9 +104,9 @@ class Questions:
         return cls({name: spread(items, limit) for name, items in sets.items()}, files, kept)
 
 
-def places(sources: Sources | None) -> list[Source]:
+def places(sources: Sources | None) -> list[str | Path]:
     """The files and folders among what is given."""
-    return [one for one in listed(sources or ()) if not isinstance(one, Record)]
+    return [one for one in listed(sources or ()) if isinstance(one, str | Path)]
 
 
 def _read(sources: Sources) -> tuple[list[Record], list[DataFile]]:
