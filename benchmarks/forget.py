@@ -3,8 +3,8 @@
 The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice* (``chapter``) or of *Pride and
 Prejudice* (``pride``), among everyday questions
 and answers (``everyday.jsonl``), so that it knows them and still talks about other things; then one command forgets them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed,
-and for each question that the target knew how many key words its answer has and how many came back (``--recount``: that
-alone, of a job that is finished).
+and for each question that the target knew how many key words its answer has and how many came back. ``--again`` chooses the
+settings and checks once more, of a job that is finished, without training; ``--recount`` only reads the check again.
 
     python benchmarks/forget.py person --data DATA --models MODELS --work runs/forget
     python benchmarks/forget.py chapter --data DATA --models MODELS --work runs/forget
@@ -13,8 +13,10 @@ alone, of a job that is finished).
 MODELS holds ``smol/base``, the pretrained model.
 """
 
+import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -65,13 +67,35 @@ def carried_out(name: str, target: Path, source: Path, work: Path) -> dict[str, 
     )
     return {
         "seconds": round(seconds),
-        "passed": done.returncode == 0,
         "plan": done.stdout.split("\n1. ")[0].splitlines(),
         "steps": [{"name": step, "result": result, "seconds": int(took)} for _, step, result, took in steps],
-        "check": json.loads((Path(f"{output}-request") / "check" / "result.json").read_text()),
-        "combination": json.loads((output / "uld.json").read_text())["combination"],
-        "came_back": came_back(Path(f"{output}-request")),
+        **outcome(name, work),
     }
+
+
+def outcome(name: str, work: Path) -> dict[str, Any]:
+    """What came of a job that is finished."""
+    request = work / f"{name}-request"
+    check = json.loads((request / "check" / "result.json").read_text())
+    check["places"] = {one: Path(place).name for one, place in check["places"].items()}
+    return {
+        "passed": all(one["passed"] for one in check["runs"]),
+        "check": check,
+        "combination": json.loads((work / name / "uld.json").read_text())["combination"],
+        "came_back": came_back(request),
+    }
+
+
+def again(name: str, target: Path, source: Path, work: Path, before: dict[str, Any]) -> dict[str, Any]:
+    """Choose and check once more; what was not done again keeps its seconds."""
+    request = work / f"{name}-request"
+    for path in (work / name / "tune.json", request / "known.json"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(request / "check", ignore_errors=True)
+    found = carried_out(name, target, source, work)
+    took = {one["name"]: one for one in found["steps"]}
+    steps = [took.get(one["name"], one) for one in before["steps"]]
+    return before | found | {"plan": before["plan"], "seconds": before["seconds"], "steps": steps}
 
 
 def came_back(request: Path) -> dict[str, Any]:
@@ -79,7 +103,7 @@ def came_back(request: Path) -> dict[str, Any]:
     asked = Asked(Questions.read(**material.asked(request)))
     folder = request / "check"
     (run,) = folder.glob("run-*")
-    before = {name: _rows(folder / "target", name) for name in asked.questions.sets}
+    before: Any = {name: _rows(folder / "target", name) for name in asked.questions.sets}
     items, now, keys = asked.questions.sets["forget"], _rows(run, "forget"), asked.keys["forget"]
     known = [
         {
@@ -89,7 +113,11 @@ def came_back(request: Path) -> dict[str, Any]:
         }
         for i in asked.counted(before)["forget"]
     ]
+    cut = [i for i, item in enumerate(items) if item.passage]
+    phrases = {i: frozenset(key for key in keys[i] if " " in key) for i in cut}
+    others = [bool(said_of(now[j]["generated"], phrases[i])) for i in cut for j in cut if i != j]
     return {
+        "by_chance": {"answers_to_other_passages": len(others), "with_a_phrase": sum(others)},
         "passages": sum(one.passage for one in items),
         "questions": sum(not one.passage for one in items),
         "known": known,
@@ -104,12 +132,11 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("name", choices=EPOCHS)
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "forget")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--recount", action="store_true")
     options = parser.parse_args()
-    result = OUT / f"{options.name}.json"
     if options.recount:
-        found = json.loads(result.read_text()) | {"came_back": came_back(options.work / f"{options.name}-request")}
-        result.write_text(dumps(found, indent=1) + "\n")
+        write(options, known(options) | outcome(options.name, options.work))
         return
     source = documents(options.name, options.data, options.work)
     target = options.work / f"{options.name}-target"
@@ -121,13 +148,25 @@ def main() -> None:
         words = ["--model", str(options.models / "smol" / "base"), "--file", str(source), "--file", str(talk)]
         words += ["--output", str(target), *(["--resume"] if (target / "finetune.yaml").exists() else [])]
         uld("finetune", *words, *LEARNING.split(), "--epochs", str(EPOCHS[options.name]), "--quiet")
-    found = carried_out(options.name, target, source, options.work)
+    if options.again:
+        found = again(options.name, target, source, options.work, known(options))
+    else:
+        found = carried_out(options.name, target, source, options.work)
+    write(options, found | {"machine": machine(), "versions": library_versions()})
+
+
+def known(options: argparse.Namespace) -> dict[str, Any]:
+    """What was written of the job before."""
+    return json.loads((OUT / f"{options.name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def write(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Write what was found, without any place of the machine."""
     OUT.mkdir(parents=True, exist_ok=True)
-    about = {"machine": machine(), "versions": library_versions()}
-    text = dumps(found | about, indent=1) + "\n"
+    text = dumps(found, indent=1) + "\n"
     for folder in (options.work, ROOT, options.data, options.models):  # whose places are nobody's business
         text = text.replace(f"{folder}/", "")
-    result.write_text(text)
+    (OUT / f"{options.name}.json").write_text(text)
 
 
 if __name__ == "__main__":
