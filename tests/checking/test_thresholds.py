@@ -85,6 +85,8 @@ def test_a_limit_inside_of_the_interval_is_close():
         ("forget_rouge: '<= 0.2'\nforget_rouge: '<= 0.3'", r":2: 'forget_rouge' stands there twice"),
         ("", r"names no threshold"),
         ("- forget_rouge", r"expected 'setting: value' lines"),
+        ("# mine\nretain_rouge: >= 0.9 * target\n", r'quotation marks: retain_rouge: ">= 0.9 \* target"$'),
+        ("forget_rouge: '<= 1'\nretain_kl :  >=.5\n", r'quotation marks: retain_kl : ">=.5"$'),
     ],
 )
 def test_a_line_that_says_nothing_is_refused_with_its_place(tmp_path, lines, sentence):

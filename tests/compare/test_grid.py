@@ -90,5 +90,9 @@ def test_wrong_grids_are_refused_in_one_sentence(tmp_path):
     assert "seed is decided by the grid" in refused(write(tmp_path, cells=[one | {"settings": {"seed": 1}}]))
     twice = [one, one | {"settings": {"epochs": 1}}]
     assert "two cells uld-forget10-seed0 with different settings" in refused(write(tmp_path, cells=twice))
+    block = {"candidates": [1e-4], "families": {"npo+kl": ["npo+gd", "npo+kl"]}}
+    other = block | {"candidates": [1e-3], "families": {"npo+kl": ["npo"]}}
+    said = refused(write(tmp_path, learning_rates=[block, other]))
+    assert "npo+kl chooses a rate in another block too" in said
     assert "names no target" in refused(write(tmp_path), target="")
     assert "no retain-only model for forget01" in refused(write(tmp_path), retain_only={"forget10": "RETAIN"})

@@ -25,6 +25,7 @@ _BOUND = re.compile(
     rf"(?P<sense>[^\s\w.-]*)\s*(?:(?P<number>{_NUMBER})|(?:(?P<factor>{_NUMBER})\s*\*\s*)?(?P<base>[a-zA-Z][\w -]*?)"
     rf"(?:\s*(?P<sign>[+-])\s*(?P<offset>{_NUMBER}))?)\s*"
 )
+_BARE = re.compile(r"\s*[\w-]+\s*:\s*>")  # YAML takes this for the beginning of a folded text
 _ROUNDING = 1e-9  # 0.8 - 0.1 is a little more than 0.7, and a share of seven in ten is not beyond it
 _EXAMPLES = '"<= 0.25", ">= 0.9 * target" or "<= retain-only + 0.1"'
 
@@ -123,7 +124,7 @@ def read_thresholds(
         found, _ = parse(text)
         return [_threshold(name, one, "the default thresholds") for name, one in found.items()], text
     if isinstance(given, str | Path):
-        source, settings = str(given), read_yaml(given, "--thresholds")
+        source, settings = str(given), _read_file(given)
         text = settings.text
     else:
         source, settings = "thresholds", FileSettings(given, {})
@@ -142,6 +143,19 @@ def read_thresholds(
                 "fixed limit"
             )
     return made, text
+
+
+def _read_file(path: str | Path) -> FileSettings:
+    """A file of thresholds; where it is no YAML because of a limit without quotation marks, say that."""
+    try:
+        return read_yaml(path, "--thresholds")
+    except ConfigError as error:
+        lines = Path(path).read_bytes().decode(errors="replace").splitlines() if Path(path).is_file() else []
+        bare = next((one.strip() for one in lines if _BARE.match(one)), None)
+        if bare is None:
+            raise
+        name, _, limit = bare.partition(":")
+        raise ConfigError(f'{error}; limits stand in quotation marks: {name}: "{limit.strip()}"') from error
 
 
 def _threshold(name: Any, text: Any, where: str) -> Threshold:

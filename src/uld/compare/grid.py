@@ -236,11 +236,16 @@ def _check_names(source: str, values: FileSettings, grid: Grid) -> None:
         except ULDError as error:
             raise ConfigError(f"{_where(source, values, keys)}: {error}") from error
     seen: dict[str, str] = {}
+    blocks_of: dict[str, int] = {}
     for number, rates in enumerate(grid.learning_rates):
         for first, names in rates.families.items():
+            where = _where(source, values, ("learning_rates", number, "families", first))
+            if blocks_of.setdefault(first, number) != number:
+                raise ConfigError(
+                    f"{where}: {first} chooses a rate in another block too: name its methods in one of them"
+                )
             for name in names:
                 if seen.setdefault(name, first) != first:
-                    where = _where(source, values, ("learning_rates", number, "families", first))
                     raise ConfigError(f"{where}: {name} has its rate from {seen[name]} already: leave it out of one")
     blocks: list[tuple[tuple[str | int, ...], str | None]] = [(("settings",), None)]
     blocks += [(("methods", name), name) for name in grid.methods]
