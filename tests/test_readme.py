@@ -99,6 +99,13 @@ def test_a_run_that_was_used_can_be_replaced(home, monkeypatch):
     assert not Path("runs/used/eval").exists() and not Path("runs/used/tune.png").exists()
 
 
+def test_what_the_guide_forgets_and_what_it_keeps_fit_together(home, monkeypatch):
+    monkeypatch.chdir(home[0])
+    files = ["--documents", "examples/request", "--retain", "examples/retain.jsonl"]
+    said = told(["forget", "--target", Manifest.read("runs/x").target, *files, "--output", "runs/mara", "--plan"])
+    assert "train the assistant" in said and not Path("runs/mara").exists()
+
+
 def test_the_settings_of_the_examples_train(home, monkeypatch):
     monkeypatch.chdir(home[0])
     target = Manifest.read("runs/x").target
