@@ -82,8 +82,15 @@ def outcome(name: str, work: Path) -> dict[str, Any]:
         "passed": all(one["passed"] for one in check["runs"]),
         "check": check,
         "combination": json.loads((work / name / "uld.json").read_text())["combination"],
+        "tuning": tuning(json.loads((work / name / "tune.json").read_text())),
         "came_back": came_back(request),
     }
+
+
+def tuning(found: dict[str, Any]) -> dict[str, Any]:
+    """Why the settings were chosen, and what was read at each margin."""
+    read = [{key: one[key] for key in ("margin", "kept", "re_entry")} for one in found["read"]]
+    return {"reason": found["reason"], "budget": found["budget"], "read": read}
 
 
 def again(name: str, target: Path, source: Path, work: Path, before: dict[str, Any]) -> dict[str, Any]:

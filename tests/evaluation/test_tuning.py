@@ -302,7 +302,53 @@ def test_passages_of_texts_are_read_and_no_further_than_nothing_comes_back(micro
     assert given == {one.asked for one in halves}
 
 
-def test_what_is_read_may_be_named_and_smaller_margins_may_cost_more(run, rows, tmp_path):
+def test_a_prompt_and_its_completion_are_read_as_a_question_is(micro, monkeypatch):
+    model, tokenizer = load(micro.run)
+    form = PromptFormat(tokenizer)
+    monkeypatch.setattr(
+        "uld.evaluation.probing.generate_answers", lambda _, __, given, **how: ["a kelpie"] * len(given)
+    )
+    fact = Record(prompt="she is the", completion=" kelpie of the town")
+    text = Record(text="she is the old bell that rings. the kelpie of the town it is")
+    assert read_answers(model, tokenizer, form, [fact], [], [Combination()]) == ([1.0], 1)
+    assert read_answers(model, tokenizer, form, [text], [], [Combination()]) == ([0.0], 1)  # one word of every day
+
+
+@pytest.mark.parametrize(
+    ("budget", "read", "kept"),
+    [
+        (None, [6.0, 4.0, 3.0], 0.1),  # at 0.01 and what reading may cost by itself
+        ((0.01, 0.03, 0.4), [6.0, 4.0, 3.0], 0.1),
+        ((0.01, 0.03), [6.0, 4.0], 0.03),
+        (0.01, [6.0], 0.01),
+        (0.2, [6.0, 4.0, 3.0, 2.0], 0.2),
+    ],
+)
+def test_a_smaller_margin_may_cost_as_much_as_the_last_budget_up_to_a_tenth(run, rows, monkeypatch, budget, read, kept):
+    costs = {6.0: 0.005, 5.0: 0.3, 4.0: 0.02, 3.0: 0.09, 2.0: 0.15, 0.0: 0.9}  # of the retain answers' probability
+    shares = {6.0: 0.9, 4.0: 0.5, 3.0: 0.4, 2.0: 0.1}
+
+    def measured(*args, **how):
+        target = Point(0.0, 0.01, 2.0, 1.0)
+        return [target, *(Point(s.weight, s.filter, -1.0, 1 - costs[s.margin], s.margin, s.floor) for s in args[-1])]
+
+    asked = []
+
+    def answered(*args, **how):
+        asked.extend(one.margin for one in args[-1])
+        return [shares[one.margin] for one in args[-1]], 100
+
+    monkeypatch.setattr("uld.evaluation.tuning.measure", measured)
+    monkeypatch.setattr("uld.evaluation.tuning.read_answers", answered)
+    model, tokenizer = load(run)
+    probes = [Probe(Record.qa("q?", "a"), (Record.qa("q?", "b"),))]
+    grid = Grid(margins=[*costs], floors=[0.01])
+    choice = tune(run, model, tokenizer, probes, [Record.qa("r?", "s")], grid=grid, budget=budget, aim="read")
+    assert asked == read and choice.point.margin == read[-1]
+    assert choice.budget == kept and [one.re_entry for one in choice.read] == [shares[one] for one in read]
+
+
+def test_what_is_read_may_be_named(run, rows, tmp_path):
     files = ["--forget", write(tmp_path / "f.jsonl", rows[0]), "--retain", write(tmp_path / "r.jsonl", rows[1])]
     silent = write(tmp_path / "t.jsonl", [{"question": "who is it?", "answer": "who is it?"}])
     given = ["tune", str(run), *files, "--floor", "0.01", "--margin", "0.5,1"]

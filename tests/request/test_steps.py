@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from uld.checking import run as checking
 from uld.cli.main import app
+from uld.data.documents import read_sources
+from uld.data.passages import passages
 from uld.errors import ConfigError
 from uld.request import material
 from uld.request import plan as planning
@@ -54,6 +56,13 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
     claim(request.work, request.about(), "request")
     words = {}
     monkeypatch.setattr(checking, "refuse_unknown", lambda *_: None)  # the micro world's model knows next to nothing
+    asked = []
+
+    def ask(questions, *args, **how):
+        asked.extend(questions.questions.sets["forget"])
+        return checking.ask_target(questions, *args, **how) | {"forget": list(range(len(asked)))}
+
+    monkeypatch.setattr(stepping, "ask_target", ask)
     for step in steps(request, progress=False):
         assert not step.done(), step.name
         assert step.run()
@@ -73,6 +82,11 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
     settings = [yaml.safe_load((path.parents[1] / "train.yaml").read_text()) | {"output": ""} for path in adapters]
     assert settings[0] == settings[1]
     assert settings[0]["gate"] is True
+    known = read_sources([tuning[tuning.index("--trained") + 1]])[0]
+    again = [part for one in known for part in ([one] if one.text is None else passages(one))]
+    assert [one.asked.strip() for one in again] == [one.question.strip() for one in asked]
+    is_passage = [one.passage for one in asked]  # written as a text, to be cut in two again
+    assert [one.text is not None for one in known] == is_passage and any(is_passage)
     uld(*(str(tmp_path / "alone") if word == str(tmp_path / "run") else word for word in tuning))
     chosen = [json.loads((path.parents[1] / "tune.json").read_text())["point"] for path in adapters]
     assert chosen[0] == chosen[1]

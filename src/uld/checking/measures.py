@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from uld.checking.questions import SETS, Item
 from uld.data.text import folded, words_of
-from uld.data.words import common_words, key_phrases, re_enters, said_of
-from uld.data.words import key_words as told_by
+from uld.data.words import common_words, re_enters, said_of, telling
 from uld.evaluation import reading
 from uld.evaluation.benchmark import Row
 from uld.evaluation.memorization import longest_verbatim_run
@@ -229,12 +228,9 @@ def measured(sides: Mapping[str, Side]) -> dict[str, Value]:
 
 
 def key_words(items: Sequence[Item], kept: Sequence[str]) -> list[frozenset[str]]:
-    """The words of each true answer that give it away: none of its question's, none common in the kept answers.
-
-    Of the second half of a passage names, numbers and phrases (`uld.data.words.key_phrases`).
-    """
+    """What gives each true answer away (`uld.data.words.telling`): no word common in the kept answers."""
     common = common_words(kept)
-    return [(key_phrases if item.passage else told_by)(item.question, item.answer, common) for item in items]
+    return [telling(item.question, item.answer, common, passage=item.passage) for item in items]
 
 
 def is_known(item: Item, row: Row, keys: frozenset[str]) -> bool:

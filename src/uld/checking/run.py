@@ -79,9 +79,8 @@ def check(
     if output is not None:
         read = {"forget": forget, "retain": retain, "held_out": held_out, "ordinary": ordinary}
         named = {name: places_of(sources) for name, sources in read.items()}
-        refuse_sources(
-            output, named | {"thresholds": [thresholds] if isinstance(thresholds, str | Path) else []}, by="output"
-        )
+        named["thresholds"] = [thresholds] if isinstance(thresholds, str | Path) else []
+        refuse_sources(output, named, by="output")
     places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
     combined = {name: how.pop(name, None) for name in Combination.__dataclass_fields__}
     changed = combined | {"template": template, "date": how.get("date"), "limit": limit}

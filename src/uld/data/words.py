@@ -83,6 +83,11 @@ def key_words(question: str, answer: str, common: frozenset[str]) -> frozenset[s
     return frozenset(words(answer)) - frozenset(words(question)) - common
 
 
+def telling(asked: str, answer: str, common: frozenset[str], *, passage: bool) -> frozenset[str]:
+    """What gives a true answer away: `key_words` of an answer, `key_phrases` of the second half of a passage."""
+    return (key_phrases if passage else key_words)(asked, answer, common)
+
+
 def key_phrases(given: str, rest: str, common: frozenset[str]) -> frozenset[str]:
     """What gives the second half of a passage away: its names and numbers, and its other key words in company.
 
@@ -140,7 +145,7 @@ def re_entry(generated: str, truth: str, keys: frozenset[str]) -> tuple[str, str
     Args:
         generated: What a model wrote.
         truth: The true answer.
-        keys: From `key_words` of this answer, or from `key_phrases` of this half of a passage.
+        keys: From `telling`.
 
     Returns:
         Two texts that make one answer, the first perhaps empty; None where none of them stands in what was written.

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from uld.data.passages import passages
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
-from uld.data.words import common_words, key_phrases, key_words, re_enters
+from uld.data.words import common_words, re_enters, telling
 from uld.errors import ULDError
 from uld.evaluation.choosing import Point
 from uld.evaluation.held_out import Probe
@@ -155,10 +155,10 @@ def read_answers(
     common = common_words(text for record in retain for text in record.told)
     asked = []
     for record in trained:
-        for one in [record] if record.text is None else passages(record):
-            prompt = one.messages[:-1]
-            if keys := (key_words if prompt else key_phrases)(one.asked, one.answer, common):
-                asked.append((form.prompt_ids(prompt) if prompt else _given(form, one), keys))
+        passage = record.text is not None
+        for one in passages(record) if passage else [record]:
+            if keys := telling(one.asked, one.answer, common, passage=passage):
+                asked.append((form.prompt_ids(one.messages[:-1]) if one.messages else _given(form, one), keys))
     asked = asked[:: -(-len(asked) // READ) or 1]
     if not asked:
         return [], 0

@@ -193,10 +193,10 @@ def _tune(
         reason, floors = f"{reason}; {why}", floors[: floors.index(point) + 1]
     read: list[Point] = []
     if aim == "read":
-        margins = {point.margin, *(grid.margins or [share * point.margin for share in SHARES])}
         how = own.override(weight=point.weight, filter=point.filter, floor=point.floor)
+        margins = {point.margin, *(grid.margins or [share * point.margin for share in SHARES])}
         largest, *smaller = look([how.override(margin=one) for one in sorted(margins)[::-1] if one <= point.margin])[1:]
-        most = max(kept, min(READ_BUDGET, *budgets[-1:]))
+        most = max(kept, min(READ_BUDGET, budgets[-1]))
         tried = [largest, *(one for one in smaller if one.kept >= 1 - most)]
         settings = [how.override(margin=one.margin) for one in tried]
         shares, asked = read_answers(model, tokenizer, form, trained, [*retain, *ordinary], settings, progress=progress)

@@ -7,7 +7,7 @@
 | ``forget.jsonl`` | the documents and these questions, to be reworded and for the check |
 | ``reworded/`` | paraphrases and wrong answers (``uld augment``) |
 | ``held_out.jsonl`` | a wording of each that is not trained on, where there is another one of its question |
-| ``known.jsonl`` | what of ``forget.jsonl`` the target knows, passages of texts among it, for tuning |
+| ``known.jsonl`` | what of ``forget.jsonl`` the target knows, of texts the passages that it knows, for tuning |
 | ``probes.jsonl`` | an answer in other words, wrong ones, and the trained one to each question, for tuning |
 | ``retain.jsonl``, ``retain_held_out.jsonl`` | what must stay: most of it to train on, the rest to tune and check on |
 """

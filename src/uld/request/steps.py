@@ -13,7 +13,7 @@ from uld.augment.items import row
 from uld.augment.output import FILES, REPORT
 from uld.augment.run import augment_by_rules
 from uld.checking.asked import Asked
-from uld.checking.questions import Questions
+from uld.checking.questions import Item, Questions
 from uld.checking.run import ask_target
 from uld.data.documents import read_sources
 from uld.data.prompt import PromptFormat
@@ -225,13 +225,18 @@ def _asking_target(request: Request, progress: bool) -> Step:
         asked = Asked(questions_of(request))
         known = ask_target(asked, target, folder, template=template, progress=progress)
         sets = asked.questions.sets
-        material.write_rows(rows, (row(sets["forget"][i].record) for i in known["forget"]))
+        material.write_rows(rows, (_asked_again(sets["forget"][i]) for i in known["forget"]))
         write_text(path, dumps({name: (len(one), len(sets[name])) for name, one in known.items()}) + "\n")
         told = {"forget": "of what must go", "held_out": "of it in other words"}
         found = [f"{len(known[name])} of {len(sets[name])} {what}" for name, what in told.items() if name in known]
         return f"the model knows {', '.join(found)}"
 
     return Step(KNOWING, (), lambda: path.is_file() and rows.is_file(), run)
+
+
+def _asked_again(item: Item) -> dict[str, Any]:
+    """An item as a line of a file from which it is asked in the same way: a passage as a text, to be cut in two."""
+    return {"text": item.question + item.answer} if item.passage else row(item.record)
 
 
 def _training(request: Request, progress: bool) -> Step:

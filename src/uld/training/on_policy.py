@@ -18,7 +18,7 @@ from uld.data.collate import FORGET, RETAIN, Row
 from uld.data.passages import passages, without_end
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record
-from uld.data.words import key_phrases, key_words, re_entry, said_of
+from uld.data.words import re_entry, said_of, telling
 from uld.errors import ConfigError, DataError
 from uld.training.key_tokens import common_among, shared
 
@@ -79,7 +79,7 @@ def questions_of(forget: Sequence[Record], retain: Sequence[Record], form: Promp
             continue  # there is no room for it
         prompt = form.prompt_ids(record.messages[:-1]) if record.messages else row.ids[: row.learn.index(True)]
         length = max(1, len(row.ids) - len(prompt))
-        keys = (key_phrases if passage else key_words)(asked, truth, common)
+        keys = telling(asked, truth, common, passage=passage)
         found.append(Question(record, prompt, asked, truth, keys, length, passage))
     return found
 
