@@ -1,7 +1,7 @@
 """`uld forget` on SmolLM2-135M: six short documents about an invented person, and the first pages of a book.
 
-The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice* (``chapter``) or of *Pride and
-Prejudice* (``pride``), among everyday questions
+The pretrained model first learns the documents (``examples/person``), or the first pages of *Alice* (``chapter``), of *Pride and
+Prejudice* (``pride``) or of *The Wizard of Oz* (``oz``), among everyday questions
 and answers (``everyday.jsonl``), so that it knows them and still talks about other things; then one command forgets them. What is kept: the plan, the seconds of every step, the check's numbers and whether it is passed,
 and for each question that the target knew how many key words its answer has and how many came back. ``--again`` chooses the
 settings and checks once more, of a job that is finished, without training; ``--recount`` only reads the check again.
@@ -9,6 +9,7 @@ settings and checks once more, of a job that is finished, without training; ``--
     python benchmarks/forget.py person --data DATA --models MODELS --work runs/forget
     python benchmarks/forget.py chapter --data DATA --models MODELS --work runs/forget
     python benchmarks/forget.py pride --data DATA --models MODELS --work runs/forget
+    python benchmarks/forget.py oz --data DATA --models MODELS --work runs/forget
 
 MODELS holds ``smol/base``, the pretrained model.
 """
@@ -35,8 +36,8 @@ from uld.text.json_text import dumps
 
 OUT = ROOT / "docs" / "results" / "forget"
 LEARNING = "--lora-rank 32 --lora-alpha 64 --learning-rate 1e-3 --batch-size 4 --max-length 256 --dtype fp32"
-EPOCHS = {"person": 12, "chapter": 20, "pride": 20}
-BOOKS = {"chapter": "alice_in_wonderland.txt", "pride": "pride_and_prejudice.txt"}
+EPOCHS = {"person": 12, "chapter": 20, "pride": 20, "oz": 20}
+BOOKS = {"chapter": "alice_in_wonderland.txt", "pride": "pride_and_prejudice.txt", "oz": "wizard_of_oz.txt"}
 EVERYDAY = 60
 CHAPTER = 6000  # characters of a book, to the end of a paragraph
 

@@ -1,4 +1,5 @@
 import errno
+import itertools
 import json
 import math
 import shutil
@@ -19,7 +20,7 @@ from uld.evaluation.choosing import Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
 from uld.evaluation.probing import READ_TOKENS, measure, read_answers, surprise
 from uld.evaluation.tuning import HALVINGS, Grid, tune
-from uld.model.combine import STEADY_WEIGHT, Combination
+from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
 
@@ -346,6 +347,52 @@ def test_a_smaller_margin_may_cost_as_much_as_the_last_budget_up_to_a_tenth(run,
     choice = tune(run, model, tokenizer, probes, [Record.qa("r?", "s")], grid=grid, budget=budget, aim="read")
     assert asked == read and choice.point.margin == read[-1]
     assert choice.budget == kept and [one.re_entry for one in choice.read] == [shares[one] for one in read]
+
+
+@pytest.mark.parametrize(("lets_back", "dear"), [(0.9, 0), (0.68, 0), (0.5, 0), (0.02, 0), (1, 0), (0.6, 0.65)])
+def test_between_the_margin_that_was_found_and_the_next_larger_one_reading_looks_closer(
+    run, rows, monkeypatch, lets_back, dear
+):
+    """As shares of the largest: key words come back above one margin, and below another a setting costs too much."""
+    model, tokenizer = load(run)
+    largest = max(margins_of(model.config.vocab_size))
+    lets_back, dear = lets_back * largest, dear * largest
+
+    def measured(*args, **how):
+        target = Point(0.0, 0.01, 2.0, 1.0)
+        kept = lambda margin: 0.5 if margin < dear else 0.95 + margin / 1000  # noqa: E731
+        return [target, *(Point(s.weight, s.filter, -1.0, kept(s.margin), s.margin, s.floor) for s in args[-1])]
+
+    asked = []
+
+    def answered(*args, **how):
+        shares = []
+        for one in args[-1]:
+            asked.append(one.margin)
+            shares.append(0.25 if one.margin > lets_back else 0.0)
+            if not shares[-1]:
+                break
+        return shares, 4
+
+    monkeypatch.setattr("uld.evaluation.tuning.measure", measured)
+    monkeypatch.setattr("uld.evaluation.tuning.read_answers", answered)
+    model, tokenizer = load(run)
+    probes = [Probe(Record.qa("q?", "a"), (Record.qa("q?", "b"),))]
+    choice = tune(
+        run, model, tokenizer, probes, [Record.qa("r?", "s")], grid=Grid(floors=[0.01]), budget=0.1, aim="read"
+    )
+    found, read = choice.point.margin, [one.margin for one in choice.read]
+    largest = max(read)
+    assert read == sorted(read, reverse=True) and set(read) == set(asked)
+    if lets_back >= largest:
+        assert read == [largest] and found == largest
+    elif dear:  # nothing that is affordable is better than the largest
+        assert found == largest and min(read) >= dear
+    else:
+        shares = [share * largest for share in (0, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1)]
+        step = next(b - a for a, b in itertools.pairwise(shares) if a <= lets_back < b)
+        assert choice.point.re_entry == 0 and lets_back - step / 4 - 1e-9 <= found <= lets_back
+        assert f"0% at {found:.3g}" in choice.reason
 
 
 def test_what_is_read_may_be_named(run, rows, tmp_path):

@@ -223,6 +223,12 @@ def lowered(points: Sequence[Point]) -> tuple[Point, str]:
     return chosen, f"the highest floor, from {points[0].floor:.2g} down, at which trained words are not ({found})"
 
 
+def fewest(points: Sequence[Point], questions: int) -> float:
+    """The share of answers that counts as no more than the lowest of the points: that and one standard error of it."""
+    lowest = min(point.re_entry or 0.0 for point in points)
+    return lowest + math.sqrt(lowest * (1 - lowest) / questions)
+
+
 def least_read(points: Sequence[Point], questions: int) -> tuple[Point, str]:
     """The largest margin at which no more that was trained is read in answers than at any other (one standard error).
 
@@ -233,9 +239,8 @@ def least_read(points: Sequence[Point], questions: int) -> tuple[Point, str]:
     Returns:
         The setting and what to add to the reason why.
     """
-    lowest = min(point.re_entry or 0.0 for point in points)
-    error = math.sqrt(lowest * (1 - lowest) / questions)
-    alike = [point for point in points if (point.re_entry or 0.0) <= lowest + error]
+    few = fewest(points, questions)
+    alike = [point for point in points if (point.re_entry or 0.0) <= few]
     chosen = max(alike, key=lambda point: point.margin)
     curve = ", ".join(f"{point.re_entry:.0%} at {point.margin:.3g}" for point in points)
     return chosen, f"the largest margin at which as few key words come back in answers as at any ({curve})"

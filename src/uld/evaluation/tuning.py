@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.choosing import STEADY, Aim, Choice, Point, first_choice, least_read, lowered, neighbours
+from uld.evaluation.choosing import STEADY, Aim, Choice, Point, fewest, first_choice, least_read, lowered, neighbours
 from uld.evaluation.held_out import Probe
 from uld.evaluation.probing import measure, read_answers, surprise
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
@@ -41,7 +41,9 @@ from uld.training.stored import stored_settings
 WEIGHTS = tuple(step / 4 for step in range(1, 13))
 """α that ``indistinct`` and ``budget`` try, beside the run's own."""
 SHARES = (1.0, 5 / 6, 2 / 3, 1 / 2, 1 / 3, 0.0)
-"""Margins that ``read`` tries, as shares of what ``steady`` chooses."""
+"""Margins that ``read`` tries first, as shares of what ``steady`` chooses."""
+FINER = 2
+"""How often ``read`` halves the step from the margin that it found to the next larger one, which lets more back."""
 BUDGET, READ_BUDGET = 0.01, 0.1
 """Share of the retain answers' probability that may be lost, and that ``read`` may lose for its smaller margin: as much
 as the default thresholds of a check allow."""
@@ -193,14 +195,12 @@ def _tune(
         reason, floors = f"{reason}; {why}", floors[: floors.index(point) + 1]
     read: list[Point] = []
     if aim == "read":
+        most = max(kept, min(READ_BUDGET, budgets[-1]))
         how = own.override(weight=point.weight, filter=point.filter, floor=point.floor)
         margins = {point.margin, *(grid.margins or [share * point.margin for share in SHARES])}
-        largest, *smaller = look([how.override(margin=one) for one in sorted(margins)[::-1] if one <= point.margin])[1:]
-        most = max(kept, min(READ_BUDGET, budgets[-1]))
-        tried = [largest, *(one for one in smaller if one.kept >= 1 - most)]
-        settings = [how.override(margin=one.margin) for one in tried]
-        shares, asked = read_answers(model, tokenizer, form, trained, [*retain, *ordinary], settings, progress=progress)
-        read = [dataclasses.replace(one, re_entry=share) for one, share in zip(tried, shares, strict=False)]
+        ask = functools.partial(read_answers, model, tokenizer, form, trained, [*retain, *ordinary], progress=progress)
+        falling = sorted((one for one in margins if one <= point.margin), reverse=True)
+        read, asked = _read(look, ask, how, falling, most, finer=0 if grid.margins else FINER)
         point, why = least_read(read, asked) if read else (point, "no true answer has a word that gives it away")
         reason, kept = f"{reason}; {why}", kept if point.kept >= 1 - kept else most
     points = [*points, *floors[1:], *read]
@@ -212,6 +212,51 @@ def _tune(
     write_card(folder, manifest)
     manifest.write(folder)
     return choice
+
+
+def _read(
+    look: Callable[[list[Combination]], list[Point]],
+    ask: Callable[[list[Combination]], tuple[list[float], int]],
+    how: Combination,
+    margins: Sequence[float],
+    most: float,
+    *,
+    finer: int,
+) -> tuple[list[Point], int]:
+    """Read answers under smaller and smaller margins, then between the one that was found and the next larger.
+
+    Args:
+        look: Measures settings: `measure`, the target's own point first.
+        ask: Reads answers under settings: `read_answers`.
+        how: The rest of the combination.
+        margins: From the largest on, which may cost anything.
+        most: Share of the retain answers' probability that smaller ones may lose.
+        finer: How often the step between the two is halved.
+
+    Returns:
+        What was read, from the largest margin on, and how many questions were asked; nothing where there was none.
+    """
+
+    def measured(read: dict[float, float]) -> list[Point]:
+        points = look([how.override(margin=margin) for margin in read])[1:]
+        return [dataclasses.replace(point, re_entry=share) for point, share in zip(points, read.values(), strict=True)]
+
+    largest, *smaller = look([how.override(margin=margin) for margin in margins])[1:]
+    tried = [largest, *(one for one in smaller if one.kept >= 1 - most)]
+    shares, asked = ask([how.override(margin=one.margin) for one in tried])
+    read = [dataclasses.replace(one, re_entry=share) for one, share in zip(tried, shares, strict=False)]
+    if not read:
+        return [], 0
+    found, few = least_read(read, asked)[0].margin, fewest(read, asked)
+    larger = min((one.margin for one in read if one.margin > found), default=found)
+    between: dict[float, float] = {}
+    while larger > found and len(between) < finer:
+        middle = (larger + found) / 2
+        between[middle] = ask([how.override(margin=middle)])[0][0]
+        larger, found = (larger, middle) if between[middle] <= few else (middle, found)
+    if between:
+        read += [one for one in measured(between) if one.kept >= 1 - most]
+    return sorted(read, key=lambda point: -point.margin), asked
 
 
 def plot_choice(choice: Choice, path: Path) -> None:
