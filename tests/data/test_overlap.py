@@ -2,11 +2,12 @@
 
 import pytest
 
-from uld.data.overlap import Overlap
+from uld.data.overlap import Overlap, telling_run
 from uld.data.record import Record
 from uld.data.text import words_of
 
 LIGHT = "She has kept the lighthouse of Skerrin since the winter of the great storm."
+MUCH = " ".join(f"w{i}" for i in range(100_000))
 FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "On Skerrin.")]
 
 
@@ -14,7 +15,8 @@ FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "O
     ("answer", "reason"),
     [
         ("He KEPT the lighthouse, of Skerrin: since the winter of 1901.", "8 words in a row"),
-        ("He kept the lighthouse of Skerrin since winter.", None),
+        ("The lighthouse, of Skerrin, is old.", "4 words in a row"),
+        ("It was of Skerrin since war.", None),  # three words in a row
         ("I met Mara Quillon there.", "a name"),
         ("Mara, or Quillon.", None),
         ("Somebody asked: where is it?", "a whole answer or question"),
@@ -43,7 +45,8 @@ def test_what_repeats_the_forget_set_is_told(answer: str, reason: str | None) ->
     ],
 )
 def test_names_are_known_in_other_letters_and_with_initials(forget: str, drawn: str) -> None:
-    assert Overlap([Record(text=forget)]).why(Record(text=drawn)) == "a name of the forget set"
+    spelled = Overlap([Record(text=f"{forget} {MUCH}")])  # with few words in all, four in a row are told first
+    assert spelled.why(Record(text=drawn)) == "a name of the forget set"
 
 
 @pytest.mark.parametrize(
@@ -100,3 +103,38 @@ def test_a_blank_with_a_token_of_its_own_makes_no_name_rare():
 
     forget = [Record(text="She lives in Paris, speaks English and left on Monday.")]
     assert Overlap(forget, Tokenizer()).why(Record(text="It is Paris.")) is None
+
+
+def test_the_more_is_to_be_forgotten_the_more_words_in_a_row_may_be_chance() -> None:
+    long = [Record(text=f"keep away from the old glue now {MUCH}")]
+    row = Record.qa("What?", "Keep away from the stove.")
+    assert Overlap([Record(text="I must keep away from the glue.")]).why(row) == "4 words in a row of the forget set"
+    assert Overlap(long).why(row) is None
+    assert Overlap(long).why(Record(text="Keep away from the old.")) == "5 words in a row of the forget set"
+    assert [telling_run(10**n) for n in range(10)] == [4, 4, 4, 4, 4, 5, 6, 7, 8, 8] and telling_run(0) == 4
+
+
+class WordTokenizer:
+    """A token a word that it knows, and otherwise a token a letter."""
+
+    def __init__(self, known: str) -> None:
+        self.known = known.split()
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[str]:
+        return [token for word in text.split() for token in ([word] if word in self.known else word)]
+
+
+@pytest.mark.parametrize(
+    ("known", "drawn", "reason"),
+    [
+        ("she was a who lived with books near lake", "A bookbinder.", "a rare word of the forget set"),
+        ("she was a who lived with books near lake", "Bookbinder's work", "a rare word of the forget set"),
+        ("she was a who lived with books near lake", "Books near lakes.", None),
+        ("a", "A bookbinder.", None),  # a tokenizer that does not know the language knows no word of it
+        ("a", "Books near lakes.", None),
+    ],
+)
+def test_a_row_with_a_rare_word_of_the_forget_set_is_not_kept(known: str, drawn: str, reason: str | None) -> None:
+    forget = [Record(text="she was a bookbinder who lived with books near a lake")]
+    assert Overlap(forget, WordTokenizer(known)).why(Record.qa("Who are you?", drawn)) == reason
+    assert Overlap(forget).why(Record.qa("Who are you?", drawn)) is None

@@ -49,7 +49,7 @@ def test_a_folder_is_forgotten_without_a_retain_set(task, folder, tmp_path, capl
     assert (drawn.path, drawn.sha256) == ("retain_drawn.jsonl", hashlib.sha256(text).hexdigest())
     assert drawn.rows == text.count(b"\n") == 12
     facts = manifest.training["retain_drawn"]
-    assert (facts["rows"], facts["seed"], facts["ngram"]) == (12, 0, 8)
+    assert (facts["rows"], facts["seed"], facts["ngram"]) == (12, 0, 4)
     assert len(facts["prompts_sha256"]) == 64 and 0 < facts["began_by_itself"] < 12
     told = [message for message in caplog.messages if "drawn from the target itself" in message]
     assert len(told) == 1 and "--draw-retain: 12 rows" in told[0] and "--retain" in told[0]

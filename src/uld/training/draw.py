@@ -2,8 +2,8 @@
 
 What the target says when it is asked about nothing in particular is a sample of what it knows. Half of the rows begin
 with nothing at all (the model writes the question, too, as in Magpie, Xu et al. 2024, arXiv 2406.08464), half with a
-generic prompt of ``generic_prompts.txt``. What repeats the forget set, or holds one of its names, is dropped and
-counted: the target has that by heart, and would be trained to keep it.
+generic prompt of ``generic_prompts.txt``. What repeats the forget set, or holds one of its names or rare words, is
+dropped and counted: the target has that by heart, and would be trained to keep it.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from uld.augment.items import row
-from uld.data.overlap import NGRAM, Overlap
+from uld.data.overlap import Overlap
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record
 from uld.errors import DataError, ULDError
@@ -149,7 +149,7 @@ def draw_rows(
         "seed": seed,
         "temperature": _SAMPLING["temperature"],
         "top_p": _TOP_P,
-        "ngram": NGRAM,
+        "ngram": overlap.run,
         "began_by_itself": prompts.count(""),
         "prompts_sha256": hashlib.sha256(_prompt_file().encode()).hexdigest(),
     }
