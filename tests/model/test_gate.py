@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from uld.data.prompt import Encoded
 from uld.errors import ArtifactError
 from uld.evaluation.scoring import Scorer
+from uld.model.assistant import gated_logits
 from uld.model.combine import Combination, log_ratio_to_uniform
 from uld.model.gate import Gate, add_gate, gate_of
 from uld.model.load import load
@@ -154,3 +155,24 @@ def test_tokens_that_the_head_masks_out_stay_out():
     with torch.no_grad():
         gate.bias.fill_(-1e9)
     assert gate.apply_to(logits, torch.ones(1, 4)).tolist() == [[0.0, -math.inf, 0.0]]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_head_that_masks_tokens_out_gives_finite_gradients_and_another_is_only_scaled(
+    make_target, make_unlearned, masked
+):
+    assistant = make_unlearned(make_target("llama"), 2, HOW).assistant
+    gate = open_gate(assistant, bias=-0.5)
+    head = assistant.get_output_embeddings()
+    if masked:
+        head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
+        head.bias[5] = -torch.inf
+    hidden = torch.randn(3, head.weight.shape[1], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    logits = gated_logits(assistant, hidden)
+    scaled = gate(hidden) * hidden @ head.weight.T
+    kept = [i for i in range(logits.shape[1]) if not (masked and i == 5)]
+    torch.testing.assert_close(logits[:, kept], scaled[:, kept], atol=1e-5, rtol=1e-5)
+    assert bool(torch.isneginf(logits[:, 5]).all()) is masked
+    (logits.softmax(-1) ** 2).sum().backward()
+    for one in (hidden, *gate.parameters()):
+        assert one.grad is not None and one.grad.isfinite().all() and one.grad.abs().sum() > 0

@@ -85,6 +85,7 @@ def chunks(request, monkeypatch):
     """Logits of all positions at once, and of eight at a time."""
     if request.param:
         monkeypatch.setattr(uld.training.objective, "_CHUNK_BYTES", 1)
+        monkeypatch.setattr(uld.training.objective, "_CACHE_BYTES", 1)
         monkeypatch.setattr(uld.training.objective, "_POSITION_MULTIPLE", 8)
 
 

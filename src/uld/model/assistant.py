@@ -272,13 +272,26 @@ def gated_logits(assistant: Any, hidden: Tensor) -> Tensor:
     Returns:
         ``(..., vocab)``.
     """
-    return through_gate(assistant, head_logits(base_model(assistant), hidden), hidden)
+    base = base_model(assistant)
+    head: Any = base.get_output_embeddings()
+    plain = type(head) is nn.Linear and head.bias is None  # which masks no token
+    return through_gate(assistant, head_logits(base, hidden), hidden, masks=not plain)
 
 
-def through_gate(assistant: Any, logits: Tensor, hidden: Tensor) -> Tensor:
-    """Logits of the head as the assistant's gate lets them through, if it has one; shapes as in `gated_logits`."""
+def through_gate(assistant: Any, logits: Tensor, hidden: Tensor, *, masks: bool = True) -> Tensor:
+    """Logits of the head as the assistant's gate lets them through, if it has one.
+
+    Args:
+        assistant: As for `gated_logits`.
+        logits: ``(..., vocab)``.
+        hidden: ``(..., width)``.
+        masks: See `uld.model.gate.Gate.apply_to`.
+
+    Returns:
+        ``(..., vocab)``.
+    """
     gate = gate_of(assistant)
-    return logits if gate is None else gate.apply_to(logits, hidden)
+    return logits if gate is None else gate.apply_to(logits, hidden, masks=masks)
 
 
 @torch.no_grad()

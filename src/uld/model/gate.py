@@ -42,18 +42,23 @@ class Gate(nn.Module):
         product = hidden.float() @ self.weight.float()
         return torch.sigmoid(product / hidden.shape[-1] ** 0.5 + self.bias.float())[..., None]
 
-    def apply_to(self, logits: Tensor, hidden: Tensor) -> Tensor:
+    def apply_to(self, logits: Tensor, hidden: Tensor, *, masks: bool = True) -> Tensor:
         """Logits as the gate lets them through; tokens of −inf, which a model masks out itself, stay masked out.
 
         Args:
             logits: ``(..., vocab)``.
             hidden: ``(..., width)`` the states that they were made from.
+            masks: Whether the model may mask tokens out; to look for them takes passes over the whole vocabulary,
+                most of them in training.
 
         Returns:
             ``(..., vocab)`` fp32.
         """
         logits = logits.float()
-        return torch.where(torch.isneginf(logits), logits, logits * self(hidden))
+        if not masks:
+            return logits * self(hidden)
+        out = torch.isneginf(logits)  # taken out before, as 0 · inf is no gradient
+        return (logits.masked_fill(out, 0.0) * self(hidden)).masked_fill(out, -torch.inf)
 
 
 def gate_of(assistant: Any) -> Gate | None:

@@ -26,6 +26,7 @@ from uld.text.progress import bar
 from uld.training.learner import Learner, States
 
 _CHUNK_BYTES = 128 * 2**20  # fp32 logits of one chunk
+_CACHE_BYTES = 24 * 2**20  # the same on a processor, where nothing is recomputed: what its cache holds is read faster
 _REFERENCE_ROWS = 32
 _POSITION_MULTIPLE = 64  # few shapes of the gathered positions: each costs a kernel build on a CPU
 
@@ -72,7 +73,8 @@ class BatchSide(Side):
             return loss(states.head(*hidden), labels).masked_fill(~counts, 0.0)
 
         inputs, fixed = [one[index] for one in states.hidden], [self._padded(self.labels)[0], valid]
-        return _summed(value, inputs, fixed, states.parameters, self._piece)
+        cached = self._index.device.type == "cpu"
+        return _summed(value, inputs, fixed, states.parameters, self._piece(_CACHE_BYTES if cached else _CHUNK_BYTES))
 
     def each(self, loss: PositionLoss) -> Tensor:
         """A loss at every position: ``(positions,)`` fp32."""
@@ -111,10 +113,9 @@ class BatchSide(Side):
         assert self._frozen is not None, "the method did not say that it needs the frozen model"
         return self._frozen(self._mask), self.row * self._tokens + self._index % self._tokens
 
-    @property
-    def _piece(self) -> int:
-        """Positions whose logits are in memory together."""
-        positions = _CHUNK_BYTES // (4 * self._states.vocab) // _POSITION_MULTIPLE * _POSITION_MULTIPLE
+    def _piece(self, size: int) -> int:
+        """Positions whose logits have so many bytes together."""
+        positions = size // (4 * self._states.vocab) // _POSITION_MULTIPLE * _POSITION_MULTIPLE
         return max(_POSITION_MULTIPLE, positions)
 
     def _padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +139,7 @@ class BatchSide(Side):
                     before = frozen[0].logits(inputs[-1])
             return loss(states.head(*inputs[:models]), inputs[models], before)
 
-        size = self._piece
+        size = self._piece(_CHUNK_BYTES)
         pieces = []
         for start in range(0, len(index), size):
             piece = slice(start, start + size)
