@@ -9,6 +9,7 @@ from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.combine import Combination, combine_all
+from uld.runs.values import shown
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class Combined:
 
     @combination.setter
     def combination(self, value: Combination) -> None:
+        if not isinstance(value, Combination):
+            raise ULDError(
+                "combination must be a uld.Combination, such as model.combination.override(margin=3.0), not "
+                f"{shown(value)}"
+            )
         self.combinations = self.settings_under(value)
         self._warn_of_wide_margins()
 
