@@ -656,7 +656,7 @@ def test_a_truth_value_is_no_token(key, value):
     assert of_files({key: [1, 2], "use_cache": True}, None, None) is None
 
 
-@pytest.mark.parametrize("place", [None, 3, b"runs/x"], ids=str)
+@pytest.mark.parametrize("place", [None, 3, b"runs/x", ["runs/x", None], [["runs/x"]]], ids=str)
 def test_what_is_no_place_is_one_sentence(place):
     with pytest.raises(ULDError, match=r"uld\.load takes a folder or a Hub id, or a list of runs, not "):
         load(place)
@@ -680,3 +680,22 @@ def test_runs_that_were_trained_behind_other_prompts_are_told_of(copy, caplog):
     said = [one.message for one in caplog.records if "was trained with another" in one.message]
     assert [one.startswith(f"{place} ") for one, place in zip(said, (asked, dated), strict=True)] == [True, True]
     assert "another prompt template than" in said[0] and "another date than" in said[1]
+
+
+@pytest.mark.parametrize("part", ["run", "target"])
+def test_arguments_that_there_are_not_are_named_and_not_laid_to_the_target(copy, part, letters):
+    for given, said in (
+        ({"wieght": 3}, "there is no argument 'wieght' of uld.load: did you mean 'weight'?"),
+        ({"device": "cpu"}, "there is no argument 'device' of uld.load: did you mean 'device_map'?"),
+        ({"nonsense": 1}, "there is no argument 'nonsense' of uld.load: neither has from_pretrained of transformers"),
+    ):
+        with pytest.raises(ULDError) as error:
+            load(copy / part, **given)
+        assert str(error.value) == said
+    with pytest.raises(ULDError, match="tokenizer must be a text, not "):
+        load(copy / part, tokenizer=letters)
+
+
+def test_a_config_of_ones_own_is_refused_for_an_ordinary_model(copy):
+    with pytest.raises(ULDError, match="config: a model is loaded with the config that lies beside its weights"):
+        load(copy / "target", config=load_config(copy / "target"))

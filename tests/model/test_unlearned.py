@@ -680,3 +680,26 @@ def test_what_is_no_combination_is_refused_and_changes_nothing(made, value):
     ):
         model.combination = value
     assert model.combinations == before
+
+
+@pytest.mark.parametrize("values", [[], HOW, [HOW], [HOW] * 3, [HOW, {"weight": 1.0}], None], ids=range(6))
+def test_each_assistant_has_one_combination(make_target, make_unlearned, values):
+    target = make_target()
+    two = [make_unlearned(target, depth).assistant for depth in (1, 2)]
+    both = ULDForCausalLM.join(target, two, [HOW, HOW])
+    with pytest.raises(ULDError, match="2 assistants need as many combinations"):
+        both.combinations = values
+    assert both.combinations == [HOW, HOW]
+    with pytest.raises(ULDError, match="2 assistants need as many combinations"):
+        ULDForCausalLM.join(target, two, values)
+    both.combinations = (HOW, HOW.override(weight=3.0))
+    both.combinations[0] = HOW.override(weight=2.0)
+    assert [one.weight for one in both.combinations] == [2.0, 3.0]
+
+
+def test_one_process_of_several_writes(run, tmp_path):
+    model, _ = load(run)
+    model.save_pretrained(tmp_path / "again", is_main_process=False)
+    assert not (tmp_path / "again").exists()
+    model.save_pretrained(tmp_path / "again", is_main_process=True)
+    assert (tmp_path / "again" / "uld.json").is_file()

@@ -20,12 +20,26 @@ class Combined:
     Attributes:
         target: The target.
         assistants: One for each of ``combinations``.
-        combinations: Rule, α and τ of each assistant.
     """
 
     target: Any
     assistants: Any
-    combinations: list[Combination]
+    _combinations: list[Combination]
+
+    @property
+    def combinations(self) -> list[Combination]:
+        """Rule, α and τ of each assistant; so many can be assigned."""
+        return self._combinations
+
+    @combinations.setter
+    def combinations(self, values: Sequence[Combination]) -> None:
+        given: Any = list(values) if isinstance(values, tuple) else values
+        many = isinstance(given, list) and len(given) == len(self.assistants)
+        if not many or not all(isinstance(one, Combination) for one in given):
+            raise ULDError(
+                f"{len(self.assistants)} assistants need as many combinations (uld.Combination), not {shown(values)}"
+            )
+        self._combinations = given
 
     @property
     def combination(self) -> Combination:

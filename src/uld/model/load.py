@@ -19,7 +19,7 @@ from uld.model.unlearned import ULDForCausalLM
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.runs.hub import run_folder
 from uld.runs.manifest import ADAPTER, CHECKPOINTS, Manifest, is_run
-from uld.runs.values import shown
+from uld.runs.values import given_or_none, shown
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,12 @@ def load(
     manifest = None
     trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
-    if not isinstance(path, str | Path | Iterable) or isinstance(path, bytes):
-        raise ULDError(f"uld.load takes a folder or a Hub id, or a list of runs, not {shown(path)}")
+    several = list(path) if isinstance(path, Iterable) and not isinstance(path, str | Path | bytes) else [path]
+    if odd := [one for one in several if not isinstance(one, str | Path)]:
+        raise ULDError(f"uld.load takes a folder or a Hub id, or a list of runs, not {shown(odd[0])}")
+    tokenizer = given_or_none("tokenizer", tokenizer, str)
     if not isinstance(path, str | Path):
-        path = list(path)
+        path = several
     if isinstance(path, str | Path):
         path = run_folder(path, **hub) or path
     own = hub if isinstance(path, str | Path) and not is_run(path) else {}

@@ -23,7 +23,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from uld.errors import ULDError
 from uld.model.assistant import base_model, gated_logits, head_logits, text_decoder, through_gate
 from uld.model.caches import CACHE, FusedCache, PairedCache, as_given
-from uld.model.causal_lm import load_target
 from uld.model.combine import Combination
 from uld.model.combined import Combined
 from uld.model.config import ULDConfig
@@ -33,7 +32,7 @@ from uld.model.gate import gate_of
 from uld.model.lora import on_bytes
 from uld.model.one_pass import FusedModel, NotFusable
 from uld.model.refused import Refused, refuse_publishing
-from uld.model.stored import assistants_of, combination_of
+from uld.model.stored import assistants_of, combination_of, target_of
 from uld.model.weights import save_adapter
 from uld.runs.card import write_card
 from uld.runs.digests import weights_digests
@@ -84,16 +83,13 @@ class ULDForCausalLM(Refused, Combined, JointGeneration, PreTrainedModel, Genera
         self.config._attn_implementation = target.config._attn_implementation  # `generate` asks ours
         self.target = target
         self.assistants = nn.ModuleList([assistants] if isinstance(assistants, nn.Module) else assistants)
-        settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
-        if len(settings) != len(self.assistants):
-            raise ULDError(f"{len(self.assistants)} assistants need as many combinations, not {len(settings)}")
         for one in self.assistants:
             if isinstance(one, PeftModel) and (name := on_bytes(one)) is not None:
                 raise ULDError(
                     f"the run has LoRA on {name} as a parameter, and the target's is quantised: load it without "
                     "quantization_config"
                 )
-        self.combinations = settings
+        self.combinations = combinations.parts if isinstance(combinations, Combination) else combinations
         self._warn_of_wide_margins()
         self.manifests = list(manifests)
         self.fused = fused
@@ -310,10 +306,7 @@ class ULDForCausalLM(Refused, Combined, JointGeneration, PreTrainedModel, Genera
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         if kwargs.get("revision") is None and place == manifests[0].target:
             kwargs["revision"] = manifests[0].target_revision
-        try:
-            target = load_target(place, **kwargs)
-        except ULDError as error:
-            raise ULDError(f"{error}; if the target of {folders[0]} is elsewhere now, name it with --target") from error
+        target = target_of(folders[0], place, **kwargs)
         trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
@@ -347,7 +340,7 @@ class ULDForCausalLM(Refused, Combined, JointGeneration, PreTrainedModel, Genera
             save_directory: Folder; made if missing.
             args: Not used.
             kwargs: Not used; what other models take (``max_shard_size``, …) has no meaning for an adapter. With
-                ``push_to_hub`` it is refused.
+                ``push_to_hub`` it is refused, and without ``is_main_process`` nothing is written.
 
         Raises:
             ULDError: the model was put together by hand and has no manifest, or holds several assistants, or is to be
@@ -355,6 +348,8 @@ class ULDForCausalLM(Refused, Combined, JointGeneration, PreTrainedModel, Genera
         """
         if kwargs.get("push_to_hub"):
             refuse_publishing()
+        if not kwargs.get("is_main_process", True):
+            return
         if self.manifest is None:
             raise ULDError("this model has no manifest (it was not trained or loaded by uld), so it cannot be saved")
         if len(self.manifests) > 1:
