@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,3 +131,9 @@ def test_bad_input_is_one_sentence(model, letters, question, answer, message):
 def test_a_number_of_tokens_that_is_none_is_refused_by_its_name(model, letters, number):
     with pytest.raises(ULDError, match="max_new_tokens must be"):
         explain(model, letters, QUESTION, max_new_tokens=number)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_the_place_of_a_run_is_to_be_loaded_first(letters, kind):
+    with pytest.raises(ULDError, match=r"runs/x is the place of a model: load it first .*uld\.load\('runs/x'\)"):
+        explain(kind("runs/x"), letters, QUESTION)  # type: ignore[arg-type]

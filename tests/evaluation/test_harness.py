@@ -332,3 +332,20 @@ def test_a_task_over_files_that_names_none_is_refused_before_the_working_folder_
         load_tasks(["loop"], [tmp_path / "tasks"])
     for name, names in (("gives-it", {"some", "none"}), ("gives-all", {"none"})):
         assert load_tasks([name], [tmp_path / "tasks"]).loaded[name]["tasks"].keys() == names
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *(("num_fewshot", value, said) for value, said in ((-1, "at least 0"), (1.5, "a whole number"))),
+        *(("limit", value, said) for value, said in ((0, "at least 1"), (-2, "at least 1"), (0.5, "a whole number"))),
+        *(("batch_size", value, said) for value, said in ((0, "at least 1"), (True, "a whole number"))),
+        *(("max_length", value, said) for value, said in ((0, "at least 2"), (-5, "at least 2"), (1, "at least 2"))),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_written(
+    model, letters, local, tmp_path, name, value, said
+):
+    with pytest.raises(ULDError, match=f"{name} must be {said}"):
+        run(model, letters, load_tasks(["mc"], [local]), tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()

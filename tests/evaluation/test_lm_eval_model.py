@@ -187,3 +187,9 @@ def test_lm_evals_own_command_line(run, tmp_path, command):
     logs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     expected = sum(logs[i - 1, ids[i]].item() for i in range(len(ids) - 3, len(ids)))
     assert float(row["filtered_resps"][1][0]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("length", [0, -5, 1])
+def test_a_length_that_would_cut_texts_from_their_front_is_refused(run, length):
+    with pytest.raises(ULDError, match="max_length must be at least 2"):
+        made(f"pretrained={run},max_length={length}", device="cpu")

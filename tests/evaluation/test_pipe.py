@@ -173,3 +173,21 @@ def test_every_setting_of_a_benchmark_is_an_option_of_its_command(name):
     options = {one.name for one in options_of(name)}
     settings = {one.name for one in dataclasses.fields(kind) if one.init} - {"sets", "metrics"}  # chosen by the roles
     assert settings | set(kind.others) <= options
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "model", "tokenizer", "said"),
+    [
+        (3, "MODEL", None, "benchmark must be one of attacks, copyright, .* or one of your own, not 3"),
+        (Subject, "MODEL", None, "benchmark must be one of .* not <class"),
+        ("tofu", None, None, "model must be a run, a model's folder, a Hub id or a loaded model, not None"),
+        ("tofu", ["MODEL", "MODEL"], None, "model must be a run, .* not \\["),
+        ("tofu", "MODEL", letter_tokenizer(), "tokenizer goes with a loaded model, and .* has its own: leave it out"),
+    ],
+    ids=["number", "class", "nothing", "several", "tokenizer of a place"],
+)
+def test_what_stands_in_the_wrong_place_is_said_by_its_name(micro, tmp_path, benchmark, model, tokenizer, said):
+    place = {"MODEL": str(micro.target)}.get(model, model) if isinstance(model, str) else model
+    with pytest.raises(ULDError, match=said):
+        uld.evaluate(benchmark, place, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,9 @@
+import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -436,3 +439,19 @@ def test_override_changes_what_is_given_and_nothing_else():
     assert before.override(weight=None, filter=0.5) == replace(before, filter=0.5)
     with pytest.raises(TypeError):
         before.override(tau=0.5)
+
+
+@pytest.mark.parametrize(
+    "kind", [np.float32, np.float64, np.int64, Fraction, int, float], ids=lambda kind: kind.__name__
+)
+def test_numbers_of_every_kind_can_be_written_into_files(kind):
+    how = Combination(weight=kind(2), margin=kind(3), floor=kind(1), filter=kind(0), min_tokens=kind(1))
+    assert how == Combination(weight=2.0, margin=3.0, floor=1.0, filter=0.0, min_tokens=1.0)
+    assert json.loads(json.dumps(how.to_dict())) == how.to_dict()
+    assert json.loads(json.dumps(how.override(weight=kind(5)).to_dict()))["weight"] == 5
+    if issubclass(kind, int | np.int64):
+        pair = Combination("rank", rank_tokens=kind(7))
+        assert json.loads(json.dumps(pair.to_dict()))["rank_tokens"] == 7
+    else:
+        with pytest.raises(ULDError, match="rank_tokens must be a whole number"):
+            Combination("rank", rank_tokens=kind(7))

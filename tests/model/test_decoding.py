@@ -10,6 +10,7 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     GPTNeoConfig,
     GptOssConfig,
@@ -304,3 +305,17 @@ def test_the_nucleus_is_that_of_a_whole_sort(vocab, spread):
         assert mine[order[0]]
     assert torch.equal(nucleus(scores, share)[2], scores[2])
     assert nucleus(scores, share)[kept].equal(scores[kept])
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "separate"])
+@pytest.mark.parametrize("where", ["option", "generation config"])
+def test_an_early_exit_is_refused_and_leaves_the_target_whole(made, fused, where):
+    """transformers puts it into the target's config for a while: an error in between would leave it there."""
+    wanted = uncached(made, "llama", "unpadded", "greedy")
+    model, _ = made("llama", fused)
+    how = {"assistant_early_exit": 1} if where == "option" else {}
+    if not how:
+        how = {"generation_config": GenerationConfig(do_sample=False, max_new_tokens=6, assistant_early_exit=1)}
+    with pytest.raises(ULDError, match="assistant_early_exit would cut off layers of the target alone: leave it out"):
+        model.generate(**PROMPTS["unpadded"], **how)
+    assert model.target.config.num_hidden_layers == 4 and write(model) == wanted

@@ -4,6 +4,7 @@ Every case is a change of a copy of one run and its target: what to change, and 
 """
 
 import json
+import logging
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from uld.errors import ULDError, words
 from uld.model.causal_lm import load_config, load_sliced, load_target
 from uld.model.checkpoint import of_files
 from uld.model.load import load, load_tokenizer
+from uld.runs.manifest import Manifest
 from uld.training.stored import stored_settings
 
 IDS = torch.tensor([[1, 5, 6, 7, 8, 9, 10, 11]])
@@ -635,9 +637,10 @@ def test_a_run_of_an_earlier_version_gives_what_it_gave(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bf16", "bfloat16", "torch.bfloat16", torch.bfloat16])
-def test_dtypes_have_the_names_of_the_command_line(micro, name):
-    assert load(micro.run, dtype=name)[0].dtype == torch.bfloat16
-    assert load(micro.target, dtype=name)[0].dtype == torch.bfloat16
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_dtypes_have_the_names_of_the_command_line(micro, key, name):
+    assert load(micro.run, **{key: name})[0].dtype == torch.bfloat16
+    assert load(micro.target, **{key: name})[0].dtype == torch.bfloat16
 
 
 def test_a_dtype_of_no_name_is_one_sentence(micro):
@@ -651,3 +654,48 @@ def test_a_truth_value_is_no_token(key, value):
     for config in ({key: value}, {"text_config": {key: value}}):
         assert f"says {value} for {key}, which is no token" in (of_files(config, None, None) or "")
     assert of_files({key: [1, 2], "use_cache": True}, None, None) is None
+
+
+@pytest.mark.parametrize("place", [None, 3, b"runs/x", ["runs/x", None], [["runs/x"]]], ids=str)
+def test_what_is_no_place_is_one_sentence(place):
+    with pytest.raises(ULDError, match=r"uld\.load takes a folder or a Hub id, or a list of runs, not "):
+        load(place)
+
+
+def test_runs_that_were_trained_behind_other_prompts_are_told_of(copy, caplog):
+    def run(name, **changed):
+        place = shutil.copytree(copy / "run", copy / name)
+        Manifest.read(place).model_copy(update=changed).write(place)
+        return place
+
+    first, same = run("first", template="qa", date="2024-12-31"), run("same", template="qa", date="2024-12-31")
+    asked, dated = run("asked", template="plain", date="2024-12-31"), run("dated", template="qa", date="2025-01-01")
+    with caplog.at_level(logging.WARNING, "uld"):
+        load([first, same])
+        load(first)
+        load([first, dated], date="2025-02-02")  # all are asked on this day
+    assert "was trained with another" not in caplog.text
+    with caplog.at_level(logging.WARNING, "uld"):
+        load([first, same, asked, dated])
+    said = [one.message for one in caplog.records if "was trained with another" in one.message]
+    assert [one.startswith(f"{place} ") for one, place in zip(said, (asked, dated), strict=True)] == [True, True]
+    assert "another prompt template than" in said[0] and "another date than" in said[1]
+
+
+@pytest.mark.parametrize("part", ["run", "target"])
+def test_arguments_that_there_are_not_are_named_and_not_laid_to_the_target(copy, part, letters):
+    for given, said in (
+        ({"wieght": 3}, "there is no argument 'wieght' of uld.load: did you mean 'weight'?"),
+        ({"device": "cpu"}, "there is no argument 'device' of uld.load: did you mean 'device_map'?"),
+        ({"nonsense": 1}, "there is no argument 'nonsense' of uld.load: neither has from_pretrained of transformers"),
+    ):
+        with pytest.raises(ULDError) as error:
+            load(copy / part, **given)
+        assert str(error.value) == said
+    with pytest.raises(ULDError, match="tokenizer must be a text, not "):
+        load(copy / part, tokenizer=letters)
+
+
+def test_a_config_of_ones_own_is_refused_for_an_ordinary_model(copy):
+    with pytest.raises(ULDError, match="config: a model is loaded with the config that lies beside its weights"):
+        load(copy / "target", config=load_config(copy / "target"))

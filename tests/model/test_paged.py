@@ -1,6 +1,8 @@
 """Continuous batching over an unlearned model: what comes through the paged cache is what `generate` writes."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -143,3 +145,17 @@ def test_what_cannot_be_tried_leaves_the_attention_as_it_was(make_target, make_u
         )
     assert model.target.config._attn_implementation == "eager"
     assert one_by_one(model) == wanted
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["one pass", "separate passes"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_model_that_has_written_batches_can_be_copied(make_target, make_unlearned, again, fused):
+    model = make_unlearned(make_target("llama"), 2, fused=fused)
+    how = {"generation_config": GREEDY, "continuous_batching_config": SMALL}
+    model.generate_batch(prompts(), **how, persistent_manager=True)  # which holds threads and locks
+    other = again(model)
+    model.destroy_cached_continuous_batching_manager()
+    assert one_by_one(other) == one_by_one(model)
+    assert [one.generated_tokens for one in other.generate_batch(prompts(), **how).values()] == one_by_one(model)

@@ -194,6 +194,19 @@ def test_labels_give_the_mean_loss_of_the_unlearned_model(made, fused):
 
 
 @torch.no_grad()
+def test_what_concerns_the_loss_is_handed_to_it(made, fused):
+    model, plain = made("llama", fused)
+    ids = torch.tensor(ids_of(9, 9))
+    losses = -plain(ids).log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    close(model(ids, labels=ids, num_items_in_batch=torch.tensor(40)).loss, losses.sum() / 40)  # as `Trainer` asks
+    close(model(ids, labels=ids, num_items_in_batch=5).loss, losses.sum() / 5)
+    labels = torch.where(ids == ids[0, 3], 7, ids)
+    close(model(ids, labels=labels, ignore_index=7).loss, losses[labels[:, 1:] != 7].mean())
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    close(model(ids, labels=ids.flip(1), shift_labels=shifted).loss, losses.mean())
+
+
+@torch.no_grad()
 def test_every_setting_can_be_changed_on_the_model(made, fused):
     model, plain = made("llama", fused)
     ids = torch.tensor(ids_of(6))
@@ -236,6 +249,14 @@ def test_what_an_unlearned_model_does_not_have_is_refused(made):
     model, _ = made()
     with pytest.raises(ULDError, match="output_hidden_states: an unlearned model has logits only"):
         model(torch.tensor(ids_of(4)), output_hidden_states=True)
+
+
+def test_tokens_are_given_once(made, fused):
+    model, _ = made("llama", fused)
+    ids = torch.tensor(ids_of(4))
+    for given in ({}, {"input_ids": ids, "inputs_embeds": model.get_input_embeddings()(ids)}):
+        with pytest.raises(ULDError, match="give tokens as input_ids or as inputs_embeds: one of the two"):
+            model(**given)
 
 
 def test_nothing_trains_and_nothing_is_copied(family, made):
@@ -648,3 +669,37 @@ def test_results_name_the_settings_of_every_run_that_has_its_own(make_target, ma
     assert [one["weight"] for one in both.combined_as["combinations"]] == [HOW.weight, 30.0]
     pair = ULDForCausalLM.join(target, parts, Combination(rule="offset", weight=1.0).parts)
     assert set(pair.combined_as) == {"combination"}
+
+
+@pytest.mark.parametrize("value", [{"margin": 3.0}, 1.5, None, "suppress"], ids=str)
+def test_what_is_no_combination_is_refused_and_changes_nothing(made, value):
+    model, _ = made()
+    before = list(model.combinations)
+    with pytest.raises(
+        ULDError, match=r"must be a uld\.Combination, such as model\.combination\.override\(margin=3\.0\)"
+    ):
+        model.combination = value
+    assert model.combinations == before
+
+
+@pytest.mark.parametrize("values", [[], HOW, [HOW], [HOW] * 3, [HOW, {"weight": 1.0}], None], ids=range(6))
+def test_each_assistant_has_one_combination(make_target, make_unlearned, values):
+    target = make_target()
+    two = [make_unlearned(target, depth).assistant for depth in (1, 2)]
+    both = ULDForCausalLM.join(target, two, [HOW, HOW])
+    with pytest.raises(ULDError, match="2 assistants need as many combinations"):
+        both.combinations = values
+    assert both.combinations == [HOW, HOW]
+    with pytest.raises(ULDError, match="2 assistants need as many combinations"):
+        ULDForCausalLM.join(target, two, values)
+    both.combinations = (HOW, HOW.override(weight=3.0))
+    both.combinations[0] = HOW.override(weight=2.0)
+    assert [one.weight for one in both.combinations] == [2.0, 3.0]
+
+
+def test_one_process_of_several_writes(run, tmp_path):
+    model, _ = load(run)
+    model.save_pretrained(tmp_path / "again", is_main_process=False)
+    assert not (tmp_path / "again").exists()
+    model.save_pretrained(tmp_path / "again", is_main_process=True)
+    assert (tmp_path / "again" / "uld.json").is_file()

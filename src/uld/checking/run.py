@@ -25,7 +25,7 @@ from uld.runs.hub import manifest_of
 from uld.runs.machine import library_versions
 from uld.runs.places import refuse_sources
 from uld.runs.rows import claim, give_up
-from uld.runs.values import Count, given
+from uld.runs.values import Count, given, given_or_none
 from uld.training.settings import is_first_process
 
 Tell = Callable[[str], None]
@@ -75,7 +75,7 @@ def check(
         ULDError: whatever is wrong with a setting, a file or a model; also an output that is, or lies in, what is read.
     """
     max_new_tokens = given("max_new_tokens", max_new_tokens, Count)
-    limit = None if limit is None else given("limit", limit, Count)
+    limit = given_or_none("limit", limit, Count)
     if output is not None:
         read = {"forget": forget, "retain": retain, "held_out": held_out, "ordinary": ordinary}
         named = {name: places_of(sources) for name, sources in read.items()}

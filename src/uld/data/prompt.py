@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from uld.data.chat import PROBE, Chat, Turn
 from uld.data.record import DataError, Record
+from uld.data.special import special_names, tell_of_special
 
 NAMED = {
     "qa": "Question: {question}\nAnswer: {answer}",
@@ -96,6 +97,7 @@ class PromptFormat:
         some = self._ids("a")
         special = list(self.tokenizer("a").input_ids)
         self.prefix = special[: special.index(some[0])] if some and some[0] in special else []
+        self._special = special_names(tokenizer)
 
     def prompt_ids(self, question: str | Sequence[tuple[str, str]]) -> list[int]:
         """Tokens of a prompt, ready for generation: the very tokens that `encode` puts before the answer.
@@ -238,6 +240,7 @@ class PromptFormat:
         Raises:
             DataError: the text has nothing to learn, or ``max_length`` no room.
         """
+        self._tell_of_special([text], source)
         ids = self._ids(text)
         if self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
@@ -279,6 +282,8 @@ class PromptFormat:
 
     def _rows(self, record: Record) -> list[list[Turn]]:
         """The record's answers, in one row or several."""
+        if record.prompt is None:  # which its user has written as the model is to read it
+            self._tell_of_special((content for _, content in record.messages), record.source)
         if self.template is None and record.prompt is None:
             return self._chat.rows(record.messages, record.source)
         return [list(self._plain_turns(record))]
@@ -322,6 +327,9 @@ class PromptFormat:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def _tell_of_special(self, texts: Iterable[str], source: str) -> None:
+        tell_of_special(self.tokenizer, self._special, texts, source)
 
     def _behind(self, text: str, ids: list[int], piece: str) -> list[int]:
         """Tokens of a piece that stands behind a text whose tokens are already fixed."""

@@ -6,6 +6,7 @@ pass that scoring makes, and kept (`Kept`): every setting is arithmetic on them,
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -206,8 +207,8 @@ def explain(
             number of tokens below 1.
     """
     max_new_tokens = given("max_new_tokens", max_new_tokens, Count)
-    form = PromptFormat(tokenizer, template)
     unlearned = refuse_ordinary(model)
+    form = PromptFormat(tokenizer, template)
     return ask(unlearned, form, question, answer, max_new_tokens=max_new_tokens).under(unlearned.combinations)
 
 
@@ -274,6 +275,8 @@ def refuse_ordinary(model: Any) -> ULDForCausalLM:
     Raises:
         ULDError: it has no assistant.
     """
+    if isinstance(model, str | Path):
+        raise ULDError(f"{model} is the place of a model: load it first (model, tokenizer = uld.load({str(model)!r}))")
     if not isinstance(model, ULDForCausalLM):
         raise ULDError(
             f"{getattr(model, 'name_or_path', model)} has no assistant, so there is nothing that it takes away: name "

@@ -27,6 +27,7 @@ from uld.evaluation.resume import describe
 from uld.evaluation.scoring import refuse_nan
 from uld.runs.files import new_folder, write_text
 from uld.runs.rows import claim
+from uld.runs.values import Count, CountFromZero, Length, given, given_or_none
 from uld.text.json_text import dumps
 
 _MERGED = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
@@ -64,9 +65,13 @@ def evaluate(
         progress: Show lm-eval's progress bars.
 
     Raises:
-        ULDError: no chat template, no such examples, a task that lm-eval cannot run so, a model that gives NaN, a
-            folder with the results of another model or other settings, or one that cannot be written.
+        ULDError: a number out of range, no chat template, no such examples, a task that lm-eval cannot run so, a model
+            that gives NaN, a folder with the results of another model or other settings, or one that cannot be written.
     """
+    num_fewshot = given_or_none("num_fewshot", num_fewshot, CountFromZero)
+    limit = given_or_none("limit", limit, Count)
+    batch_size = given("batch_size", batch_size, Count)
+    max_length = given_or_none("max_length", max_length, Length)
     if apply_chat_template and not tokenizer.chat_template:
         raise ULDError("the tokenizer has no chat template: leave --apply-chat-template out")
     tasks.check(num_fewshot)

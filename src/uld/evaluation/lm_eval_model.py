@@ -14,6 +14,7 @@ from uld.model.context import readable_tokens
 from uld.model.device import best_device
 from uld.model.load import load
 from uld.model.unlearned import ULDForCausalLM
+from uld.runs.values import Length, given_or_none
 
 try:
     from lm_eval.api.registry import model_registry
@@ -84,6 +85,7 @@ class ULDLM(_HFLM):
             known = [*_OF_LM_EVAL, "pretrained", *(name for name in ULDLM.__init__.__kwdefaults__ or {})]
             hint = guess(unknown[0], known) or f": it takes {', '.join(sorted(known))}"
             raise ULDError(f"the model uld takes no argument {unknown[0]}{hint}")
+        max_length = given_or_none("max_length", max_length, Length)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ULDError("lm-eval runs an unlearned model in one process only: start it without a launcher")
         if isinstance(pretrained, str):

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld.data.documents import listed
@@ -25,6 +26,7 @@ from uld.runs.files import write_text
 from uld.runs.hub import manifest_of
 from uld.runs.manifest import is_run
 from uld.runs.places import refuse_sources
+from uld.runs.values import shown
 from uld.text.json_text import dumps
 from uld.training.settings import is_first_process
 
@@ -170,6 +172,12 @@ def evaluate(
     Raises:
         ULDError: whatever is wrong with a setting, a file or a model.
     """
+    if not isinstance(benchmark, str | Benchmark):
+        raise ULDError(f"benchmark must be one of {', '.join(BENCHMARKS)} or one of your own, not {shown(benchmark)}")
+    if not isinstance(model, str | Path | torch.nn.Module):
+        raise ULDError(f"model must be a run, a model's folder, a Hub id or a loaded model, not {shown(model)}")
+    if isinstance(model, str | Path) and tokenizer is not None:
+        raise ULDError(f"tokenizer goes with a loaded model, and {model} has its own: leave it out, or uld.load both")
     kind = find(benchmark) if isinstance(benchmark, str) else type(benchmark)
     beside = {role: settings.pop(role) for role in kind.others if role in settings}
     if not isinstance(benchmark, str) and settings:

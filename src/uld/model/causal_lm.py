@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from uld.errors import ULDError, explained, is_out_of_memory
+from uld.errors import ConfigError, ULDError, explained, guess, is_out_of_memory
 from uld.model.assistant import decoder_layers, settle_first, slice_config
 from uld.model.checkpoint import (
     WEIGHTS,
@@ -21,9 +22,11 @@ from uld.model.checkpoint import (
     of_weights,
     quiet_transformers,
 )
+from uld.model.combine import Combination
 from uld.model.device import warn_of_imitated
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def load_sliced(
@@ -139,8 +142,10 @@ def load_target(
     """Load a whole causal LM from a folder or the Hub.
 
     Raises:
-        ULDError: the model cannot be found or read.
+        ULDError: the model cannot be found or read, or not with such arguments.
     """
+    if kwargs.pop("config", None) is not None:
+        raise ConfigError("config: a model is loaded with the config that lies beside its weights: leave it out")
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
     trust = bool(trust_remote_code)
     config = load_config(target, trust_remote_code=trust, **hub)
@@ -188,6 +193,12 @@ def _from_pretrained(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(target), config=config, output_loading_info=True, **kwargs
             )
+        except TypeError as error:
+            if (found := _UNKNOWN.search(str(error))) is None:
+                raise
+            known = ("target", "tokenizer", "date", "fused", "dtype", "device_map", *Combination.__dataclass_fields__)
+            hint = guess(found[1], known) or ": neither has from_pretrained of transformers"
+            raise ConfigError(f"there is no argument {found[1]!r} of uld.load{hint}") from error
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -87,14 +87,18 @@ class Combination:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise ULDError(f"{name} must be a number, not {value!r}")
+            if not isinstance(value, int | float):  # numpy's, a fraction: what is written into files is plain
+                object.__setattr__(self, name, float(value))
         if self.weight == math.inf and self.rule != "suppress":
             raise ULDError(f"weight (α) may be inf with the rule suppress alone, not with {self.rule}")
         if WEIGHT(self.weight) is not None:
             raise ULDError(f"weight (α) must lie between 0 and {MOST_WEIGHT:,} or be inf, not {self.weight}")
         if not (math.isfinite(self.margin) and self.margin >= 0):
             raise ULDError(f"margin must be a number of nats ≥ 0, not {self.margin}")
-        if isinstance(self.rank_tokens, bool) or not isinstance(self.rank_tokens, int) or self.rank_tokens < 0:
-            raise ULDError(f"rank_tokens must be a whole number ≥ 0, not {self.rank_tokens!r}")
+        k = self.rank_tokens
+        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 0:
+            raise ULDError(f"rank_tokens must be a whole number ≥ 0, not {k!r}")
+        object.__setattr__(self, "rank_tokens", int(k))
         for name in ("filter", "min_tokens", "floor"):
             if (fault := SHARE(getattr(self, name))) is not None:
                 raise ULDError(f"{name} {fault}")

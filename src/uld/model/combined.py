@@ -9,6 +9,7 @@ from torch import Tensor
 
 from uld.errors import ULDError
 from uld.model.combine import Combination, combine_all
+from uld.runs.values import shown
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +20,26 @@ class Combined:
     Attributes:
         target: The target.
         assistants: One for each of ``combinations``.
-        combinations: Rule, α and τ of each assistant.
     """
 
     target: Any
     assistants: Any
-    combinations: list[Combination]
+    _combinations: list[Combination]
+
+    @property
+    def combinations(self) -> list[Combination]:
+        """Rule, α and τ of each assistant; so many can be assigned."""
+        return self._combinations
+
+    @combinations.setter
+    def combinations(self, values: Sequence[Combination]) -> None:
+        given: Any = list(values) if isinstance(values, tuple) else values
+        many = isinstance(given, list) and len(given) == len(self.assistants)
+        if not many or not all(isinstance(one, Combination) for one in given):
+            raise ULDError(
+                f"{len(self.assistants)} assistants need as many combinations (uld.Combination), not {shown(values)}"
+            )
+        self._combinations = given
 
     @property
     def combination(self) -> Combination:
@@ -33,6 +48,11 @@ class Combined:
 
     @combination.setter
     def combination(self, value: Combination) -> None:
+        if not isinstance(value, Combination):
+            raise ULDError(
+                "combination must be a uld.Combination, such as model.combination.override(margin=3.0), not "
+                f"{shown(value)}"
+            )
         self.combinations = self.settings_under(value)
         self._warn_of_wide_margins()
 

@@ -92,6 +92,11 @@ class JointGeneration(GenerationMixin):
     ) -> Any:
         """Make the kind of cache that the user asked for, for all models; none where the target has none."""
         kind = generation_config.cache_implementation
+        if getattr(generation_config, "assistant_early_exit", None) is not None:
+            raise ULDError(
+                "assistant_early_exit would cut off layers of the target alone: leave it out; other drafts come from "
+                "prompt_lookup_num_tokens=3 or assistant_model=model.target"
+            )
 
         def made(model: Any) -> Cache:
             own = dict(model_kwargs)
@@ -219,7 +224,7 @@ class JointGeneration(GenerationMixin):
         Raises:
             ULDError: this version of transformers batches in another way.
         """
-        if "_paged" not in self.__dict__:
+        if self.__dict__.get("_paged") is None:
             try:
                 from uld.model.paged import PagedModel
             except ImportError as error:  # what it is built on has come and changed with versions

@@ -1,7 +1,8 @@
 """`load`: a run, a target that a method has trained, or any ordinary causal LM, with its tokenizer."""
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from uld.model.unlearned import ULDForCausalLM
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.runs.hub import run_folder
 from uld.runs.manifest import ADAPTER, CHECKPOINTS, Manifest, is_run
+from uld.runs.values import given_or_none, shown
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -44,19 +48,26 @@ def load(
             a dtype or a date that is none.
     """
     check_date(date)
+    if "torch_dtype" in kwargs:  # its older name
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     if "dtype" in kwargs:
         kwargs["dtype"] = named_dtype(kwargs["dtype"])
     model: PreTrainedModel
     manifest = None
     trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    several = list(path) if isinstance(path, Iterable) and not isinstance(path, str | Path | bytes) else [path]
+    if odd := [one for one in several if not isinstance(one, str | Path)]:
+        raise ULDError(f"uld.load takes a folder or a Hub id, or a list of runs, not {shown(odd[0])}")
+    tokenizer = given_or_none("tokenizer", tokenizer, str)
     if not isinstance(path, str | Path):
-        path = list(path)
+        path = several
     if isinstance(path, str | Path):
         path = run_folder(path, **hub) or path
     own = hub if isinstance(path, str | Path) and not is_run(path) else {}
     if not isinstance(path, str | Path):
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
+        _tell_of_prompts(path, model.manifests, date)
         path, manifest = run_folder(path[0], **hub) or path[0], model.manifest
     elif (manifest := Manifest.read(path) if is_run(path) else None) is not None and manifest.trains != "target":
         model = ULDForCausalLM.from_pretrained(path, **kwargs)
@@ -76,6 +87,18 @@ def load(
     if manifest is not None:
         remember_template(found, manifest.template)
     return model, found
+
+
+def _tell_of_prompts(places: Sequence[str | Path], manifests: Sequence[Manifest], date: str | None) -> None:
+    """Say it where runs that are loaded together were trained behind other prompts: one tokenizer asks for all."""
+    first = manifests[0]
+    for place, one in zip(places, manifests, strict=True):
+        other = "prompt template" if one.template != first.template else "date"
+        if one.template != first.template or (date is None and one.date != first.date):
+            logger.warning(
+                "%s was trained with another %s than %s, and all are asked as %s was: it may forget less than alone",
+                *(place, other, places[0], places[0]),
+            )
 
 
 def load_tokenizer(

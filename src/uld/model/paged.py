@@ -98,6 +98,10 @@ class PagedModel(ContinuousMixin):
         """What the model answers itself."""
         return getattr(self.__dict__["model"], name)
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """A copy of the model makes its own, with a manager of its own."""
+        return type(None), ()
+
     def eval(self) -> "PagedModel":
         """As modules do; it is in evaluation mode already."""
         return self

@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from uld.errors import ULDError
+from uld.errors import ConfigError, ULDError
 from uld.model.adapters import load_adapter, small_pair, verify_target
 from uld.model.assistant import build_assistant
+from uld.model.causal_lm import load_target
 from uld.model.combine import Combination
 from uld.runs.manifest import ADAPTER, MANIFEST, Manifest, refuse_changed
 
@@ -35,6 +36,25 @@ def combination_of(manifest: Manifest, folder: Path, changes: Mapping[str, Any])
         raise ULDError(f"{folder} was trained by {manifest.method}: the rule {how.rule} does not go with it (--rule)")
     refuse_changed(folder, manifest)
     return how
+
+
+def target_of(folder: Path, place: str, **kwargs: Any) -> PreTrainedModel:
+    """The target of a run.
+
+    Args:
+        folder: Of the run.
+        place: Where the target is.
+        kwargs: See `uld.model.causal_lm.load_target`.
+
+    Raises:
+        ULDError: it cannot be loaded from there, or so.
+    """
+    try:
+        return load_target(place, **kwargs)
+    except ConfigError:
+        raise
+    except ULDError as error:
+        raise ULDError(f"{error}; if the target of {folder} is elsewhere now, name it with --target") from error
 
 
 def assistants_of(manifest: Manifest, folder: Path, target: PreTrainedModel, place: str, **trust: Any) -> list[Any]:

@@ -23,7 +23,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from uld.errors import ULDError
 from uld.model.assistant import base_model, gated_logits, head_logits, text_decoder, through_gate
 from uld.model.caches import CACHE, FusedCache, PairedCache, as_given
-from uld.model.causal_lm import load_target
 from uld.model.combine import Combination
 from uld.model.combined import Combined
 from uld.model.config import ULDConfig
@@ -32,7 +31,8 @@ from uld.model.fields import field
 from uld.model.gate import gate_of
 from uld.model.lora import on_bytes
 from uld.model.one_pass import FusedModel, NotFusable
-from uld.model.stored import assistants_of, combination_of
+from uld.model.refused import Refused, refuse_publishing
+from uld.model.stored import assistants_of, combination_of, target_of
 from uld.model.weights import save_adapter
 from uld.runs.card import write_card
 from uld.runs.digests import weights_digests
@@ -43,9 +43,10 @@ from uld.runs.manifest import ADAPTER, MANIFEST, PAIR, Manifest
 logger = logging.getLogger(__name__)
 
 _HUB_ONLY = ("_from_auto", "adapter_kwargs", "subfolder", "_commit_hash", "use_safetensors", "weights_only")
+_OF_LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")
 
 
-class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class ULDForCausalLM(Refused, Combined, JointGeneration, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """The unlearned model: ``l`` of the target combined with ``la`` of each assistant at every position.
 
     Target and assistants run as one pass (`uld.model.one_pass`) where that is possible, and one after the other where
@@ -82,16 +83,13 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
         self.config._attn_implementation = target.config._attn_implementation  # `generate` asks ours
         self.target = target
         self.assistants = nn.ModuleList([assistants] if isinstance(assistants, nn.Module) else assistants)
-        settings = combinations.parts if isinstance(combinations, Combination) else list(combinations)
-        if len(settings) != len(self.assistants):
-            raise ULDError(f"{len(self.assistants)} assistants need as many combinations, not {len(settings)}")
         for one in self.assistants:
             if isinstance(one, PeftModel) and (name := on_bytes(one)) is not None:
                 raise ULDError(
                     f"the run has LoRA on {name} as a parameter, and the target's is quantised: load it without "
                     "quantization_config"
                 )
-        self.combinations = settings
+        self.combinations = combinations.parts if isinstance(combinations, Combination) else combinations
         self._warn_of_wide_margins()
         self.manifests = list(manifests)
         self.fused = fused
@@ -151,15 +149,17 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
             use_cache: Whether to return a cache.
             logits_to_keep: As in transformers: the last n positions only, or an index.
             cache: The name that ``past_key_values`` has from transformers 5.24 on.
-            kwargs: Handed to all models; of ``return_dict`` a tuple comes where it is False.
+            kwargs: Handed to all models, what concerns the loss to it (``num_items_in_batch``, …); of ``return_dict`` a
+                tuple comes where it is False.
 
         Returns:
             ``logits`` ``(batch, tokens, vocab)`` in the target's dtype, ``past_key_values`` (or ``cache``), ``loss``.
 
         Raises:
-            ULDError: the given cache was not made for this model, or hidden states or attentions are asked for.
+            ULDError: no tokens, a cache that was not made for this model, or hidden states or attentions are asked for.
         """
         return_dict = kwargs.pop("return_dict", None)
+        of_loss = {name: kwargs.pop(name) for name in _OF_LOSS if name in kwargs}
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.pop(name, None):
                 raise ULDError(
@@ -172,6 +172,8 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
         if use_cache and past is None:
             use_cache = self.takes_cache
             past = self.new_cache() if use_cache else None
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ULDError("give tokens as input_ids or as inputs_embeds: one of the two")
         tokens = input_ids if input_ids is not None else inputs_embeds
         self.refuse_to_begin_anew(past, tokens, position_ids)
         inputs: dict[str, Any] = {
@@ -186,7 +188,7 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
         logits = self.combined(self.all_logits(past, **inputs))
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **of_loss)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past})  # type: ignore[arg-type]
         return output.to_tuple() if return_dict is False else output  # type: ignore[return-value]
 
@@ -304,10 +306,7 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         if kwargs.get("revision") is None and place == manifests[0].target:
             kwargs["revision"] = manifests[0].target_revision
-        try:
-            target = load_target(place, **kwargs)
-        except ULDError as error:
-            raise ULDError(f"{error}; if the target of {folders[0]} is elsewhere now, name it with --target") from error
+        target = target_of(folders[0], place, **kwargs)
         trust = {"trust_remote_code": bool(kwargs.get("trust_remote_code"))}
         assistants: list[Any] = []
         for folder, manifest in zip(folders, manifests, strict=True):
@@ -340,11 +339,17 @@ class ULDForCausalLM(Combined, JointGeneration, PreTrainedModel, GenerationMixin
         Args:
             save_directory: Folder; made if missing.
             args: Not used.
-            kwargs: Not used; what other models take (``max_shard_size``, …) has no meaning for an adapter.
+            kwargs: Not used; what other models take (``max_shard_size``, …) has no meaning for an adapter. With
+                ``push_to_hub`` it is refused, and without ``is_main_process`` nothing is written.
 
         Raises:
-            ULDError: the model was put together by hand and has no manifest, or holds several assistants.
+            ULDError: the model was put together by hand and has no manifest, or holds several assistants, or is to be
+                published.
         """
+        if kwargs.get("push_to_hub"):
+            refuse_publishing()
+        if not kwargs.get("is_main_process", True):
+            return
         if self.manifest is None:
             raise ULDError("this model has no manifest (it was not trained or loaded by uld), so it cannot be saved")
         if len(self.manifests) > 1:

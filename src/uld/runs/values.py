@@ -100,6 +100,11 @@ def given(name: str, value: Any, kind: Any) -> Any:
         raise ULDError(f"{name} {error}") from error
 
 
+def given_or_none(name: str, value: Any, kind: Any) -> Any:
+    """`given`, where None stands for a default."""
+    return None if value is None else given(name, value, kind)
+
+
 def bounds(kind: Any) -> dict[str, Any]:
     """The range of a kind of number, as ``min`` and ``max``."""
     (mark,) = (one for one in kind.__metadata__ if isinstance(one, Within))
