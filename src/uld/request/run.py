@@ -14,17 +14,15 @@ from uld.checking.result import CheckResult
 from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
-from uld.data.prompt import PromptFormat
 from uld.data.record import Record, refuse_equal
 from uld.errors import ArtifactError, ConfigError
 from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
 from uld.model.causal_lm import load_config, refuse_revision, skeleton_of
-from uld.model.load import load_tokenizer
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
 from uld.request.steps import CHECK, CHECKING, TUNING, Step, loading, model_words, steps
-from uld.request.training import settings_of
+from uld.request.training import form_of, settings_of
 from uld.runs.files import is_special, present
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
@@ -227,12 +225,7 @@ def _refuse_settings(request: Request, records: Sequence[Record]) -> None:
             f"uld forget tunes the rule suppress, and --set rule is {rule}: leave it out, or load the run with --rule"
         )
     trainer_arguments(config, training_dtype(config))
-    own = {} if config.tokenizer else {"revision": config.revision}
-    tokenizer = load_tokenizer(
-        config.tokenizer or config.target, date=config.date, trust_remote_code=config.trust_remote_code, **own
-    )
-    form = PromptFormat(tokenizer, config.template)
-    form.encode_all(records, config.max_length)
+    form_of(request).encode_all(records, config.max_length)
 
 
 def digests(request: Request) -> list[str]:
