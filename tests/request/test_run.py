@@ -56,6 +56,7 @@ def test_the_command_goes_from_documents_to_a_report(done):
         assert f" left): uld {name} " in said.output
     for name in ("tune", "check"):  # key words are no common ones of what was trained on
         assert re.search(rf" left\): uld {name} .*--ordinary {re.escape(str(work / RETAIN))} ", said.output)
+    assert f": {json.loads((output / 'tune.json').read_text())['reason']} (" in said.output  # and within which budget
     assert "Loading weights" not in said.output
     again = CliRunner().invoke(app, [*words, "--quiet"])  # nothing is left but the check, whose rows are there
     assert again.exit_code == said.exit_code, again.output

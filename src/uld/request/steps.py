@@ -290,14 +290,15 @@ def _tuning(request: Request) -> Step:
         how = {"budget": BUDGETS, "aim": "read"}
         how |= {flag: read_sources([file])[0] for flag, file in files.items()}
         try:
-            point = tune(output, model, tokenizer, asked, kept, **how).point  # type: ignore[arg-type]
+            choice = tune(output, model, tokenizer, asked, kept, **how)  # type: ignore[arg-type]
         except OverBudget as error:
             raise ULDError(
                 f"{error.found}: this assistant takes what must stay along; start again in another folder with more "
                 "epochs (--set epochs=N) or more of what must stay (--retain), or tune by hand with a larger budget: "
                 f"uld {shlex.join(words)}"
             ) from error
-        return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
+        point = choice.point
+        return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}: {choice.reason}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
     words += ("--aim", "read", *(word for flag, file in files.items() for word in (f"--{flag}", file)))
