@@ -85,14 +85,17 @@ def test_that_nothing_can_be_tuned_is_told(village, small, tmp_path):
 
 
 def test_an_assistant_that_takes_what_stays_along_is_told_of_with_what_helps(village, small, tmp_path, monkeypatch):
-    def over(*_: object, **__: object):
+    shown = []
+
+    def over(*_: object, progress: bool, **__: object):
+        shown.append(progress)
         raise OverBudget("every α loses more than 40%")
 
     monkeypatch.setattr("uld.request.steps.tune", over)
     settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
     with pytest.raises(ULDError, match=r"^every α .* 40%: .*--set epochs=N.* uld tune .*--budget 0.01") as told:
         uld.forget(village.target, village.forget, tmp_path / "x", **settings)
-    assert "raise --budget" not in str(told.value)
+    assert "raise --budget" not in str(told.value) and shown == [False]
 
 
 def test_another_request_is_refused_in_the_same_place(done, village, small):
@@ -110,6 +113,23 @@ def test_what_must_stay_may_not_change_under_a_request_but_thresholds_may(done, 
     lax = tmp_path / "lax.yaml"
     lax.write_text("forget_loss: '>= 0'\n")
     assert uld.forget(village.target, village.forget, done[1], retain=village.retain, thresholds=lax, **settings).passed
+
+
+@pytest.mark.parametrize("changed", ["facts.jsonl", "retain.jsonl"])
+def test_what_changes_while_a_request_is_carried_out_is_told_of(changed, micro, small, tmp_path):
+    rows = (micro.data / "forget10.json").read_text().splitlines(keepends=True)[:3]
+    (tmp_path / "facts.jsonl").write_text("".join(rows))
+    (tmp_path / "retain.jsonl").write_text('{"question": "and who?", "answer": "Pia."}\n')
+
+    def edit(line: str) -> None:
+        if line.startswith("2. find other words"):
+            with (tmp_path / changed).open("a") as file:
+                file.write('{"question": "who else?", "answer": "Odo."}\n')
+
+    given = {"retain": tmp_path / "retain.jsonl", "draw": 0, "settings": small, "progress": False}
+    with pytest.raises(DataError, match=rf"{changed}.*: changed while the request was carried out, .* put it back"):
+        uld.forget(micro.target, tmp_path / "facts.jsonl", tmp_path / "x", **given, tell=edit)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x-request" / RETAIN).exists()
 
 
 def test_a_model_that_knows_nothing_of_it_is_not_trained(micro, small, tmp_path):

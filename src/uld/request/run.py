@@ -15,7 +15,7 @@ from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
 from uld.data.record import Record, refuse_equal
-from uld.errors import ArtifactError, ConfigError
+from uld.errors import ArtifactError, ConfigError, DataError
 from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
 from uld.model.causal_lm import load_config, refuse_revision, skeleton_of
 from uld.request import material
@@ -128,9 +128,16 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     refuse_unusable(request)
     expected = plan(request)
     tell(str(expected))
-    claim(request.work, request.about() | {"files": digests(request)}, WHAT)
+    given = digests(request)
+    claim(request.work, request.about() | {"files": given}, WHAT)
     done: set[str] = set()
     for step in steps(request, progress=progress):
+        if not step.done() and digests(request) != given:
+            raise DataError(
+                f"{', '.join((*request.documents, *request.retain))}: changed while the request was carried out, and "
+                "what is made so far is of what stood there before: put it back and give the same command again, or "
+                "begin anew in another folder (--output)"
+            )
         _take(step, f"{len(done) + 1}. {step.name}", expected.left(done), tell)
         done.add(step.name)
     if TUNING not in done:

@@ -94,7 +94,7 @@ def steps(request: Request, *, progress: bool = True) -> Iterator[Step]:
     yield _asking_target(request, progress)
     yield _training(request, progress)
     if material.untunable(request.work) is None:
-        yield _tuning(request)
+        yield _tuning(request, progress)
 
 
 def _asking(request: Request) -> Step:
@@ -278,7 +278,7 @@ def _training(request: Request, progress: bool) -> Step:
     return Step(TRAINING, tuple(words), lambda: is_run(output), run)
 
 
-def _tuning(request: Request) -> Step:
+def _tuning(request: Request, progress: bool) -> Step:
     output = Path(request.output)
     probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
     read = {"trained": material.KNOWN, "ordinary": material.RETAIN}
@@ -287,7 +287,7 @@ def _tuning(request: Request) -> Step:
     def run() -> str:
         model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
-        how = {"budget": BUDGETS, "aim": "read"}
+        how = {"budget": BUDGETS, "aim": "read", "progress": progress}
         how |= {flag: read_sources([file])[0] for flag, file in files.items()}
         try:
             choice = tune(output, model, tokenizer, asked, kept, **how)  # type: ignore[arg-type]
