@@ -55,6 +55,26 @@ def test_the_numbers_are_those_of_the_settings(read: Callable[..., Inputs]):
     assert read(augment="rules", paraphrases=0, wrong_answers=1).counts == {"forget_rows": 8, "retain_rows": 21}
 
 
+def test_what_was_made_and_leaves_no_room_for_its_answer_is_left_out_and_counted(
+    read: Callable[..., Inputs], forget: Path, caplog: pytest.LogCaptureFixture
+):
+    prompts = [row.encoded.learn.index(True) for row in read().rows.rows if row.kind == FORGET]
+    room, folder = max(prompts) + 1, str(augmented(forget))
+    counts, left = [], []
+    for augment in (folder, "rules"):
+        caplog.clear()
+        found = read(augment=augment, max_length=room)
+        (told,) = (line for line in caplog.messages if "left out" in line)
+        assert told.startswith(f"{augment}: ") and told.endswith(f" rows are left out: too long for max_length {room}")
+        left.append(int(told.removeprefix(f"{augment}: ").split()[0]))
+        assert all(row.encoded.learn.index(True) < room for row in found.rows.rows)
+        assert found.counts["retain_rows"] == 29  # a wrong answer is no longer question
+        counts.append(found.counts["forget_rows"])
+    assert counts[0] == 24 - left[0] and 8 < counts[0] < counts[1]  # rules make shorter ones instead
+    with pytest.raises(ULDError, match=rf"forget\.jsonl:1: the prompt is {room - 1} tokens long"):  # the user's own
+        read(augment="rules", max_length=room - 1)
+
+
 def test_the_seed_decides_and_is_recorded_by_a_digest(read: Callable[..., Inputs]):
     one, same, other = (read(augment="rules", seed=seed).files["augment"][0].sha256 for seed in (0, 0, 1))
     assert one == same != other

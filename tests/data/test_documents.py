@@ -94,6 +94,48 @@ def test_an_html_page_is_its_main_text(tmp_path: Path) -> None:
     assert page.text and "collects the glass" in page.text and "Home" not in page.text
 
 
+PAGE = "<html><head>{}</head><body><p>Mara Gößler wohnt in Žižkov.</p></body></html>"
+NAMED = '<meta charset="{}">'
+DECLARED = '<?xml version="1.0" encoding="{}"?>'
+
+
+@needs_trafilatura
+@pytest.mark.parametrize(
+    ("codec", "head"),
+    [
+        ("utf-8", ""),
+        ("utf-8", NAMED.format("iso-8859-2")),  # a page that was saved anew as UTF-8
+        ("utf-8-sig", ""),
+        ("utf-16", ""),
+        ("iso-8859-2", NAMED.format("ISO-8859-2")),
+        ("cp1250", "<meta http-equiv=Content-Type content='text/html; charset=windows-1250'>"),
+    ],
+)
+def test_a_page_is_read_in_the_charset_that_it_says(tmp_path: Path, codec: str, head: str) -> None:
+    (page,) = read(put(tmp_path / "a.html", PAGE.format(head).encode(codec)))
+    assert page.text == "Mara Gößler wohnt in Žižkov."
+
+
+@needs_trafilatura
+def test_a_page_in_the_charset_of_old_windows_keeps_its_quotation_marks(tmp_path: Path) -> None:
+    for said in ("iso-8859-1", "windows-1252", "latin1"):
+        page = PAGE.format(NAMED.format(said)).replace("in Žižkov", "„zu Hause“").encode("cp1252")
+        assert read(put(tmp_path / "a.html", page))[0].text == "Mara Gößler wohnt „zu Hause“."
+    page = DECLARED.format("ISO-8859-1") + PAGE.format("").replace("Žižkov", "Köln")
+    assert read(put(tmp_path / "a.html", page.encode("latin-1")))[0].text == "Mara Gößler wohnt in Köln."
+
+
+@needs_trafilatura
+@pytest.mark.parametrize("head", ["", *map(NAMED.format, ("utf-8", "utf-16", "nonsense", "hex", "idna"))])
+@pytest.mark.parametrize("codec", ["iso-8859-2", "koi8-r", "shift_jis", "utf-16-le"])
+def test_a_page_in_a_charset_that_it_does_not_say_is_refused_and_not_guessed(
+    tmp_path: Path, head: str, codec: str
+) -> None:
+    page = PAGE.format(head).encode(codec, "xmlcharrefreplace").replace(b"M", "М台é".encode(codec, "ignore"))
+    assert ("is not UTF-8" in (told := refused(put(tmp_path / "x.html", page)))) or "NUL" in told
+    assert "x.html: byte " in told and "nor does the page name another charset" in told
+
+
 BAD = {
     "x.txt": [(b"", "the file is empty"), (b"caf\xe9", "x.txt: byte 4 (0xe9) is not UTF-8")],
     "x.md": [(b" \n", "the file is empty")],

@@ -112,6 +112,13 @@ def test_questions_come_from_lines_or_from_records(tmp_path):
         questions_of(tmp_path / "none.txt")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_question_of_a_file_ends_where_a_line_does_and_nowhere_else(tmp_path, end):
+    asked = [f"who is ada,{sign}and who is bob?" for sign in "\u2028\u2029\x85\x0b\x0c\x1c"]
+    (tmp_path / "lines.txt").write_bytes(f"\ufeff{end.join([*asked, ' ', chr(0x200B), ''])}".encode())
+    assert questions_of(tmp_path / "lines.txt") == asked
+
+
 def test_a_row_of_the_table(runs):
     run = runs[0]
     explanation = Asking(6).explained(run, QUESTION, run.settings())

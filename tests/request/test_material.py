@@ -6,6 +6,7 @@ import pytest
 
 from uld.augment.generate import Wanted
 from uld.augment.run import augment_by_rules
+from uld.checking.questions import Questions
 from uld.data.documents import read_sources
 from uld.data.record import Record, parse_record
 from uld.errors import DataError
@@ -65,6 +66,26 @@ def test_texts_of_which_nobody_asked_anything_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"a\.txt: no question .*--documents, or have a model ask"):
         material.gather([str(tmp_path / "a.txt")], tmp_path / "work")
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Mara Quillon was born in", "completion": " Skerrin."},
+        {"messages": [{"role": r, "content": f"{r} says"} for r in ("system", "user", "assistant")]},
+        {"messages": [{"role": r, "content": f"{r} says {n}"} for n in (1, 2) for r in ("user", "assistant")]},
+    ],
+)
+def test_whatever_has_an_answer_can_be_checked_and_need_not_be_a_single_question(tmp_path, row):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "b.txt").write_text("The sea.")
+    work = tmp_path / "work"
+    assert material.gather([str(tmp_path / "b.txt"), str(tmp_path / "a.jsonl")], work) == (2, 1)
+    assert material.hold_back(work) == (0, 0)  # nothing to tune on, which is told
+    (work / material.RETAIN_HELD_OUT).write_text("{}\n")
+    assert material.untunable(work) == "no single question has an answer in other words and a wrong one"
+    (asked,) = Questions.read(work / material.FORGET, Record.qa("and who?", "Pia.")).sets["forget"][1:]
+    assert asked.answer.strip() in json.dumps(row)
 
 
 @pytest.mark.parametrize(("number", "held"), [(3, 0), (5, 1), (20, 4), (1000, material.MOST)])

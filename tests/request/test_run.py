@@ -56,6 +56,7 @@ def test_the_command_goes_from_documents_to_a_report(done):
         assert f" left): uld {name} " in said.output
     for name in ("tune", "check"):  # key words are no common ones of what was trained on
         assert re.search(rf" left\): uld {name} .*--ordinary {re.escape(str(work / RETAIN))} ", said.output)
+    assert f": {json.loads((output / 'tune.json').read_text())['reason']} (" in said.output  # and within which budget
     assert "Loading weights" not in said.output
     again = CliRunner().invoke(app, [*words, "--quiet"])  # nothing is left but the check, whose rows are there
     assert again.exit_code == said.exit_code, again.output
@@ -84,14 +85,17 @@ def test_that_nothing_can_be_tuned_is_told(village, small, tmp_path):
 
 
 def test_an_assistant_that_takes_what_stays_along_is_told_of_with_what_helps(village, small, tmp_path, monkeypatch):
-    def over(*_: object, **__: object):
+    shown = []
+
+    def over(*_: object, progress: bool, **__: object):
+        shown.append(progress)
         raise OverBudget("every α loses more than 40%")
 
     monkeypatch.setattr("uld.request.steps.tune", over)
     settings = {"retain": village.retain, "draw": 0, "settings": small | {"max_length": 64}, "progress": False}
     with pytest.raises(ULDError, match=r"^every α .* 40%: .*--set epochs=N.* uld tune .*--budget 0.01") as told:
         uld.forget(village.target, village.forget, tmp_path / "x", **settings)
-    assert "raise --budget" not in str(told.value)
+    assert "raise --budget" not in str(told.value) and shown == [False]
 
 
 def test_another_request_is_refused_in_the_same_place(done, village, small):
@@ -109,6 +113,23 @@ def test_what_must_stay_may_not_change_under_a_request_but_thresholds_may(done, 
     lax = tmp_path / "lax.yaml"
     lax.write_text("forget_loss: '>= 0'\n")
     assert uld.forget(village.target, village.forget, done[1], retain=village.retain, thresholds=lax, **settings).passed
+
+
+@pytest.mark.parametrize("changed", ["facts.jsonl", "retain.jsonl"])
+def test_what_changes_while_a_request_is_carried_out_is_told_of(changed, micro, small, tmp_path):
+    rows = (micro.data / "forget10.json").read_text().splitlines(keepends=True)[:3]
+    (tmp_path / "facts.jsonl").write_text("".join(rows))
+    (tmp_path / "retain.jsonl").write_text('{"question": "and who?", "answer": "Pia."}\n')
+
+    def edit(line: str) -> None:
+        if line.startswith("2. find other words"):
+            with (tmp_path / changed).open("a") as file:
+                file.write('{"question": "who else?", "answer": "Odo."}\n')
+
+    given = {"retain": tmp_path / "retain.jsonl", "draw": 0, "settings": small, "progress": False}
+    with pytest.raises(DataError, match=rf"{changed}.*: changed while the request was carried out, .* put it back"):
+        uld.forget(micro.target, tmp_path / "facts.jsonl", tmp_path / "x", **given, tell=edit)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x-request" / RETAIN).exists()
 
 
 def test_a_model_that_knows_nothing_of_it_is_not_trained(micro, small, tmp_path):
@@ -150,6 +171,8 @@ def test_what_must_stay_cannot_be_what_must_go(micro, documents, small, tmp_path
         (["--set", "epoch=3"], "epoch is not a setting of uld train that can be chosen here: did you mean 'epochs'?"),
         (["--set", "epochs=many"], "--set: epochs must be a whole number"),
         (["--set", "output=x"], "output is not a setting"),
+        (["--set", "paraphrases=5"], "paraphrases is not a setting of uld train that can be chosen here"),
+        (["--set", "weight=5"], "--set weight would not be kept"),
         (["--set", "lora_layers=99"], "--lora-layers is 99, but the assistant has"),
         (["--set", "num_layers=2", "--set", "lora_layers=3"], "--lora-layers is 3, but the assistant has 2 layers"),
         (["--set", "num_layers=99"], "99"),
@@ -227,6 +250,11 @@ def test_documents_where_the_work_would_go_are_refused(micro, documents, small, 
     ("settings", "message"),
     [
         ({"rule": "subtract"}, "--set rule is subtract"),
+        ({"weight": 5.0}, "--set weight would not be kept: .* load the run with --weight"),
+        ({"margin": 0.0}, "--set margin would not be kept"),
+        ({"floor": 0.1}, "--set floor would not be kept"),
+        ({"paraphrases": 5}, "--set paraphrases is what uld forget sees to itself"),
+        ({"wrong_answers": 0}, "--set wrong_answers is what uld forget sees to itself"),
         ({"small": "somewhere"}, "--small"),
         ({"option": ("alpha=1",)}, "alpha"),
         ({"report_to": "abacus"}, "--report-to abacus"),

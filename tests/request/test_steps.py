@@ -1,7 +1,9 @@
 """Every step does what its command does alone, and is not done twice."""
 
+import contextlib
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -14,17 +16,19 @@ from uld.checking import run as checking
 from uld.cli.main import app
 from uld.data.documents import read_sources
 from uld.data.passages import passages
-from uld.errors import ConfigError
+from uld.errors import ConfigError, ULDError
 from uld.request import material
 from uld.request import plan as planning
 from uld.request import steps as stepping
 from uld.request.plan import plan
-from uld.request.settings import PRETRAINED, Source
+from uld.request.settings import PRETRAINED, Source, known_settings
 from uld.request.steps import (
+    ASKING,
     CHECKING,
     DRAWING,
     KNOWING,
     LEAST_DRAWN,
+    REWORDING,
     TRAINING,
     TUNING,
     loading,
@@ -32,7 +36,7 @@ from uld.request.steps import (
     steps,
     to_draw,
 )
-from uld.request.training import rows_of, settings_of, train_settings
+from uld.request.training import form_of, rows_of, settings_of, train_settings
 from uld.runs.manifest import Manifest
 from uld.runs.rows import claim
 from uld.text.progress import duration
@@ -116,6 +120,59 @@ def test_what_is_trained_follows_from_the_target_and_the_documents(request_of, s
     if least is not None:
         per_epoch = math.ceil(rows_of(request) / found["batch_size"])
         assert found["epochs"] == max({64: 3, 200: 5}[least], math.ceil(least / per_epoch))
+
+
+def test_what_was_made_and_cannot_be_used_is_left_out_and_counted(request_of, micro, tmp_path):
+    facts, letter, kept = tmp_path / "facts.jsonl", tmp_path / "letter.txt", tmp_path / "kept.jsonl"
+    facts.write_text("".join((micro.data / "forget10.json").read_text().splitlines(keepends=True)[:4]))
+    letter.write_text("Mara Quillon wrote this letter in Tarvel in 1987. She moved to Brankt in 1991.\n")
+    asked = [f"what happened in\u00a0{year}?" for year in (1987, 1991)]  # the same, but for a blank and a capital
+    kept.write_text(json.dumps({"question": asked[0].capitalize(), "answer": "A comet was seen."}) + "\n")
+    places = {"documents": (str(facts), str(letter)), "retain": (str(kept),)}
+    form = form_of(request_of())
+    longest = max(len(form.prompt_ids(one.asked)) for one in read_sources([str(facts)])[0])
+    request = request_of(**places, settings=request_of().settings | {"max_length": longest + 1})
+    claim(request.work, request.about(), "request")
+    told = {}
+    for step in steps(request, progress=False):
+        if step.name == DRAWING:
+            break
+        told[step.name] = step.run()
+    assert told[ASKING].endswith(" questions (left out: 1 asked in what must stay)")
+    number = re.fullmatch(r"\d+ paraphrases, \d+ wrong answers \(left out: (\d+) too long for .*\)", told[REWORDING])
+    assert number and int(number[1]) > 0
+    report = json.loads((request.work / material.REWORDED / "report.json").read_text())
+    assert report["dropped"]["paraphrase"][f"too long for max_length {longest + 1}"] == int(number[1])
+    made = [
+        request.work / folder / f"{name}.jsonl"
+        for folder, name in (("asked", "questions"), ("reworded", "paraphrases"))
+    ]
+    rows = [one for one in read_sources([str(path) for path in made])[0] if one.text is None]
+    assert {"What happened in 1987?"}.isdisjoint(one.asked for one in rows)
+    assert "What happened in 1991?" in {one.asked for one in rows}
+    assert all(len(form.prompt_ids(one.asked)) <= longest for one in rows)
+
+
+def test_no_setting_that_is_taken_is_replaced_by_another_without_a_word(request_of):
+    taken = {"num_layers": 1, "lora_rank": 3, "chunks": 7, "other_names": 5, "rounds": 0, "epochs": 2, "max_length": 99}
+    taken |= {"gate": False, "uniform_on": "all", "learning_rate": 1e-4, "batch_size": 3, "describe": "ours"}
+    request = request_of(settings=taken)
+    request.work.mkdir(parents=True)
+    for name in (material.FORGET, material.RETAIN):
+        (request.work / name).write_text('{"question": "who?", "answer": "Mara."}\n')
+    assert taken.items() <= vars(train_settings(request)).items()
+    usual = vars(train_settings(request_of(settings={"num_layers": 1, "epochs": 1})))
+    for name in set(known_settings()) - {"weight", "margin", "floor", "small", "rule", "method"}:
+        with contextlib.suppress(ULDError):  # not a value for it
+            changed = request_of(settings={"num_layers": 1, "epochs": 1, name: (value := other_than(usual[name]))})
+            assert vars(train_settings(changed))[name] == value, name
+
+
+def other_than(value: object) -> object:
+    """Another value of the kind."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value / 2 if isinstance(value, float) else 1
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,20 @@ def test_questions_about_other_people_are_retained(micro) -> None:
     assert {row.kind for row in asked} == {RETAIN}
 
 
+def test_questions_about_people_whose_longer_name_leaves_no_room_are_left_out(micro, caplog) -> None:
+    places = {"target": str(micro.target), "data": str(micro.data), "split": "forget10", "output": "x"}
+
+    def read(**changes):
+        return read_inputs(train_config([("test", places | {"retain_rows": 4} | changes)]), get_method("uld"))
+
+    room = max(row.encoded.learn.index(True) for row in read().rows.rows) + 1
+    all_of_them, some = read(other_names=9), read(other_names=9, max_length=room)
+    before, after = (one.counts["other_names"]["rows"] for one in (all_of_them, some))
+    assert f"--other-names: {before - after} rows are left out: too long for max_length {room}" in caplog.text
+    assert 0 < after < before
+    assert sum(1 + len(row.later) for row in some.rows.rows[-some.counts["other_names"]["questions"] :]) == after
+
+
 @pytest.mark.parametrize("name", ["other_names", "rounds"])
 def test_what_is_for_an_assistant_is_refused_with_other_methods(task, tmp_path, name) -> None:
     whole = {"method": "npo+kl", "num_layers": None, "lora_rank": None, name: 1}

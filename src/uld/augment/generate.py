@@ -22,6 +22,8 @@ from uld.errors import DataError
 REASON = "nothing to forget (the target does not know the answer)"
 """Why a question is dropped whose answer a target does not know."""
 Problem = Callable[[tuple[str, str]], str | None]
+Unusable = Callable[[Record], str | None]
+"""Why a record that was made cannot be used where it is to be, such as for its length; None where it can."""
 Kind = Literal["paraphrase", "wrong_answer", "asked"]
 _TRIES = 40
 _STALE = 12  # candidates in a row that bring nothing new
@@ -87,6 +89,7 @@ def select(
     pool: Pool,
     right: Sequence[str] = (),
     unknown: Problem | None = None,
+    unusable: Unusable = lambda record: None,
 ) -> tuple[Augmented, list[Drop]]:
     """The first candidates that pass the filters, as many as are wanted, and those that did not pass.
 
@@ -97,6 +100,7 @@ def select(
         pool: Of the whole file.
         right: Other right answers to the item's question.
         unknown: Why a question about a text is not worth asking (`uld.augment.known`); None: every one is.
+        unusable: Why a paraphrase, or a question about a text, cannot be used.
     """
     drops: list[Drop] = []
     capitals = pool.capitals
@@ -123,9 +127,9 @@ def select(
         if item.question and (problem := paraphrase_problem(item.question, question, "", capitals)):
             return f"question: {problem}"
         problem = paraphrase_problem(item.answer, answer, item.question, capitals)
-        if problem == "the same words" and item.question:
-            return None  # another question with the same answer is a paraphrase of the pair
-        return f"answer: {problem}" if problem and item.question else problem
+        if problem and not (problem == "the same words" and item.question):
+            return f"answer: {problem}" if item.question else problem
+        return unusable(with_answer(item, answer, question or None))  # also another question with the same answer
 
     told = keep("paraphrase", wanted.paraphrases if _rephrasable(item) else 0, found.pairs, changed)
     others = (*right, *(answer for _, answer in told))
@@ -139,7 +143,11 @@ def select(
         "asked",
         wanted.ask if item.is_text else 0,
         found.asked,
-        lambda pair: support_problem(item.answer, *pair) or (unknown(pair) if unknown else None),
+        lambda pair: (
+            support_problem(item.answer, *pair)
+            or unusable(Record.qa(pair[0], pair[1], item.record.source))
+            or (unknown(pair) if unknown else None)
+        ),
     )
     made = Augmented(
         [with_answer(item, answer, question or None) for question, answer in told],
@@ -241,6 +249,7 @@ def choose(
     wanted: Wanted,
     unknown: Problem | None = None,
     tell: Callable[[int], None] = lambda done: None,
+    unusable: Unusable = lambda record: None,
 ) -> Made:
     """Take for each item the first candidates that pass the filters.
 
@@ -250,11 +259,13 @@ def choose(
         wanted: How many of each.
         unknown: See `select`.
         tell: Hears how many items are done.
+        unusable: See `select`.
     """
     pool, right = Pool.of(found), right_answers(found)
     made = Made({}, [])
     for done, item in enumerate(found, 1):
-        some, dropped = select(item, offer(item, pool), wanted, pool, right[normalised(item.context)], unknown)
+        others = right[normalised(item.context)]
+        some, dropped = select(item, offer(item, pool), wanted, pool, others, unknown, unusable)
         made.parts.setdefault(item.of, []).append(some)
         made.drops.extend(dropped)
         tell(done)
@@ -267,6 +278,7 @@ def by_rules(
     seed: int,
     unknown: Problem | None = None,
     tell: Callable[[int], None] = lambda done: None,
+    unusable: Unusable = lambda record: None,
 ) -> Made:
-    """Augment items by rule: with the wanted numbers, the seed and what is not worth asking they decide everything."""
-    return choose(found, lambda item, pool: rule_candidates(item, pool, seed), wanted, unknown, tell)
+    """Augment items by rule: with the wanted numbers, the seed and what is not worth making they decide everything."""
+    return choose(found, lambda item, pool: rule_candidates(item, pool, seed), wanted, unknown, tell, unusable)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uld.augment.endpoint import Reply
-from uld.augment.generate import REASON, Candidates, Drop, Made, Problem, Wanted, by_rules, choose
+from uld.augment.generate import REASON, Candidates, Drop, Made, Problem, Unusable, Wanted, by_rules, choose
 from uld.augment.items import Item, items, joined
 from uld.augment.output import FILES, write
 from uld.augment.prompts import Job, jobs, prompt, read_answer, version
@@ -107,6 +107,7 @@ def augment_by_rules(
     seed: int = 0,
     chunk_words: int = CHUNK_WORDS,
     known: "Known | None" = None,
+    unusable: Unusable = lambda record: None,
     progress: bool = False,
 ) -> Result:
     """Augment a forget file by rule.
@@ -118,6 +119,7 @@ def augment_by_rules(
         seed: Of the rules.
         chunk_words: Most words of a text's chunk.
         known: Drops questions about texts whose answers a target does not know.
+        unusable: Why a paraphrase, or a question about a text, cannot be used: it is dropped.
         progress: Show how far that is.
 
     Raises:
@@ -128,7 +130,7 @@ def augment_by_rules(
     found, digests = read_items(forget, wanted, chunk_words)
     claim(output, _about(digests, wanted, chunk_words, {"by": "rules", "seed": seed}), WHAT)
     with _judged(known, output, len(found), progress) as (unknown, tell):
-        made = by_rules(found, wanted, seed, unknown, tell)
+        made = by_rules(found, wanted, seed, unknown, tell, unusable)
     return _finish(output, found, made, None, known)
 
 
@@ -143,6 +145,7 @@ def augment_by_model(
     tries: int = 3,
     tell: Callable[[Progress], None] | None = None,
     known: "Known | None" = None,
+    unusable: Unusable = lambda record: None,
     progress: bool = False,
 ) -> Result:
     """Augment a forget file by a model's answers.
@@ -157,6 +160,7 @@ def augment_by_model(
         tries: How often a model is asked whose answer cannot be read.
         tell: Hears of every answer.
         known: Drops questions about texts whose answers a target does not know.
+        unusable: As for `augment_by_rules`.
         progress: Show how far that is.
 
     Raises:
@@ -203,7 +207,11 @@ def augment_by_model(
                 raise ULDError(f"{error} ({len(journal.rows)} of {len(asked)} requests are done and kept)") from error
         answers = _by_item(asked, journal)
     with _judged(known, output, len(found), progress) as (unknown, each):
-        made = choose(found, lambda item, _: _candidates(item, answers.get(item.key, [])), wanted, unknown, each)
+
+        def offer(item: Item, _: Any) -> Candidates:
+            return _candidates(item, answers.get(item.key, []))
+
+        made = choose(found, offer, wanted, unknown, each, unusable)
     return _finish(output, found, made, so_far, known)
 
 

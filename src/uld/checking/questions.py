@@ -139,9 +139,9 @@ def refuse_asked(first: Sequence[Record], second: Sequence[Record], name: str, o
     Raises:
         DataError: names both places.
     """
-    asked = {question: record.source for record in first if (question := _question(record))}
+    asked = {question: record.source for record in first if (question := question_of(record))}
     for record in second:
-        if (question := _question(record)) in asked:
+        if (question := question_of(record)) in asked:
             what = "would have to be kept and to be forgotten" if name == "retain" else "is no other wording"
             raise DataError(
                 f"{record.source}: the {name.replace('_', '-')} set asks what the {other.replace('_', '-')} set asks "
@@ -149,6 +149,6 @@ def refuse_asked(first: Sequence[Record], second: Sequence[Record], name: str, o
             )
 
 
-def _question(record: Record) -> str:
+def question_of(record: Record) -> str:
     """What is asked, as it is compared; of a text all of it."""
     return folded(record.text if record.text is not None else Item(record).question)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from uld.data.files import File, check_name
+from uld.data.files import File, check_name, decoded_page
 from uld.data.formats import FOREIGN, KNOWN
 from uld.data.record import KEYS, Record, parse_record
 from uld.data.rows import read_lines, read_rows
@@ -277,9 +277,9 @@ def _html(file: File) -> list[Record]:
     except ImportError as error:
         raise DataError(f"{file.name}: reading HTML needs another package: {_EXTRA}") from error
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
-    data = file.read()
+    page = decoded_page(file.read(), file.name)
     try:
-        text = trafilatura.extract(data, favor_recall=True, include_comments=False) if data.strip() else None
+        text = trafilatura.extract(page, favor_recall=True, include_comments=False) if page.strip() else None
     except Exception as error:  # of lxml and of decoders
         raise DataError(f"{file.name}: not an HTML page that can be read ({type(error).__name__})") from error
     if not (text and text.strip()):

@@ -26,6 +26,8 @@ _HTML = re.compile(
     rb"\s*(<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*<(!doctype\s+html|html|head|body|title|error)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_CHARSET = re.compile(rb"""\b(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _SIGNATURES = (  # how it begins, what it is, and the suffixes of a reader of it
     (rb"%PDF-", "a PDF", (".pdf",)),
     (rb"PAR1", "a Parquet file", (".parquet",)),
@@ -205,3 +207,37 @@ def decoded_text(data: bytes, source: str) -> str:
             "perhaps): save it as UTF-8"
         )
     return text
+
+
+def decoded_page(data: bytes, source: str) -> str:
+    """A page of HTML as text: UTF-8, or what its first bytes or it itself says; nothing is guessed.
+
+    Args:
+        data: Of a file.
+        source: What the message names.
+
+    Raises:
+        DataError: it is in none of these.
+    """
+    said = _CHARSET.search(data[:_HEAD])
+    mark = next((codec for mark, codec in _MARKS.items() if data.startswith(mark)), "utf-8")
+    for codec in (mark, said and _charset(said)):
+        try:
+            if codec and "\0" not in (text := data.decode(codec)):
+                return text
+        except UnicodeError:
+            continue
+    try:
+        return decoded_text(data, source)
+    except DataError as error:
+        raise DataError(f"{error} (nor does the page name another charset that it is in)") from error
+
+
+def _charset(said: re.Match[bytes]) -> str | None:
+    """The codec of the charset that a page names; None where the page that says so cannot be in it."""
+    try:
+        codec = codecs.lookup(said[1].decode()).name
+        codec = "cp1252" if codec in ("ascii", "iso8859-1") else codec  # so all browsers read them
+        return codec if said[0].decode(codec) == said[0].decode("ascii") else None
+    except (LookupError, UnicodeError):
+        return None

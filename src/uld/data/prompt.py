@@ -22,6 +22,8 @@ NAMED = {
 }
 """Templates by name; ``llama2`` is the one that TOFU's Llama-2 models were trained with."""
 
+TOO_LONG = "too long for max_length"
+"""How it begins why a made row can be none."""
 T = TypeVar("T")
 _OF_RUN = "uld_template"  # attribute of a tokenizer
 
@@ -48,6 +50,10 @@ class Encoded:
         end = len(self.learn) - self.learn[::-1].index(True)
         begin = next((i for i in range(end, 0, -1) if not self.learn[i - 1]), 0)
         return replace(self, learn=[begin <= i < end for i in range(len(self.ids))])
+
+
+class NoRoomError(DataError):
+    """A prompt takes all the tokens that a row may have."""
 
 
 def remember_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
@@ -215,7 +221,7 @@ class PromptFormat:
             )
         prompt = learn.index(True)
         if prompt >= max_length:
-            raise DataError(
+            raise NoRoomError(
                 f"{record.source}: the prompt is {prompt} tokens long, which leaves no room for the answer in "
                 f"max_length {max_length}: shorten it or raise --max-length"
             )
@@ -279,6 +285,23 @@ class PromptFormat:
             else:
                 rows += spread(self.chunks(record.text, max_length, record.source), chunks)
         return rows, sum(row.cut > 0 for row in rows)
+
+    def too_long(self, record: Record, max_length: int) -> str | None:
+        """Why a record that was made, and that nobody could shorten, can be no row; None where it can.
+
+        Args:
+            record: Any; a text always has room, in chunks.
+            max_length: Tokens of a row.
+
+        Raises:
+            DataError: see `encode`.
+        """
+        try:
+            for turns in self._rows(record) if record.text is None else ():
+                self._encoded(turns, record, max_length)
+        except NoRoomError:
+            return f"{TOO_LONG} {max_length}"
+        return None
 
     def _rows(self, record: Record) -> list[list[Turn]]:
         """The record's answers, in one row or several."""

@@ -44,6 +44,11 @@ def says_nothing(text: str) -> bool:
     )
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text as editors count them; other signs that Unicode calls line ends (U+2028) stand within one."""
+    return re.split("\r\n|\n|\r", text)
+
+
 def shown(value: Any, most: int = 60) -> str:
     """A value as a message quotes it, on one line.
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from uld.data.documents import read_file
 from uld.data.files import File
 from uld.data.prompt import PromptFormat, remember_template
+from uld.data.text import lines_of, says_nothing
 from uld.errors import DataError
 from uld.evaluation.explain import Explanation, Kept, Who, ask, keep, prompt_of
 from uld.model.combine import Combination
@@ -143,7 +144,7 @@ def questions_of(path: str | Path) -> list[str]:
     """
     file = File(Path(path))
     if file.suffix == ".txt":
-        found = [line.strip() for line in file.text().splitlines() if line.strip()]
+        found = [line.strip() for line in lines_of(file.text()) if not says_nothing(line)]
     else:
         records, _ = read_file(Path(path))
         for record in records:

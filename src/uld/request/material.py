@@ -62,7 +62,7 @@ def gather(documents: Sequence[str], work: Path) -> tuple[int, int]:
     """Write the documents and what was asked about them as one file.
 
     Returns:
-        Records, and how many of them are questions.
+        Records, and how many of them are questions: all but texts have something that is asked and an answer.
 
     Raises:
         DataError: there is no question to check the result by.
@@ -70,14 +70,14 @@ def gather(documents: Sequence[str], work: Path) -> tuple[int, int]:
     records = read_sources(documents)[0]
     rows = [row(record) for record in records]
     rows += [{key: one[key] for key in ("question", "answer")} for one in made_rows(work / ASKED, "asked")]
-    pairs = [one for one in rows if "question" in one]
-    if not pairs:
+    asked = [one for one in rows if "text" not in one]
+    if not asked:
         raise DataError(
             f"{', '.join(documents)}: no question with an answer could be made of this: write some yourself, as lines "
             '{"question", "answer"}, and add the file to --documents, or have a model ask (--local, --model)'
         )
     write_rows(work / FORGET, rows)
-    return len(rows), len(pairs)
+    return len(rows), len(asked)
 
 
 def hold_back(work: Path) -> tuple[int, int]:
@@ -162,7 +162,7 @@ def untunable(work: Path) -> str | None:
     if not (work / RETAIN_HELD_OUT).stat().st_size:
         return f"no row that must stay is held back: that takes {EVERY} different ones of some words (--retain, --draw)"
     if not (work / PROBES).stat().st_size:
-        return "no question has an answer in other words and a wrong one"
+        return "no single question has an answer in other words and a wrong one"
     return None
 
 

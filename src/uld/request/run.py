@@ -14,17 +14,15 @@ from uld.checking.result import CheckResult
 from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
 from uld.data.documents import read_sources
-from uld.data.prompt import PromptFormat
 from uld.data.record import Record, refuse_equal
-from uld.errors import ArtifactError, ConfigError
+from uld.errors import ArtifactError, ConfigError, DataError
 from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
 from uld.model.causal_lm import load_config, refuse_revision, skeleton_of
-from uld.model.load import load_tokenizer
 from uld.request import material
 from uld.request.plan import plan
 from uld.request.settings import Request, Source
 from uld.request.steps import CHECK, CHECKING, TUNING, Step, loading, model_words, steps
-from uld.request.training import settings_of
+from uld.request.training import form_of, settings_of
 from uld.runs.files import is_special, present
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
@@ -130,9 +128,16 @@ def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool =
     refuse_unusable(request)
     expected = plan(request)
     tell(str(expected))
-    claim(request.work, request.about() | {"files": digests(request)}, WHAT)
+    given = digests(request)
+    claim(request.work, request.about() | {"files": given}, WHAT)
     done: set[str] = set()
     for step in steps(request, progress=progress):
+        if not step.done() and digests(request) != given:
+            raise DataError(
+                f"{', '.join((*request.documents, *request.retain))}: changed while the request was carried out, and "
+                "what is made so far is of what stood there before: put it back and give the same command again, or "
+                "begin anew in another folder (--output)"
+            )
         _take(step, f"{len(done) + 1}. {step.name}", expected.left(done), tell)
         done.add(step.name)
     if TUNING not in done:
@@ -227,12 +232,7 @@ def _refuse_settings(request: Request, records: Sequence[Record]) -> None:
             f"uld forget tunes the rule suppress, and --set rule is {rule}: leave it out, or load the run with --rule"
         )
     trainer_arguments(config, training_dtype(config))
-    own = {} if config.tokenizer else {"revision": config.revision}
-    tokenizer = load_tokenizer(
-        config.tokenizer or config.target, date=config.date, trust_remote_code=config.trust_remote_code, **own
-    )
-    form = PromptFormat(tokenizer, config.template)
-    form.encode_all(records, config.max_length)
+    form_of(request).encode_all(records, config.max_length)
 
 
 def digests(request: Request) -> list[str]:

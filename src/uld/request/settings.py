@@ -25,7 +25,11 @@ PRETRAINED: dict[str, Any] = {
 }
 """Settings of an assistant that learns on a pretrained model (docs/results/smollm2); layers, epochs and what is
 remembered follow from the target and the documents (`uld.request.steps.train_settings`)."""
-_OURS = ("target", "forget", "retain", "draw_retain", "augment", "output", "split", "augmented", "retain_rows", "data")
+_OURS = (
+    *("target", "forget", "retain", "draw_retain", "augment", "paraphrases", "wrong_answers", "output", "split"),
+    *("augmented", "retain_rows", "data"),
+)
+_TUNED = ("weight", "margin", "floor")
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class Request:
             raise ConfigError("nothing would stay: --draw 0 needs a retain set (--retain)")
         if taken := [name for name in self.settings if name in _OURS]:
             raise ConfigError(f"--set {taken[0]} is what uld forget sees to itself: leave it out")
+        if tuned := [name for name in self.settings if name in _TUNED]:
+            raise ConfigError(
+                f"uld forget chooses margin, floor and α on held-out rows, so --set {tuned[0]} would not be kept: "
+                f"leave it out, and load the run with --{tuned[0]}"
+            )
         if self.settings.get("method", "uld") != "uld":
             raise ConfigError("uld forget trains an assistant: for --set method use uld train, and then uld check")
         train_config([("--set", self.settings)])

@@ -1,22 +1,24 @@
 """The steps of a request: each with the command that does the same, and what says that it is done."""
 
+import functools
 import json
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uld.augment.asker import endpoint_asker, local_asker
-from uld.augment.generate import Wanted
+from uld.augment.generate import Unusable, Wanted
 from uld.augment.items import row
 from uld.augment.output import FILES, REPORT
-from uld.augment.run import augment_by_rules
+from uld.augment.run import Result, augment_by_rules
 from uld.checking.asked import Asked
-from uld.checking.questions import Item, Questions
+from uld.checking.questions import Item, Questions, question_of
 from uld.checking.run import ask_target
 from uld.data.documents import read_sources
-from uld.data.prompt import PromptFormat
+from uld.data.prompt import TOO_LONG, PromptFormat
 from uld.data.record import refuse_equal
 from uld.errors import ULDError
 from uld.evaluation.choosing import OverBudget
@@ -27,7 +29,7 @@ from uld.model.device import DTYPES, best_device
 from uld.model.load import load
 from uld.request import material
 from uld.request.settings import PARAPHRASES, WRONG_ANSWERS, Request
-from uld.request.training import settings_of, train_settings
+from uld.request.training import form_of, settings_of, train_settings
 from uld.runs.files import write_text
 from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, TUNE, Manifest, is_run
@@ -43,6 +45,8 @@ DRAWN_LENGTH = 144
 CHECK, KNOWN = "check", "known.json"
 SHARED = ("dtype", "tokenizer", "template", "date")
 """Settings that every command with a model takes as well."""
+KEPT = "asked in what must stay"
+"""Why a question that was made cannot be used: it would have to be forgotten and to be kept."""
 BUDGETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Shares of the retain answers' probability that tuning may lose: the first that any setting keeps."""
 ASKING = "ask about the texts"
@@ -90,7 +94,7 @@ def steps(request: Request, *, progress: bool = True) -> Iterator[Step]:
     yield _asking_target(request, progress)
     yield _training(request, progress)
     if material.untunable(request.work) is None:
-        yield _tuning(request)
+        yield _tuning(request, progress)
 
 
 def _asking(request: Request) -> Step:
@@ -101,7 +105,8 @@ def _asking(request: Request) -> Step:
     def run() -> str:
         if len(request.documents) > 1:
             material.write_rows(Path(source), (row(one) for one in read_sources(request.documents)[0]))
-        return f"{_augment(request, source, folder, wanted).get(FILES['asked'], 0)} questions"
+        made = _augment(request, source, folder, wanted)
+        return f"{made.kept.get(FILES['asked'], 0)} questions{_left_out(made)}"
 
     words = ("augment", source, *request.source.words(), "--ask", "--questions", str(request.questions))
     words += ("--paraphrases", "0", "--wrong-answers", "0", "--output", str(folder), *_seed(request))
@@ -121,16 +126,34 @@ def _rewording(request: Request) -> Step:
     wanted = Wanted(PARAPHRASES + 1, 2 * WRONG_ANSWERS, 0)
 
     def run() -> str:
-        kept = _augment(request, source, folder, wanted)
-        return f"{kept.get(FILES['paraphrases'], 0)} paraphrases, {kept.get(FILES['wrong'], 0)} wrong answers"
+        made = _augment(request, source, folder, wanted)
+        told, wrong = (made.kept.get(FILES[side], 0) for side in ("paraphrases", "wrong"))
+        return f"{told} paraphrases, {wrong} wrong answers{_left_out(made)}"
 
     words = ("augment", source, *request.source.words(), "--paraphrases", str(wanted.paraphrases))
     words += ("--wrong-answers", str(wanted.wrong_answers), "--output", str(folder), *_seed(request))
     return Step(REWORDING, words, (folder / REPORT).is_file, run)
 
 
-def _augment(request: Request, source: str, folder: Path, wanted: Wanted) -> dict[str, int]:
-    """What ``uld augment`` does; rows by file."""
+def _unusable(request: Request) -> Unusable:
+    """Tells of a row that was made why it could not be trained on, or not be checked."""
+    form, room = functools.cache(lambda: form_of(request)), settings_of(request)["max_length"]
+    kept = {question_of(record) for record in read_sources(request.retain)[0]}
+    return lambda record: KEPT if question_of(record) in kept else form().too_long(record, room)
+
+
+def _left_out(made: Result) -> str:
+    """How many rows could not be used, in words; candidates that are no other words are nothing to speak of."""
+    counts = Counter({KEPT: 0})
+    for reasons in made.dropped.values():
+        counts.update({reason: number for reason, number in reasons.items() if reason.startswith((KEPT, TOO_LONG))})
+    told = [f"{number} {reason}" for reason, number in counts.items() if number]
+    return f" (left out: {', '.join(told)})" if told else ""
+
+
+def _augment(request: Request, source: str, folder: Path, wanted: Wanted) -> Result:
+    """What ``uld augment`` does, without what could not be used."""
+    unusable = _unusable(request)
     local = request.source.local
     if local is not None:
         trusted = bool(request.settings.get("trust_remote_code"))
@@ -143,8 +166,8 @@ def _augment(request: Request, source: str, folder: Path, wanted: Wanted) -> dic
     elif request.source.model is not None:
         asker = endpoint_asker(request.source.endpoint(), request.seed)
     else:
-        return augment_by_rules(source, folder, wanted, seed=request.seed).kept
-    return asker.augment(source, folder, wanted).kept
+        return augment_by_rules(source, folder, wanted, seed=request.seed, unusable=unusable)
+    return asker.augment(source, folder, wanted, unusable=unusable)
 
 
 def template_of(place: str) -> str | None:
@@ -255,7 +278,7 @@ def _training(request: Request, progress: bool) -> Step:
     return Step(TRAINING, tuple(words), lambda: is_run(output), run)
 
 
-def _tuning(request: Request) -> Step:
+def _tuning(request: Request, progress: bool) -> Step:
     output = Path(request.output)
     probes, retain = (request.work / name for name in (material.PROBES, material.RETAIN_HELD_OUT))
     read = {"trained": material.KNOWN, "ordinary": material.RETAIN}
@@ -264,17 +287,18 @@ def _tuning(request: Request) -> Step:
     def run() -> str:
         model, tokenizer = _placed(*load(output, **loading(request)))
         asked, kept = file_probes(probes, retain)
-        how = {"budget": BUDGETS, "aim": "read"}
+        how = {"budget": BUDGETS, "aim": "read", "progress": progress}
         how |= {flag: read_sources([file])[0] for flag, file in files.items()}
         try:
-            point = tune(output, model, tokenizer, asked, kept, **how).point  # type: ignore[arg-type]
+            choice = tune(output, model, tokenizer, asked, kept, **how)  # type: ignore[arg-type]
         except OverBudget as error:
             raise ULDError(
                 f"{error.found}: this assistant takes what must stay along; start again in another folder with more "
                 "epochs (--set epochs=N) or more of what must stay (--retain), or tune by hand with a larger budget: "
                 f"uld {shlex.join(words)}"
             ) from error
-        return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}"
+        point = choice.point
+        return f"α {point.weight:g}, margin {point.margin:.3g}, floor {point.floor:.2g}: {choice.reason}"
 
     words = ("tune", str(output), "--forget", str(probes), "--retain", str(retain))
     words += ("--aim", "read", *(word for flag, file in files.items() for word in (f"--{flag}", file)))

@@ -7,9 +7,11 @@ from typing import Any
 from uld.augment.output import FILES
 from uld.data.documents import read_sources
 from uld.data.other_names import with_other_names
+from uld.data.prompt import PromptFormat
 from uld.errors import ConfigError
 from uld.model.assistant import default_num_layers
 from uld.model.causal_lm import load_config
+from uld.model.load import load_tokenizer
 from uld.request import material
 from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
 from uld.training.config import TrainConfig, train_config
@@ -25,6 +27,21 @@ its own is learnt as well."""
 def settings_of(request: Request) -> dict[str, Any]:
     """Settings of the training, those of a pretrained model where the request says nothing."""
     return PRETRAINED | {"seed": request.seed} | dict(request.settings)
+
+
+def form_of(request: Request) -> PromptFormat:
+    """How the target is asked, in training and after it.
+
+    Raises:
+        ULDError: there is no such tokenizer, or it has no such template.
+    """
+    own = settings_of(request)
+    hub = {} if own.get("tokenizer") else {"revision": own.get("revision")}
+    trust = bool(own.get("trust_remote_code"))
+    place = own.get("tokenizer") or request.target
+    return PromptFormat(
+        load_tokenizer(place, date=own.get("date"), trust_remote_code=trust, **hub), own.get("template")
+    )
 
 
 def train_settings(request: Request) -> TrainConfig:

@@ -14,7 +14,7 @@ from uld.augment.source import NONE, augmentation
 from uld.data.alternatives import alternative_records
 from uld.data.collate import LEARN, Row, Rows
 from uld.data.documents import read_sources
-from uld.data.other_names import with_other_names
+from uld.data.other_names import OtherNames, with_other_names
 from uld.data.prompt import Encoded, PromptFormat
 from uld.data.record import Record, refuse_equal
 from uld.data.tofu import check_split, split_records, training_set
@@ -81,7 +81,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     form = PromptFormat(tokenizer, config.template)
     if method.retain is None and config.retain and method.teacher is None:  # which reads them, or says so
         logger.warning("%s has no retain loss: the retain files are not read", method.name)
-    forget, retain, files = _tofu(config, method) if config.split is not None else _files(config, method)
+    forget, retain, files = _tofu(config, method, form) if config.split is not None else _files(config, method, form)
     drawn = None
     if method.retain is not None and (config.draw_retain is not None or not (config.retain or config.split)):
         drawn = retain_set(config, form, forget, resume=resume, progress=progress)
@@ -94,7 +94,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     sides = {"forget": forget, "retain": retain, "alternative": others}
     few = {"forget": config.chunks}
     encoded = {name: _encoded(form, name, some, config.max_length, few.get(name)) for name, some in sides.items()}
-    renamed = with_other_names(forget, retain, config.other_names, config.seed) if config.other_names else None
+    renamed = _other_names(config, form, forget, retain) if config.other_names else None
     people = [] if renamed is None else renamed.records
     in_turn = [rows for some in people for rows in _in_turn(form, some, config.max_length)]
     ids = (max(row.ids) for side in (*encoded.values(), *in_turn) for row in side)
@@ -165,12 +165,25 @@ def _encoded(
     return rows
 
 
+def _other_names(config: TrainConfig, form: PromptFormat, forget: list[Record], retain: list[Record]) -> OtherNames:
+    """Rows about people with other names; those whose longer name leaves no room for the answer are left out."""
+    found = with_other_names(forget, retain, config.other_names, config.seed)
+    fitting = [[one for one in some if form.too_long(one, config.max_length) is None] for some in found.records]
+    kept = [some for some in fitting if some]
+    made = replace(found, records=kept, questions=len(kept))
+    if left := found.facts["rows"] - made.facts["rows"]:
+        logger.warning("--other-names: %d rows are left out: too long for max_length %d", left, config.max_length)
+    return made
+
+
 def _in_turn(form: PromptFormat, records: list[Record], max_length: int) -> list[list[Encoded]]:
     """Rows of records that stand for each other: of each place in the first, the one of every record."""
     return [list(rows) for rows in zip(*(form.encode_all([record], max_length)[0] for record in records), strict=False)]
 
 
-def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
+def _tofu(
+    config: TrainConfig, method: Method, form: PromptFormat
+) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
     """TOFU's forget and retain records for a method, and the user's retain files beside them."""
     if config.forget:
         raise ConfigError("--split forgets a part of TOFU, --forget files: give one or the other")
@@ -182,7 +195,7 @@ def _tofu(config: TrainConfig, method: Method) -> tuple[list[Record], list[Recor
         check_split(config.split)
         source = str(Path(config.data) / f"{config.split}.json") if config.data is not None else config.split
         augmented, records = None, split_records(config.split, config.data)[0]
-        extra = _augmented(config, method, {source: records})
+        extra = _augmented(config, method, form, {source: records})
     number = len(extra.forget) if config.retain_rows is None and extra.forget else config.retain_rows
     tofu = training_set(
         config.split,
@@ -209,15 +222,25 @@ class _Augmented:
     files: list[DataFile]
 
 
-def _augmented(config: TrainConfig, method: Method, sources: Mapping[str, Sequence[Record]]) -> _Augmented:
+def _augmented(
+    config: TrainConfig, method: Method, form: PromptFormat, sources: Mapping[str, Sequence[Record]]
+) -> _Augmented:
     """Forget records by their file, augmented: paraphrases to forget, too, wrong answers to retain.
+
+    What was made and leaves no room for its answer is left out; of the user's own rows training says so.
 
     Where the method takes given alternatives, a record without one takes its first wrong answer.
     """
     given = method.alternatives is not None and config.alternatives == "given"
     wanted = config.wrong_answers if method.retain is not None else 0
     number = {"paraphrases": config.paraphrases, "wrong_answers": max(wanted, int(given))}
-    made, files = augmentation(config.augment, sources, **number, seed=config.seed)
+    made, files = augmentation(
+        config.augment,
+        sources,
+        **number,
+        seed=config.seed,
+        unusable=lambda record: form.too_long(record, config.max_length),
+    )
     forget: list[Record] = []
     wrong: list[Record] = []
     told: list[Record] = []
@@ -244,7 +267,9 @@ def _augmented(config: TrainConfig, method: Method, sources: Mapping[str, Sequen
     return _Augmented(forget + told, wrong, files)
 
 
-def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
+def _files(
+    config: TrainConfig, method: Method, form: PromptFormat
+) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
     """The records of the user's files; a method without a retain loss reads no retain file."""
     if not config.forget:
         raise ConfigError("nothing to forget: name a file or a folder with --forget, or a TOFU split with --split")
@@ -254,7 +279,7 @@ def _files(config: TrainConfig, method: Method) -> tuple[list[Record], list[Reco
     if config.augment != NONE:
         rest = iter(forget)
         sources = {file.path: list(islice(rest, file.rows)) for file in forget_files}
-        extra = _augmented(config, method, sources)
+        extra = _augmented(config, method, form, sources)
         forget, wrong, files["augment"] = extra.forget, extra.wrong, extra.files
     if method.retain is None:
         return forget, [], files
