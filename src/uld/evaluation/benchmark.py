@@ -18,7 +18,7 @@ from uld.evaluation.result import Result
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.token_scores import TokenScores, token_scores
 from uld.model.context import context_length
-from uld.model.generate import Written, end_ids, generate_ids, length_batches
+from uld.model.generate import Written, generate_ids, last_ids, length_batches
 from uld.runs.rows import RowFile
 from uld.runs.values import given
 
@@ -73,7 +73,7 @@ class Subject:
             prompts: Token ids.
             lengths: Most tokens of each answer.
         """
-        ends = end_ids(self.model, self.tokenizer)
+        ends = last_ids(self.model, self.tokenizer)
         found = generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=max(lengths)).tolist()
         return [Written.of(ids[:most], self.tokenizer, ends) for ids, most in zip(found, lengths, strict=True)]
 
