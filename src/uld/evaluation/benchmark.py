@@ -116,7 +116,8 @@ class Task(Generic[R]):
         processes, name = PartialState(cpu=device == "cpu"), self.file or self.name
         with RowFile.of(folder, name, processes.process_index) as file:
             share = self.batches[processes.process_index :: processes.num_processes]
-            self._fill(file, share, name if progress and processes.is_main_process else None)
+            known = RowFile.read(folder, name) | file.rows  # the first process has what was merged before
+            self._fill(file, known, share, name if progress and processes.is_main_process else None)
             processes.wait_for_everyone()
             if processes.is_main_process:
                 file.merge([i for batch in self.batches for i in batch])
@@ -124,12 +125,12 @@ class Task(Generic[R]):
         done = RowFile.read(folder, name)
         return [done[i] for i in range(len(self.rows))]
 
-    def _fill(self, file: RowFile, batches: Sequence[list[int]], shown: str | None) -> None:
-        """Compute the rows of some batches that the file lacks; ``shown`` names the progress bar."""
+    def _fill(self, file: RowFile, known: Mapping[int, Row], batches: Sequence[list[int]], shown: str | None) -> None:
+        """Compute the rows of some batches that are not known; ``shown`` names the progress bar."""
         from uld.text.progress import bar
 
         numbers = [i for batch in batches for i in batch]
-        todo = {i for i in numbers if i not in file.rows or not self.finished(self.rows[i], file.rows[i])}
+        todo = {i for i in numbers if i not in known or not self.finished(self.rows[i], known[i])}
         if not todo:
             return
         with bar(len(numbers), shown, "row", done=len(numbers) - len(todo)) as line:
