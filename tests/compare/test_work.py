@@ -27,14 +27,17 @@ from uld.compare.cell import run_cell
 from uld.compare.grid import Grid, rate_specs, read_grid, specs
 from uld.compare.work import Progress, grid_plan, run_grid
 from uld.compare.workspace import Workspace
+from uld.data.tofu import uncovered
 from uld.errors import ArtifactError, ULDError
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import read_log
 from uld.evaluation.tofu_result import aggregate
+from uld.methods.registry import get_method
 from uld.model.load import load
 from uld.report.cells import Cell, Plan
 from uld.runs.manifest import Manifest
 from uld.training.config import TrainConfig
+from uld.training.inputs import read_inputs
 from uld.training.journal import read_metrics
 
 NAMES = ["npo+kl-forget10-seed0", "retain-only-forget10", "target-forget10", "uld-forget10-seed0"]
@@ -397,3 +400,19 @@ def test_a_grid_that_leaves_no_unseen_retain_row_is_refused_before_any_training(
     with pytest.raises(ULDError, match=r"uld-forget10-seed0: every retain row of forget10 is trained on or evaluated"):
         run_grid(grid, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("own", [{}, {"paraphrases": 1}, {"augment": "rules"}, {"retain_rows": 4}, {"method": "dd"}])
+def test_no_training_takes_a_row_that_counts_as_unseen(micro, tmp_path, own):
+    """As many retain rows as there are forget rows, paraphrases among them, are trained on where nothing is said."""
+    method, small = own.get("method", "uld"), {"num_layers": 1, "lora_rank": 4, "epochs": 1, "paraphrases": 2}
+    settings = small | {name: value for name, value in own.items() if name != "method"}
+    places = {"augmented": str(micro.data), "methods": {method: settings}, "learning_rates": []}
+    groups = [VALUES["cells"][0] | {"methods": [method]}]
+    workspace = Workspace(read_grid(grid_file(micro, tmp_path, cells=groups, **places), {}), tmp_path / "out")
+    (spec,) = [one for one in specs(workspace.grid, {}) if one.method]
+    taken = {one.same for one in read_inputs(workspace.settings(spec), get_method(method)).records["retain"]}
+    unseen = {one.same for one in cell.unseen_records(workspace, spec)}
+    assert unseen and not unseen & taken
+    pool = [one.same for one in uncovered("forget10", micro.data, 0)]
+    assert len(pool) == len(taken.intersection(pool)) + len(unseen) < cell._HELD_OUT

@@ -212,3 +212,13 @@ def test_names_the_byte_that_is_not_utf8(learner, tokenizer, book, tmp_path):
     book.write_bytes(b"caf\xe9 au lait")
     with pytest.raises(DataError, match=r"book.txt: byte 4 \(0xe9\) is not UTF-8"):
         evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES)
+
+
+def test_the_table_says_how_many_kept_answers_were_cut(learner, tokenizer, book, tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    rows = [{"question": "who?", "answer": answer} for answer in ("a bird " * 60, "the dog " * 60, "the cat")]
+    facts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate_book(learner, tokenizer, book, tmp_path / "out", **SIZES, kept=[facts, book])
+    assert (result.kept[str(facts)]["cut"], result.to_dict()["kept"][str(facts)]["cut"]) == (2, 2)
+    assert f"2 answers of {facts} were too long: only their first tokens counted" in result.table()
+    assert "cut" not in result.kept[str(book)] and result.table().count("too long") == 1

@@ -11,7 +11,7 @@ from tests.conftest import letter_tokenizer
 from uld.data.record import Record
 from uld.evaluation.benchmark import Subject
 from uld.evaluation.judged import judged
-from uld.model.generate import Written, end_ids
+from uld.model.generate import Written, last_ids
 
 QUESTION = Record.qa("who?", "me", "q")
 COMPLETED = Record(prompt="she was born in", completion=" rome", source="p")
@@ -38,7 +38,7 @@ def of(judge: Subject, record: Record, text: str, row: dict) -> tuple[float, int
 
 def row_of(judge: Subject, text: str, *more: int) -> dict:
     ids = judge.tokenizer(text, add_special_tokens=False).input_ids
-    return Written.of([*ids, *more], judge.tokenizer, end_ids(judge.model, judge.tokenizer)).row
+    return Written.of([*ids, *more], judge.tokenizer, last_ids(judge.model, judge.tokenizer)).row
 
 
 @pytest.mark.parametrize(("more", "end"), [((), []), ((END, 0, 0), [END])])

@@ -98,3 +98,12 @@ def test_bad_input(model, letters):
     unmarked.bos_token = unmarked.eos_token = None
     with pytest.raises(ULDError, match="no token that begins or ends"):
         text_perplexity(model, unmarked, [TEXT])
+
+
+def test_answers_that_do_not_fit_are_cut_and_counted(model, letters):
+    fits, long = Record.qa("who sat?", "the cat"), Record.qa("who sang?", "a bird " * 30)
+    found = perplexity(model, letters, [fits, long, Record(text=TEXT)])
+    room = 128 - len(letters("<s>q: who sang? a:").input_ids)
+    seen = perplexity(model, letters, [fits]).tokens + room + len(TEXT)
+    assert (found.tokens, found.cut, found.to_dict()["cut"]) == (seen, 1, 1)
+    assert "cut" not in perplexity(model, letters, [fits]).to_dict()

@@ -5,7 +5,9 @@ import json
 import math
 import runpy
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from uld.cli.main import app
 from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.errors import ULDError
-from uld.evaluation.benchmark import Subject
+from uld.evaluation.benchmark import Subject, Task, in_order
 from uld.evaluation.pipe import BENCHMARKS, find, run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_benchmark.py"
@@ -71,6 +73,31 @@ def test_another_tokenizer_in_the_same_folder_is_refused(words, make_target, tmp
     del claim["tokenizer"]  # as an earlier version wrote it
     (tmp_path / "settings.json").write_text(json.dumps(claim))
     run(asked, Subject(model, second), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_no_process_does_again_what_was_merged_before(tmp_path, monkeypatch, lost):
+    """A task that several processes had finished, or a part of it, when a later one was stopped."""
+    done: list[int] = []
+
+    def work(some: list[int]) -> list[dict[str, int]]:
+        done.extend(some)
+        return [{"square": one * one} for one in some]
+
+    task = Task("squares", range(9), work, in_order(9, 2))
+    whole = task.results(tmp_path, "cpu", progress=False)
+    lines = (tmp_path / "squares.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "squares.jsonl").write_text("".join(lines[: 9 - lost]))
+    monkeypatch.setattr("uld.evaluation.benchmark.PartialState", lambda **_: state)
+    shares = {}
+    for process in (1, 0):  # the first merges, so here it comes last
+        state = SimpleNamespace(process_index=process, num_processes=2, is_main_process=process == 0)
+        state.wait_for_everyone = lambda: None
+        done.clear()
+        with suppress(KeyError):  # of rows that the other has not done yet
+            assert task.results(tmp_path, "cpu", progress=False) == whole
+        shares[process] = sorted(done)
+    assert shares == ({0: [8], 1: [6, 7]} if lost else {0: [], 1: []})
 
 
 def test_python_gives_what_the_command_gives(micro, tmp_path):

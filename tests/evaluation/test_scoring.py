@@ -1,19 +1,29 @@
 """Scores and greedy answers in batches equal those of one row at a time, from plain full logits."""
 
+import copy
 import random
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WatermarkingConfig,
+)
 
 import uld.evaluation.scoring
 from uld.data.prompt import Encoded
 from uld.errors import ULDError
+from uld.evaluation.benchmark import Subject
 from uld.evaluation.scoring import Scorer
 from uld.model.assistant import add_lora, build_assistant
 from uld.model.combine import Combination
-from uld.model.generate import generate_answers, length_batches
+from uld.model.generate import SAMPLING, generate_answers, generate_ids, length_batches
 from uld.model.unlearned import ULDForCausalLM
 
 VOCAB, PAD, EOS = 60, 0, 2
@@ -224,6 +234,22 @@ def test_scores_do_not_depend_on_the_order_of_rows(unlearned, rows):
     assert [score.loss for score in forth] == close([score.loss for score in back[::-1]])
 
 
+def test_what_is_sampled_is_the_models_own_distribution_whatever_its_file_asks_for(llama, tokenizer, monkeypatch):
+    prompts, how = [[5, 6, 5, 6], [7, 8, 9, 10, 11, 12, 13]], {"max_new_tokens": 12, **SAMPLING}
+
+    def sample() -> list[str]:
+        torch.manual_seed(0)
+        return generate_answers(llama, tokenizer, prompts, **how)
+
+    free = sample()
+    asked: dict[str, Any] = {"temperature": 0.3, "top_k": 1, "top_p": 0.1, "min_p": 0.9, "typical_p": 0.1}
+    asked |= {"top_h": 0.1, "epsilon_cutoff": 0.9, "eta_cutoff": 0.9, "watermarking_config": WatermarkingConfig()}
+    for name, value in asked.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(llama.generation_config, name, value)
+            assert sample() == free, name
+
+
 def test_only_an_unlearned_model_has_combinations(llama):
     with pytest.raises(ULDError, match="no combination to vary"):
         Scorer(llama, PAD, [Combination()])
@@ -260,6 +286,21 @@ def test_answers_end_at_end_of_sequence(llama, tokenizer, monkeypatch):
     stopped = [text.split() for text in generate_answers(llama, tokenizer, prompts, max_new_tokens=12)]
     assert stopped == [words[: words.index(end) + 1] if end in words else words for words in free]
     assert len(stopped[0]) < len(free[0])
+
+
+@pytest.mark.parametrize("own", [None, 1, [1, 3]])
+def test_answers_end_at_the_tokenizers_end_of_sequence_whatever_the_model_names(llama, tokenizer, monkeypatch, own):
+    """A base model that learnt a chat tokenizer's answers still names the end that it had before."""
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", own)
+    free = generate_ids(llama, tokenizer, [[5]], max_new_tokens=12)[0].tolist()
+    end = next(two for one, two, three in zip(free, free[1:], free[2:], strict=False) if len({one, two, three}) == 3)
+    ending = copy.deepcopy(tokenizer)
+    ending.add_special_tokens({"eos_token": f"w{end}"})
+    said = [f"w{one}" for one in free[: free.index(end)]]
+    assert generate_answers(llama, ending, [[5]], max_new_tokens=12) == [" ".join(said)]
+    written = Subject(llama, ending, "qa").written([[5]], [12])[0]
+    assert (written.text.split(), written.ids, written.end) == (said, free[: free.index(end)], end)
+    assert llama.generation_config.eos_token_id == own
 
 
 @pytest.mark.parametrize("model", ["llama", "unlearned"])

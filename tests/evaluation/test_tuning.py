@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +17,10 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record
 from uld.data.words import common_words, key_words, re_enters
 from uld.errors import ULDError
-from uld.evaluation.choosing import Point, neighbours
+from uld.evaluation.choosing import Choice, Point, neighbours
 from uld.evaluation.held_out import Probe, file_probes
 from uld.evaluation.probing import READ_TOKENS, measure, read_answers, surprise
-from uld.evaluation.tuning import HALVINGS, Grid, tune
+from uld.evaluation.tuning import HALVINGS, Grid, plot_choice, tune
 from uld.model.combine import STEADY_WEIGHT, Combination, margins_of
 from uld.model.load import load, load_tokenizer
 from uld.runs.manifest import Manifest
@@ -565,3 +566,37 @@ def test_an_answer_that_cannot_be_given_counts_for_the_other(micro, rows):
     assert advantages((false, true)) == {-math.inf}
     assert advantages((false, false)) == {0.0}
     assert advantages((false, true), (true, false)) == {math.inf}
+
+
+def test_a_plots_lines_are_points_that_differ_in_one_setting(tmp_path, monkeypatch):
+    """Where the floor was halved behind the choice of the margin, the points that this was made by are there."""
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *args, **kwargs: drawn.append(self))
+
+    def lines(choice: Choice) -> list[tuple[str, list[float]]]:
+        plot_choice(choice, tmp_path / "tune.png")
+        panels = drawn.pop().axes
+        told = [[(str(one.get_label()), list(one.get_xdata())) for one in panel.lines] for panel in panels]
+        wanted = [[pair for pair in one if not pair[0].startswith("_")] for one in told]
+        assert wanted[0] == wanted[1]
+        return wanted[0]
+
+    weights, margins, floors = (10.0, 20.0, 30.0), (0.0, 0.5, 1.0), (0.01, 0.005, 0.0025)
+    tried = [Point(w, 0.01, m, 0.9, m, 0.01) for m in margins for w in weights]
+    lower = [Point(20.0, 0.01, 0.1, 0.9, 0.5, floor) for floor in floors]
+    first = Point(0.0, 0.01, 2.0, 1.0)
+    steady = Choice(lower[2], "so", [first, *tried, *lower[1:]], 3, 3, "steady", 0.1, tuple(lower))
+    assert lines(steady) == [
+        ("α = 10, floor = 0.01", [*margins]),
+        ("α = 20, floor = 0.0025", [0.5]),
+        ("α = 20, floor = 0.01", [*margins]),
+        ("α = 30, floor = 0.01", [*margins]),
+    ]
+    grid = [Point(w, 0.01, m, 0.9, m, floor) for m in margins for floor in floors[:2] for w in weights]
+    smallest = Choice(grid[0], "so", [first, *grid], 3, 3, "indistinct", 0.1)
+    found = lines(smallest)
+    assert [x for _, x in found] == [[*weights]] * 6 and len({name for name, _ in found}) == 6
+    assert found[0][0] == "margin = 0, floor = 0.005"
+    alike = [one for one in grid if (one.margin, one.floor) == (0.5, 0.01)]
+    plain = Choice(alike[0], "so", [first, *alike], 3, 3, "budget", 0.1)
+    assert lines(plain) == [("τ = 0.01", [*weights])]

@@ -404,3 +404,21 @@ def test_the_loss_is_a_mean_over_learnt_tokens(micro, tmp_path):
     encoded = PromptFormat(tokenizer).encode_all(read_sources([str(tmp_path / "rows.jsonl")])[0], 256)[0]
     scores = Scorer.of(model, tokenizer).score(encoded)[0]
     assert found.loss == pytest.approx(sum(one.loss for one in scores) / sum(one.tokens for one in scores), rel=1e-3)
+
+
+@pytest.mark.parametrize("own", [None, 1])
+def test_a_finetuned_model_names_what_its_answers_end_in(task, tmp_path, own):
+    """Else whoever generates with it, here or elsewhere, writes on behind an answer's end."""
+    model, tokenizer = load(task.target)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["."]})  # what the chat template ends a turn with
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'q: ' if m.role == 'user' else ' ' }}{{ m.content }}"
+        "{{ ' a:' if m.role == 'user' else '.' }}{% endfor %}"
+    )
+    model.config.eos_token_id = model.generation_config.eos_token_id = own  # type: ignore[union-attr]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    run(tmp_path / "x", model=str(tmp_path / "base"), file=str(task.forget), epochs=1)
+    made: Any = load(tmp_path / "x")[0].generation_config
+    ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("."), *([own] if own is not None else [])}
+    assert set(made.eos_token_id) == ends and len(ends) == 2 + (own is not None)

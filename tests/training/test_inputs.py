@@ -174,6 +174,21 @@ def test_what_is_retained_beside_tofus_rows_is_not_tuned_on(micro, tmp_path) -> 
         tofu_probes(tmp_path / "all")
 
 
+@pytest.mark.parametrize("augment", ["none", "rules"])
+def test_what_is_tuned_on_is_what_training_left_out(micro, tmp_path, augment) -> None:
+    """With --augment there may be more rows to forget, and so to retain, than TOFU's own augmentation has."""
+    for side, rows in (("paraphrased", 3), ("perturbed", 8)):
+        lines = (micro.data / f"forget10_{side}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"forget10_{side}.jsonl").write_text("".join(lines[:rows]))
+    places = {"target": str(micro.target), "data": str(micro.data), "augmented": str(tmp_path), "split": "forget10"}
+    small = {"num_layers": 1, "lora_rank": 4, "epochs": 1, "max_length": 96, "paraphrases": 1, "augment": augment}
+    config = train_config([("test", places | small | {"output": str(tmp_path)})])
+    (tmp_path / "train.yaml").write_text(config.to_yaml())
+    taken = {one.same for one in read_inputs(config, get_method("uld")).records["retain"]}
+    probes, kept = tofu_probes(tmp_path)
+    assert probes and kept and not taken.intersection(one.same for one in kept)
+
+
 def test_a_method_without_a_retain_loss_says_that_it_reads_no_retain_file(micro, caplog) -> None:
     places = {"target": str(micro.target), "data": str(micro.data), "split": "forget10", "output": "x"}
     inputs = read_inputs(

@@ -14,7 +14,7 @@ from typing import Any
 
 from uld.compare.grid import Spec
 from uld.compare.workspace import WORK, Workspace
-from uld.data.prompt import PromptFormat
+from uld.data.prompt import PromptFormat, spread
 from uld.data.record import Record
 from uld.data.tofu import load_tofu, uncovered
 from uld.errors import ConfigError, ULDError
@@ -23,12 +23,14 @@ from uld.evaluation.scoring import Scorer
 from uld.evaluation.tofu import evaluate
 from uld.evaluation.tofu_log import FILE_NAME, LogError, TofuLog, read_log
 from uld.evaluation.tofu_result import UTILITY_TASKS, aggregate
+from uld.methods.registry import get_method
 from uld.model.load import load
 from uld.report.cells import ANSWERS, Cell, Epoch
 from uld.runs.files import remove_folder, sweep, write_text
 from uld.runs.folder import UnresumableError, needs_tidying, tidy, working_in
 from uld.runs.manifest import EPOCHS, RUN_SETTINGS, Manifest, is_run, place
 from uld.training.config import TrainConfig
+from uld.training.inputs import covered_rows
 from uld.training.run import train
 from uld.training.stored import stored_settings
 
@@ -165,7 +167,7 @@ def _stored_epochs(path: Path) -> list[dict[str, Any]] | None:
 def _measured_epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> list[dict[str, Any]]:
     """`_epochs` that have not been measured yet."""
     run, path = workspace.run_folder(spec), _epochs_file(workspace, spec)
-    rows = []
+    rows, unseen = [], unseen_records(workspace, spec)
     for folder in sorted((run / EPOCHS).glob("[0-9]*"), key=lambda one: int(one.name)):
         log = _evaluated(
             workspace,
@@ -176,7 +178,7 @@ def _measured_epochs(workspace: Workspace, spec: Spec, retain_only: TofuLog) -> 
         )
         found = aggregate(log, retain_only)
         parts = [getattr(found, f"{task}_{metric}") for task in UTILITY_TASKS for metric in ("prob", "truth_ratio")]
-        held_out = answer_losses(workspace, str(folder), unseen_records(workspace, spec))
+        held_out = answer_losses(workspace, str(folder), unseen)
         rows.append(
             {
                 "epoch": int(folder.name),
@@ -197,13 +199,14 @@ def _epochs_file(workspace: Workspace, spec: Spec) -> Path:
 def unseen_records(workspace: Workspace, spec: Spec) -> list[Record]:
     """Retain rows that a run was neither trained nor is evaluated on, evenly spaced."""
     settings = workspace.settings(spec)
-    rows = uncovered(spec.split, workspace.grid.data, settings.retain_rows)
+    covered = covered_rows(settings, get_method(settings.method))
+    rows = uncovered(spec.split, workspace.grid.data, covered)
     if not rows:
         raise ULDError(
             f"{spec.name}: every retain row of {spec.split} is trained on or evaluated, and some that are neither are "
             "to be measured (keep_epochs, learning_rates): lower retain_rows"
         )
-    return rows[:: max(1, len(rows) // _HELD_OUT)][:_HELD_OUT]
+    return spread(rows, _HELD_OUT)
 
 
 def answer_losses(workspace: Workspace, model: str, records: list[Record]) -> list[float]:

@@ -320,7 +320,9 @@ def _refuse_all_seen(workspace: Workspace) -> None:
     """
     grid = workspace.grid
     cells = [spec for spec in specs(grid, dict.fromkeys(families(grid), 0.5)) if spec.keep_epochs]
-    for spec in {(one.split, workspace.settings(one).retain_rows): one for one in (*rate_specs(grid), *cells)}.values():
+    deciding = ("split", "retain_rows", "paraphrases", "augment", "seed")  # how many retain rows are trained on
+    each = [(one, workspace.settings(one)) for one in (*rate_specs(grid), *cells)]
+    for spec in {tuple(getattr(own, name) for name in deciding): one for one, own in each}.values():
         unseen_records(workspace, spec)
 
 

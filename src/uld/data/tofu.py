@@ -264,18 +264,18 @@ def held_out(
     return probes, rest
 
 
-def uncovered(split: str, data: str | Path | None, retain_rows: int | None) -> list[Record]:
-    """Retain rows that `training_set` leaves out without augmentation, and no benchmark evaluates.
+def uncovered(split: str, data: str | Path | None, retain_rows: int) -> list[Record]:
+    """Retain rows that `training_set` leaves out where it takes so many, and no benchmark evaluates.
 
     Args:
         split: Forget split.
         data: Folder of TOFU; None takes the Hub.
-        retain_rows: As in training; None: as many as forget rows.
+        retain_rows: As many as training takes: `uld.training.inputs.covered_rows`.
     """
     check_split(split)
     kept = FORGET_SPLITS[split]
     pool = _pool(load_tofu(kept, data), load_tofu("retain_perturbed", data))
-    return _untaken(pool, len(load_tofu(split, data)) if retain_rows is None else retain_rows, kept)
+    return _untaken(pool, retain_rows, kept)
 
 
 def _untaken(pool: Sequence[tuple[int, dict[str, Any]]], number: int, kept: str) -> list[Record]:

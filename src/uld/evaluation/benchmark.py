@@ -18,7 +18,7 @@ from uld.evaluation.result import Result
 from uld.evaluation.scoring import Scorer
 from uld.evaluation.token_scores import TokenScores, token_scores
 from uld.model.context import context_length
-from uld.model.generate import Written, end_ids, generate_ids, length_batches
+from uld.model.generate import Written, generate_ids, last_ids, length_batches
 from uld.runs.rows import RowFile
 from uld.runs.values import given
 
@@ -73,7 +73,7 @@ class Subject:
             prompts: Token ids.
             lengths: Most tokens of each answer.
         """
-        ends = end_ids(self.model, self.tokenizer)
+        ends = last_ids(self.model, self.tokenizer)
         found = generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=max(lengths)).tolist()
         return [Written.of(ids[:most], self.tokenizer, ends) for ids, most in zip(found, lengths, strict=True)]
 
@@ -116,7 +116,8 @@ class Task(Generic[R]):
         processes, name = PartialState(cpu=device == "cpu"), self.file or self.name
         with RowFile.of(folder, name, processes.process_index) as file:
             share = self.batches[processes.process_index :: processes.num_processes]
-            self._fill(file, share, name if progress and processes.is_main_process else None)
+            known = RowFile.read(folder, name) | file.rows  # the first process has what was merged before
+            self._fill(file, known, share, name if progress and processes.is_main_process else None)
             processes.wait_for_everyone()
             if processes.is_main_process:
                 file.merge([i for batch in self.batches for i in batch])
@@ -124,12 +125,12 @@ class Task(Generic[R]):
         done = RowFile.read(folder, name)
         return [done[i] for i in range(len(self.rows))]
 
-    def _fill(self, file: RowFile, batches: Sequence[list[int]], shown: str | None) -> None:
-        """Compute the rows of some batches that the file lacks; ``shown`` names the progress bar."""
+    def _fill(self, file: RowFile, known: Mapping[int, Row], batches: Sequence[list[int]], shown: str | None) -> None:
+        """Compute the rows of some batches that are not known; ``shown`` names the progress bar."""
         from uld.text.progress import bar
 
         numbers = [i for batch in batches for i in batch]
-        todo = {i for i in numbers if i not in file.rows or not self.finished(self.rows[i], file.rows[i])}
+        todo = {i for i in numbers if i not in known or not self.finished(self.rows[i], known[i])}
         if not todo:
             return
         with bar(len(numbers), shown, "row", done=len(numbers) - len(todo)) as line:

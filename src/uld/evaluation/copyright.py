@@ -55,7 +55,8 @@ class CopyrightResult(Result):
     signature: str
     """How sacrebleu counted."""
     kept: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Perplexity of what is kept, by file: of a token, and of texts also of a word and a byte."""
+    """Perplexity of what is kept, by file: of a token, and of texts also of a word and a byte; ``cut``: answers that
+    were too long."""
 
     def table(self) -> str:
         """Return two Markdown tables: the book, and what is kept."""
@@ -76,6 +77,9 @@ class CopyrightResult(Result):
                 for name, one in self.kept.items()
             ]
             lines += ["", *aligned(("kept", "PPL of a token", "of a word", "of a byte"), rows)]
+            cut = {name: one["cut"] for name, one in self.kept.items() if "cut" in one}
+            told = [f"{n} answers of {name} were too long: only their first tokens counted" for name, n in cut.items()]
+            lines += ["", *told] if told else []
         return "\n".join(lines) + "\n"
 
 

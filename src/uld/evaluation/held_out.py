@@ -8,7 +8,9 @@ from uld.data.record import Record, parse_record, refuse_unread
 from uld.data.rows import read_lines
 from uld.data.tofu import held_out
 from uld.errors import DataError, ULDError
+from uld.methods.registry import get_method
 from uld.runs.manifest import RUN_SETTINGS
+from uld.training.inputs import covered_rows
 from uld.training.stored import stored_settings
 
 
@@ -48,7 +50,7 @@ def tofu_probes(run: str | Path) -> tuple[list[Probe], list[Record]]:
         config.augmented,
         paraphrases=config.paraphrases,
         wrong_answers=config.wrong_answers,
-        retain_rows=config.retain_rows,
+        retain_rows=covered_rows(config, get_method(config.method)),
     )
     learnt = {record.same for record in read_sources(config.retain)[0]} if config.retain else set()
     retain = [record for record in retain if record.same not in learnt]

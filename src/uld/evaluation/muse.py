@@ -17,7 +17,7 @@ from uld.evaluation.benchmark import Benchmark, Found, Other, Result, Subject, T
 from uld.evaluation.memorization import longest_verbatim_run
 from uld.evaluation.metrics import rouge_l_f1
 from uld.evaluation.scoring import refuse_nan
-from uld.model.generate import generate_ids
+from uld.model.generate import end_ids, generate_ids
 from uld.runs.values import Count, CountFromZero, given
 from uld.text.table import aligned
 
@@ -218,8 +218,7 @@ class _Job:
     def generated(self, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
         """What the model writes behind each prompt, up to its end of sequence."""
         out = generate_ids(self.subject.model, self.subject.tokenizer, prompts, max_new_tokens=new_tokens).tolist()
-        config: Any = self.subject.model.generation_config
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        ends = end_ids(self.subject.model, self.subject.tokenizer)
         return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in out]
 
     def compared(self, prompt: list[int], new_tokens: int, said: str, truth: str) -> dict[str, Any]:

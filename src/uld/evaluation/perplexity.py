@@ -7,7 +7,7 @@ window from the last token of the window before it, the first of the text from t
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,12 +30,14 @@ class Perplexity:
         tokens: Tokens that were predicted.
         words: Words of the texts: what stands between blanks, as lm-eval's wikitext counts; 0 where it is not known.
         bytes: Of the texts in UTF-8; 0 where it is not known.
+        cut: Answers that are longer than the model reads, of which only the first tokens count.
     """
 
     loss: float
     tokens: int
     words: int = 0
     bytes: int = 0
+    cut: int = 0
 
     def __add__(self, other: "Perplexity") -> "Perplexity":
         """Of both; words and bytes are known where both know them."""
@@ -45,15 +47,17 @@ class Perplexity:
             self.tokens + other.tokens,
             known * (self.words + other.words),
             known * (self.bytes + other.bytes),
+            self.cut + other.cut,
         )
 
     def to_dict(self) -> dict[str, float]:
         """``exp(loss / n)`` for n tokens, words and bytes, as far as they are known.
 
-        Those of words and bytes compare models of different tokenizers.
+        Those of words and bytes compare models of different tokenizers. Beside them ``cut``, where answers were.
         """
         counts = {"token": self.tokens, "word": self.words, "byte": self.bytes}
-        return {name: _exp(self.loss / count) for name, count in counts.items() if count}
+        found = {name: _exp(self.loss / count) for name, count in counts.items() if count}
+        return found | ({"cut": self.cut} if self.cut else {})
 
 
 def text_perplexity(
@@ -97,7 +101,7 @@ def text_perplexity(
 def perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: Sequence[Record], template: str | None = None
 ) -> Perplexity:
-    """Perplexity of records: of texts every token, of the others the answers behind their prompts.
+    """Perplexity of records: of texts every token, of the others the answers behind their prompts, as far as they fit.
 
     Args:
         model: Any causal LM.
@@ -112,8 +116,8 @@ def perplexity(
     asked = [record for record in records if record.text is None]
     parts = [text_perplexity(model, tokenizer, texts)] if texts else []
     if asked:
-        rows, _ = PromptFormat(tokenizer, template).encode_all(asked, readable_tokens(model, tokenizer))
-        parts.append(_scored(model, tokenizer, rows))
+        rows, cut = PromptFormat(tokenizer, template).encode_all(asked, readable_tokens(model, tokenizer))
+        parts.append(replace(_scored(model, tokenizer, rows), cut=cut))
     return sum(parts[1:], parts[0])
 
 

@@ -49,6 +49,7 @@ BUDGET, READ_BUDGET = 0.01, 0.1
 as the default thresholds of a check allow."""
 HALVINGS = 5
 """How often ``steady`` may halve the floor."""
+_SIGNS = {"weight": "α", "margin": "margin", "floor": "floor", "filter": "τ"}
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,27 @@ def _read(
     return sorted(read, key=lambda point: -point.margin), asked
 
 
+def _lines(choice: Choice, along: str) -> dict[str, list[Point]]:
+    """What was measured as lines of points that differ in one setting alone, by what tells the lines apart.
+
+    Of several floors along the margin those that it was chosen at and that was chosen.
+    """
+    floors = {point.floor for point in (choice.point, *choice.floors[:1])}
+    points = [
+        point
+        for point in choice.points[1:]
+        if math.isfinite(getattr(point, along)) and (along == "weight" or point.floor in floors)
+    ]
+    names = {name: sign for name, sign in _SIGNS.items() if name != along}
+    several = [name for name in names if len({getattr(point, name) for point in points}) > 1]
+    several = several or ["weight" if along == "margin" else "filter"]
+    lines: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: [getattr(point, name) for name in (*several, along)]):
+        label = ", ".join(f"{names[name]} = {getattr(point, name):.3g}" for name in several)
+        lines.setdefault(label, []).append(point)
+    return lines
+
+
 def plot_choice(choice: Choice, path: Path) -> None:
     """Plot both measures with the budget and the choice: against the margin for ``steady``, else against α.
 
@@ -269,13 +291,10 @@ def plot_choice(choice: Choice, path: Path) -> None:
 
     figure = Figure(figsize=(10, 4))
     (left, right) = figure.subplots(1, 2)
-    along, sign, apart = ("margin", "α", "weight") if choice.aim in STEADY else ("weight", "τ", "filter")
-    lines: dict[float, list[Point]] = {}
-    for point in sorted(choice.points[1:], key=lambda point: (getattr(point, apart), getattr(point, along))):
-        if math.isfinite(getattr(point, along)) and (along == "weight" or point.floor == choice.point.floor):
-            lines.setdefault(getattr(point, apart), []).append(point)
-    for value, line in lines.items():
-        x, label = [getattr(p, along) for p in line], f"{sign} = {value:.3g}"
+    along = "margin" if choice.aim in STEADY else "weight"
+    lines = _lines(choice, along)
+    for label, line in lines.items():
+        x = [getattr(p, along) for p in line]
         left.plot(x, [p.advantage for p in line], marker="o", label=label)
         right.plot(x, [p.kept for p in line], marker="o", label=label)
     left.axhline(0, color="grey", linestyle=":")

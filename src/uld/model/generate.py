@@ -1,6 +1,6 @@
 """What a model writes behind prompts, in batches sorted by length: greedy unless it is asked for otherwise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ PLAIN_DECODING: dict[str, Any] = {
     "exponential_decay_length_penalty": None,
     "penalty_alpha": None,
     "guidance_scale": None,
+    "watermarking_config": None,
+    "max_time": None,
 }
 """For ``generate``: undoes what a model's ``generation_config.json`` may ask for beyond its own probabilities. Tokens
 that it may never say (``suppress_tokens``, ``bad_words_ids``) are the model's own, and stay."""
@@ -39,6 +41,9 @@ SAMPLING: dict[str, Any] = {
     "top_p": 1.0,
     "min_p": None,
     "typical_p": 1.0,
+    "top_h": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
 }
 """For ``generate``: the model's own distribution, whatever its generation config asks for."""
 
@@ -85,14 +90,35 @@ class TopP(LogitsProcessor):
 
 
 def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that end an answer: those of the model's generation config, and the tokenizer's end of sequence.
+
+    A checkpoint may name no token, or that of the model which it was made of, and has yet learnt to end its answers as
+    its tokenizer does.
+    """
+    end: Any = tokenizer.eos_token_id
+    return _own_ends(model) | (frozenset() if end is None else {end})
+
+
+def name_ends(model: Any, ends: Iterable[int]) -> None:
+    """Have a model's generation config name these tokens as well among those that end an answer."""
+    own = _own_ends(model)
+    if more := own.union(ends) - own:
+        every = sorted(own | more)
+        model.generation_config.eos_token_id = every if len(every) > 1 else every[0]
+
+
+def _own_ends(model: Any) -> frozenset[int]:
+    own: Any = model.generation_config.eos_token_id
+    return frozenset(one for one in (own if isinstance(own, list) else [own]) if one is not None)
+
+
+def last_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens behind which an answer of `generate_ids` holds nothing more: what ends one, and padding.
 
     Without a padding token its place is taken by token 0, which then stands behind an end alone and may be a word.
     """
-    ends: Any = model.generation_config.eos_token_id
-    own: list[Any] = ends if isinstance(ends, list) else [ends]
-    found: list[Any] = [*own, tokenizer.eos_token_id, tokenizer.pad_token_id]
-    return frozenset(one for one in found if one is not None)
+    pad: Any = tokenizer.pad_token_id
+    return end_ids(model, tokenizer) | (frozenset() if pad is None else {pad})
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +137,7 @@ class Written:
 
     @classmethod
     def of(cls, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, ends: frozenset[int]) -> "Written":
-        """Take apart a row of `generate_ids`; ``ends`` are those of `end_ids`."""
+        """Take apart a row of `generate_ids`; ``ends`` are those of `last_ids`."""
         raw: Any = tokenizer.decode(list(ids), skip_special_tokens=True)
         stop = next((i for i, token in enumerate(ids) if token in ends), None)
         return cls(raw, list(ids[:stop]), None if stop is None else ids[stop])
@@ -208,7 +234,9 @@ def generate_ids(
         check_positions(
             [model], width + max_new_tokens - 1, f"a prompt of {width} tokens with {max_new_tokens} new ones"
         )
-    settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, **PLAIN_DECODING, **options}
+    ends = sorted(end_ids(model, tokenizer)) or None
+    settings = {"do_sample": False, "num_beams": 1, "pad_token_id": pad, "eos_token_id": ends}
+    settings |= {**PLAIN_DECODING, **options}
     try:
         out: Any = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),

@@ -114,8 +114,9 @@ class RowFile:
 
     @staticmethod
     def read(folder: Path, task: str) -> dict[int, dict[str, Any]]:
-        """All finished rows of a task."""
-        return _parse((folder / f"{task}.jsonl").read_bytes())[0]
+        """All finished rows of a task; of several processes those that were merged."""
+        path = folder / f"{task}.jsonl"
+        return _parse(path.read_bytes())[0] if path.exists() else {}
 
     def merge(self, order: Sequence[int]) -> None:
         """Take over the rows of the other processes' parts; leave one file, each row once, and no parts.

@@ -26,7 +26,7 @@ from uld.data.prompt import PromptFormat
 from uld.data.record import Record, parse_record
 from uld.errors import DataError, ULDError
 from uld.model.context import context_length
-from uld.model.generate import SAMPLING, TopP, end_ids, generate_ids
+from uld.model.generate import SAMPLING, TopP, generate_ids, last_ids
 from uld.text.progress import bar
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ _QUESTION_TOKENS = 64
 _ANSWER_TOKENS = 192
 _STRETCHES = (24, 40)  # tokens behind which rows that have ended, or repeat the forget set, are written no further
 _TOP_P = 0.95
-_SAMPLING: dict[str, Any] = {**SAMPLING, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def draw_rows(
         "samples": samples,
         "dropped": dict(sorted(dropped.items())),
         "seed": seed,
-        "temperature": _SAMPLING["temperature"],
+        "temperature": SAMPLING["temperature"],
         "top_p": _TOP_P,
         "ngram": overlap.run,
         "began_by_itself": prompts.count(""),
@@ -235,8 +234,8 @@ def _sample(
     """
     fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < max_length]
     room = min(tokens, max_length - max((len(prompts[i]) for i in fitting), default=0))
-    settings = {**_SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
-    ends, written = end_ids(model, form.tokenizer) | {end}, {i: list[int]() for i in fitting}
+    settings = {**SAMPLING, "logits_processor": LogitsProcessorList([TopP(_TOP_P)])}
+    ends, written = last_ids(model, form.tokenizer) | {end}, {i: list[int]() for i in fitting}
     text: dict[int, str] = {}
     for number in _stretches(room):
         if not fitting:

@@ -21,6 +21,7 @@ from uld.methods.losses import cross_entropy
 from uld.model.assistant import check_head
 from uld.model.causal_lm import load_config, load_target, refuse_revision
 from uld.model.device import DTYPES
+from uld.model.generate import end_ids, name_ends
 from uld.model.load import load_tokenizer
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.model.weights import save_model
@@ -152,6 +153,7 @@ class Finetuning(Training[FinetuneResult]):
         config, model = self.config, trainer.objective.model
         if isinstance(model, PeftModel):
             model = model.merge_and_unload()
+        name_ends(model, end_ids(model, inputs.tokenizer) | _ends(inputs))  # where it started from may end otherwise
         hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         with writing(folder):
             size = save_model(model, folder, load_config(config.model, **hub).dtype if config.model else None)
@@ -194,6 +196,14 @@ def read_provenance(folder: str | Path) -> Provenance:
         return Provenance.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ArtifactError(f"{path} is damaged: train the model again with --overwrite") from error
+
+
+def _ends(inputs: Inputs) -> set[int]:
+    """Special tokens that rows which were not cut end in, as those of a chat template do."""
+    tokenizer: Any = inputs.tokenizer
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    rows = [row.encoded for row in inputs.rows.rows]
+    return {row.ids[-1] for row in rows if row.learn[-1] and not row.cut} & special
 
 
 def _check(config: FinetuneConfig) -> None:

@@ -213,6 +213,21 @@ def _tofu(
     return extra.forget or tofu.forget, tofu.retain + own + extra.wrong, files
 
 
+def covered_rows(config: TrainConfig, method: Method) -> int:
+    """How many of TOFU's retain rows a training on a split takes, or would take with a retain loss.
+
+    Args:
+        config: All settings; with a split.
+        method: The method that they name.
+
+    Raises:
+        ULDError: a split or its augmentation cannot be read.
+    """
+    if config.retain_rows is not None:
+        return config.retain_rows
+    return len(_tofu(config, replace(method, retain=None))[0])  # as many as there are rows to forget
+
+
 @dataclass(frozen=True)
 class _Augmented:
     """Forget records with their paraphrases behind them, wrong answers, and where they came from."""
