@@ -73,10 +73,7 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
     target = load_config(config.target, revision=config.revision, **remote)
     text = slice_config(target, config.num_layers)
     refuse_more_layers(config.lora_layers, config.num_layers or target.get_text_config(decoder=True).num_hidden_layers)
-    if config.tokenizer:
-        tokenizer = load_tokenizer(config.tokenizer, date=config.date, **remote)
-    else:
-        tokenizer = load_tokenizer(config.target, date=config.date, revision=config.revision, **remote)
+    tokenizer = _tokenizer(config)
     refuse_foreign(own_ids(tokenizer), text.vocab_size, config.tokenizer or config.target)
     form = PromptFormat(tokenizer, config.template)
     if method.retain is None and config.retain and method.teacher is None:  # which reads them, or says so
@@ -120,6 +117,12 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
             *(renamed.facts["rows"], len(in_turn), ", ".join(renamed.names)),
         )
     return Inputs(tokenizer, rows, counts, files, drawn, sides)
+
+
+def _tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that is named, or the target's."""
+    place, revision = (config.tokenizer, None) if config.tokenizer else (config.target, config.revision)
+    return load_tokenizer(place, date=config.date, revision=revision, trust_remote_code=config.trust_remote_code)
 
 
 def remembered(
@@ -182,9 +185,12 @@ def _in_turn(form: PromptFormat, records: list[Record], max_length: int) -> list
 
 
 def _tofu(
-    config: TrainConfig, method: Method, form: PromptFormat
+    config: TrainConfig, method: Method, form: PromptFormat | None
 ) -> tuple[list[Record], list[Record], dict[str, list[DataFile]]]:
-    """TOFU's forget and retain records for a method, and the user's retain files beside them."""
+    """TOFU's forget and retain records for a method, and the user's retain files beside them.
+
+    The format is asked for room for what augmentation makes; without augmentation for nothing.
+    """
     if config.forget:
         raise ConfigError("--split forgets a part of TOFU, --forget files: give one or the other")
     assert config.split is not None
@@ -195,6 +201,7 @@ def _tofu(
         check_split(config.split)
         source = str(Path(config.data) / f"{config.split}.json") if config.data is not None else config.split
         augmented, records = None, split_records(config.split, config.data)[0]
+        assert form is not None
         extra = _augmented(config, method, form, {source: records})
     number = len(extra.forget) if config.retain_rows is None and extra.forget else config.retain_rows
     tofu = training_set(
@@ -225,7 +232,8 @@ def covered_rows(config: TrainConfig, method: Method) -> int:
     """
     if config.retain_rows is not None:
         return config.retain_rows
-    return len(_tofu(config, replace(method, retain=None))[0])  # as many as there are rows to forget
+    form = PromptFormat(_tokenizer(config), config.template) if config.augment != NONE else None
+    return len(_tofu(config, replace(method, retain=None), form)[0])  # as many as there are rows to forget
 
 
 @dataclass(frozen=True)
