@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import uld
 from uld.cli.main import app
+from uld.data.record import Record
 from uld.errors import ULDError
 from uld.runs.card import check_of
 
@@ -120,6 +121,54 @@ def test_numbers_from_python_are_held_to_their_ranges(micro, files, tmp_path):
         with pytest.raises(ULDError, match=f"^{name} must be "):
             uld.check(micro.run, forget=files["forget"], retain=files["retain"], output=tmp_path / "x", **given)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"weight": -1.0}, "weight (α) must lie between 0 and"),
+        ({"rule": "supress"}, "rule must be one of suppress"),
+        ({"rule": "offset", "weight": 1.0}, "the rule offset does not go with it"),
+        ({"floor": 2.0}, "floor must lie between 0 and 1"),
+    ],
+)
+def test_settings_of_a_run_are_looked_at_before_the_target_is_asked(
+    micro, check, files, tmp_path, monkeypatch, changed, sentence
+):
+    monkeypatch.setattr("uld.checking.run.carry_out", lambda *_, **__: pytest.fail("the check began"))
+    done = check(micro.run, output=tmp_path / "out", **changed)
+    assert done.exit_code == 2 and sentence in done.stderr
+    with pytest.raises(ULDError) as error:
+        uld.check(micro.run, forget=files["forget"], retain=files["retain"], output=tmp_path / "out", **changed)
+    assert sentence in str(error.value) and not (tmp_path / "out").exists()
+
+
+ROW = Record.qa("who?", "me")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"runs": None}, "runs must be a text"),
+        ({"runs": [3]}, "runs must be a text"),
+        ({"forget": None}, "the forget set is empty"),
+        ({"retain": None}, "the retain set is empty"),
+        ({"forget": 3}, "expected a file, a folder, a Hub data set or a record, or a list of them, not 3"),
+        ({"retain": [{"question": "who?"}]}, "a row becomes a record by uld.data.record.parse_record"),
+        ({"held_out": [ROW, 1.5]}, "or a list of them, not 1.5"),
+        ({"thresholds": 3}, "thresholds must be a file, or texts by the names of measures, not 3"),
+        ({"retain_model": "no/where/at/all"}, "cannot load a model from 'no/where/at/all'"),
+    ],
+    ids=str,
+)
+def test_what_python_hands_over_is_looked_at_before_any_model_is_loaded(
+    micro, files, tmp_path, monkeypatch, changed, sentence
+):
+    monkeypatch.setattr("uld.checking.run.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    usual = {"runs": micro.run, "forget": files["forget"], "retain": files["retain"], "output": tmp_path / "out"}
+    with pytest.raises(ULDError) as error:
+        uld.check(**(usual | changed))
+    assert sentence in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_what_the_target_does_not_know_is_nothing_to_forget(micro, files, tmp_path):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import uld
 from uld.cli.main import app
+from uld.data.record import Record
 from uld.errors import ArtifactError, DataError, ULDError
 from uld.evaluation.choosing import OverBudget
 from uld.model.causal_lm import load_config
@@ -302,6 +303,12 @@ def test_rows_that_must_stay_and_cannot_be_trained_on_are_refused_first(
         ({"target": None}, "no target"),
         ({"output": None}, "no output"),
         ({"documents": None}, "no documents"),
+        ({"documents": 3}, "expected a file, a folder, a Hub data set or a record, or a list of them, not 3"),
+        ({"documents": [Record.qa("who?", "me")]}, "documents must be files, folders or Hub data sets, not Record"),
+        ({"retain": [None]}, "or a list of them, not None"),
+        ({"local": 3}, "local must be a text, not 3"),
+        ({"settings": ["epochs=3"]}, "settings must be values by their names"),
+        ({"settings": "epochs=3"}, "settings must be values by their names"),
     ],
 )
 def test_what_python_may_hand_over_is_held_to_its_kind(micro, documents, small, tmp_path, given, message):

@@ -510,6 +510,16 @@ def test_settings_that_would_do_nothing_are_refused_or_told(task, tmp_path, capl
     assert "--retain-rows chooses among TOFU's rows" in caplog.text
 
 
+@pytest.mark.parametrize("made", [FinetuneConfig, dict, None], ids=str)
+def test_the_settings_of_another_training_are_refused_by_their_kind(made, tmp_path):
+    given = made and made(output=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"the settings must be a uld\.TrainConfig, not "):
+        train(given)
+    with pytest.raises(ConfigError, match=r"the settings must be a uld\.FinetuneConfig, not "):
+        finetune(given if made is not FinetuneConfig else TrainConfig(output=str(tmp_path / "run")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_longer_than_the_positions_of_a_target_are_refused_before_anything_is_written(task, tmp_path) -> None:
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 

@@ -81,7 +81,7 @@ class Questions:
         files: dict[str, list[DataFile]] = {}
         records: dict[str, list[Record]] = {}
         for name, sources in given.items():
-            if sources is None:
+            if sources is None and name == "held_out":
                 continue
             records[name], files[name] = _read(sources)
             if not records[name]:
@@ -109,11 +109,11 @@ def places(sources: Sources | None) -> list[str | Path]:
     return [one for one in listed(sources or ()) if isinstance(one, str | Path)]
 
 
-def _read(sources: Sources) -> tuple[list[Record], list[DataFile]]:
+def _read(sources: Sources | None) -> tuple[list[Record], list[DataFile]]:
     """Records of files, and those that are there already."""
     records: list[Record] = []
     files: list[DataFile] = []
-    for one in listed(sources):
+    for one in listed(() if sources is None else sources):
         if isinstance(one, Record):
             records += read_records([one])
         else:

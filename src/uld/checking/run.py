@@ -1,6 +1,6 @@
 """A check from beginning to end: the target and the retain-only model once, then every run; numbers, gate, reports."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,15 @@ from uld.errors import DataError, ULDError
 from uld.evaluation import pipe
 from uld.evaluation.benchmark import slug
 from uld.evaluation.pipe import Candidate
+from uld.model.causal_lm import load_config
 from uld.model.combine import Combination
 from uld.model.device import best_device
 from uld.model.load import load
+from uld.model.stored import combination_of
 from uld.runs.files import absent, remove_empty, remove_folder
-from uld.runs.hub import manifest_of
+from uld.runs.hub import manifest_of, run_folder
 from uld.runs.machine import library_versions
+from uld.runs.manifest import Manifest
 from uld.runs.places import refuse_sources
 from uld.runs.rows import claim, give_up
 from uld.runs.values import Count, given, given_or_none
@@ -81,10 +84,14 @@ def check(
         named = {name: places_of(sources) for name, sources in read.items()}
         named["thresholds"] = [thresholds] if isinstance(thresholds, str | Path) else []
         refuse_sources(output, named, by="output")
-    places = [str(runs)] if isinstance(runs, str | Path) else [str(one) for one in runs]
+    several = list(runs) if isinstance(runs, Iterable) and not isinstance(runs, str) else [runs]
+    places = [given("runs", one, str) for one in several]
     combined = {name: how.pop(name, None) for name in Combination.__dataclass_fields__}
     changed = combined | {"template": template, "date": how.get("date"), "limit": limit}
     origin = origin_of(places, None if target is None else str(target), how.pop("date", None))
+    refuse_combined(places, combined)
+    if retain_model is not None and run_folder(retain_model) is None:
+        load_config(retain_model, trust_remote_code=how.get("trust_remote_code"))
 
     def at(place: str, **more: Any) -> Candidate:
         def loaded() -> Any:
@@ -204,6 +211,21 @@ def origin_of(places: Sequence[str], target: str | None = None, date: str | None
         raise ULDError(f"{places[0]} is an ordinary model, not a run: name the model that it was made of with --target")
     revision = next((one.target_revision for one in manifests.values() if one.target == target), None)
     return Origin(target, revision, date, frozenset(manifests))
+
+
+def refuse_combined(places: Sequence[str], changes: Mapping[str, Any]) -> None:
+    """Refuse settings that a run cannot be combined by, before the target has answered everything.
+
+    Args:
+        places: Of the runs; ordinary models among them are told of when they are loaded.
+        changes: Settings of a combination that take the place of a run's own where they are not None.
+
+    Raises:
+        ULDError: see `uld.model.stored.combination_of`.
+    """
+    for place in places:
+        if (folder := run_folder(place)) is not None and (manifest := Manifest.read(folder)).trains != "target":
+            combination_of(manifest, folder, changes)
 
 
 def carry_out(

@@ -126,6 +126,8 @@ def read_thresholds(
     if isinstance(given, str | Path):
         source, settings = str(given), _read_file(given)
         text = settings.text
+    elif not isinstance(given, Mapping):
+        raise ConfigError(f"thresholds must be a file, or texts by the names of measures, not {shown(given)}")
     else:
         source, settings = "thresholds", FileSettings(given, {})
         text = "".join(f'{name}: "{one}"\n' for name, one in given.items())

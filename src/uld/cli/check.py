@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from uld.cli.common import (
+    COMBINATION,
     AsJson,
     ModelOptions,
     Quiet,
@@ -73,11 +74,12 @@ def check(
     from uld.checking.asked import Asked
     from uld.checking.questions import Questions
     from uld.checking.report import refuse_junit, write_junit
-    from uld.checking.run import carry_out, default_folder, origin_of
+    from uld.checking.run import carry_out, default_folder, origin_of, refuse_combined
     from uld.evaluation.pipe import Candidate
     from uld.runs.places import refuse_sources
 
     origin = origin_of(runs, options.target, options.date)
+    refuse_combined(runs, {name: getattr(options, name) for name in COMBINATION})
     questions = Questions.read(forget, retain, held_out, limit, ordinary)
     chosen = replace(options, model=runs[0])
     named = chosen.changed | {"limit": limit}

@@ -38,8 +38,18 @@ Source = str | Path | Record
 
 
 def listed(sources: Source | Sequence[Source]) -> list[Source]:
-    """What was named, one thing or several, as a list."""
-    return [sources] if isinstance(sources, Source) else list(sources)
+    """What was named, one thing or several, as a list.
+
+    Raises:
+        DataError: something else stands there.
+    """
+    found = list(sources) if isinstance(sources, Iterable) and not isinstance(sources, Source) else [sources]
+    if odd := [one for one in found if not isinstance(one, Source)]:
+        raise DataError(
+            f"expected a file, a folder, a Hub data set or a record, or a list of them, not {shown(odd[0])} (a row "
+            "becomes a record by uld.data.record.parse_record)"
+        )
+    return found  # type: ignore[return-value]
 
 
 def read_records(sources: Source | Sequence[Source]) -> list[Record]:

@@ -13,7 +13,7 @@ from uld.checking.questions import refuse_asked
 from uld.checking.result import CheckResult
 from uld.checking.run import check
 from uld.checking.thresholds import read_thresholds
-from uld.data.documents import read_sources
+from uld.data.documents import listed, read_sources
 from uld.data.record import Record, refuse_equal
 from uld.errors import ArtifactError, ConfigError, DataError
 from uld.model.assistant import build_assistant, decoder_layers, refuse_lora
@@ -28,6 +28,7 @@ from uld.runs.hub import run_folder
 from uld.runs.manifest import RUN_SETTINGS, is_run
 from uld.runs.places import refuse_sources
 from uld.runs.rows import CLAIM, claim
+from uld.runs.values import given_or_none, shown
 from uld.text.progress import duration
 from uld.training.config import train_config
 from uld.training.run import Interrupted, Unlearning
@@ -105,10 +106,10 @@ def forget(
     """
     request = Request(
         target="" if target is None else str(target),
-        documents=_places(documents),
+        documents=_places("documents", documents),
         output="" if output is None else str(output),
-        retain=_places(retain),
-        source=Source(local, model, api_base, api_key_env),
+        retain=_places("retain", retain),
+        source=Source(given_or_none("local", local, str), model, api_base, api_key_env),
         questions=questions,
         draw=draw,
         retain_model=None if retain_model is None else str(retain_model),
@@ -119,8 +120,13 @@ def forget(
     return carry_out(request, tell=tell or (lambda _: None), progress=progress)
 
 
-def _places(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    return (str(given),) if isinstance(given, str | Path) else tuple(str(one) for one in given or ())
+def _places(name: str, given: str | Path | Sequence[str | Path] | None) -> tuple[str, ...]:
+    found = listed(() if given is None else given)
+    if odd := [one for one in found if isinstance(one, Record)]:
+        raise ConfigError(
+            f"{name} must be files, folders or Hub data sets, not {shown(odd[0])}: write records to a file"
+        )
+    return tuple(map(str, found))
 
 
 def carry_out(request: Request, *, tell: Callable[[str], None], progress: bool = True) -> Forgotten:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from uld.augment.endpoint import Endpoint
 from uld.errors import ConfigError
-from uld.runs.values import Count, CountFromZero, given
+from uld.runs.values import Count, CountFromZero, given, shown
 from uld.training.config import TrainConfig, setting_fields, train_config
 from uld.training.settings import kind_of
 
@@ -107,6 +107,8 @@ class Request:
             object.__setattr__(self, "draw", given("draw", self.draw, CountFromZero))
         if Path(self.output).name in ("", ".."):
             raise ConfigError(f"--output {self.output} is no folder to make: name a new one, such as runs/mine")
+        if not isinstance(self.settings, Mapping):
+            raise ConfigError(f'settings must be values by their names, as {{"epochs": 3}}, not {shown(self.settings)}')
         own = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in self.settings.items()}
         object.__setattr__(self, "settings", {name: one for name, one in own.items() if one is not None})
         if self.source.local is not None and self.source.model is not None:

@@ -109,6 +109,7 @@ def finetune(
 class Finetuning(Training[FinetuneResult]):
     """Cross-entropy on everything that is learnt."""
 
+    takes = FinetuneConfig
     config: FinetuneConfig
     start: str
 

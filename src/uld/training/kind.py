@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+from uld.errors import ConfigError
 from uld.runs.folder import Started
 from uld.runs.machine import peak_memory
+from uld.runs.values import shown
 from uld.training.config import RunConfig
 from uld.training.inputs import Inputs
 from uld.training.journal import Journal
@@ -39,18 +41,26 @@ class Training(ABC, Generic[Result]):
     """What one kind of training does in its own way; `uld.training.run.carry_out` does the rest.
 
     Attributes:
+        takes: Kind of the settings.
         config: All settings.
         answers: Whether what is trained has to answer beside its target.
         progress: Whether what takes long shows how far it is, also before the first step.
         fall: How the learning rate falls, see `uld.training.trainer.rate_share`.
     """
 
+    takes: ClassVar[type[RunConfig]] = RunConfig
     answers: bool = False
     progress: bool = False
     fall: Mapping[str, Any] = {}
 
     def __init__(self, config: RunConfig) -> None:
-        """Take the settings."""
+        """Take the settings.
+
+        Raises:
+            ConfigError: they are those of another training, or none.
+        """
+        if not isinstance(config, self.takes):
+            raise ConfigError(f"the settings must be a uld.{self.takes.__name__}, not {shown(config)}")
         self.config = config
 
     @abstractmethod

@@ -190,6 +190,7 @@ def train(
 class Unlearning(Training[TrainResult]):
     """A method's losses on forget and retain rows."""
 
+    takes = TrainConfig
     config: TrainConfig
     manifest: Manifest
     before: Manifest | None = None  # of a finished run that gets more rounds
