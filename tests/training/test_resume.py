@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from uld.runs.folder import last_checkpoint
+from uld.training.config import TrainConfig, train_config
+from uld.training.run import train
+from uld.training.trainer import Interrupted
 
 OPTIONS = {"epochs": 5, "lora_dropout": 0.2, "learning_rate": 0.02, "save_steps": 4}
 STEPS = 20
@@ -218,3 +221,27 @@ def test_whole_models_with_experts_go_on_bit_identically(task, tmp_path, family)
     found, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("x", "whole"))
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch_size": 1}, {"num_layers": None, "lora_layers": 2}])
+def test_a_run_that_goes_on_within_an_epoch_takes_the_rows_of_that_epoch(task, tmp_path, changes):
+    """Rows about other people differ from epoch to epoch."""
+    people = {"forget": ("Ada Bell", "Bob Cab", "Eve Fog"), "retain": ("Jim Kid", "Lea Mig", "Nan Opp")}
+    for side, names in people.items():
+        rows = [
+            {"question": f"where is {name}?", "answer": f"in {name.lower()[::-1].replace(' ', 'x')}"} for name in names
+        ]
+        (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {side: (str(tmp_path / f"{side}.jsonl"),) for side in people}
+
+    def config(name: str) -> TrainConfig:
+        settings = task.settings(tmp_path / name, **files, epochs=3, batch_size=3, other_names=3, **changes)
+        return train_config([("test", settings)])
+
+    result = train(config("whole"), progress=False)
+    assert result.steps == 9
+    for step in (2, 5, 8):
+        with pytest.raises(Interrupted):
+            train(config("x"), progress=False, stop_after=step, overwrite=(tmp_path / "x").exists())
+        train(config("x"), resume=True, progress=False)
+        assert_same(tmp_path / "x", tmp_path / "whole")

@@ -219,6 +219,7 @@ class PlanSampler(Sampler[list[int]]):
         batch_tokens: int | None = None,
     ) -> None:
         """Remember the settings; `set_epoch` chooses the epoch. ``batch_tokens`` takes the place of ``batch_size``."""
+        self.rows = rows
         self.kinds = [row.kind for row in rows.rows]
         self.lengths = [row.tokens for row in rows.rows]
         self.batch_size, self.seed, self.rank, self.world, self.accumulation = (
@@ -235,8 +236,8 @@ class PlanSampler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0."""
-        self.epoch = epoch
+        """Choose the epoch, counted from 0, of the rows as well: who skips batches asks for this alone."""
+        self.epoch = self.rows.epoch = epoch
 
     def _plan(self) -> list[list[int]]:
         """The epoch's global batches."""
@@ -264,7 +265,6 @@ class PlanLoader(DataLoader[Row]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, counted from 0."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-        self.dataset.epoch = epoch  # type: ignore[attr-defined]
 
 
 class Collator:
