@@ -87,8 +87,8 @@ def test_each_step_gives_what_its_command_gives(request_of, tmp_path, monkeypatc
     assert settings[0] == settings[1]
     assert settings[0]["gate"] is True
     known = read_sources([tuning[tuning.index("--trained") + 1]])[0]
-    again = [part for one in known for part in ([one] if one.text is None else passages(one))]
-    assert [one.asked.strip() for one in again] == [one.question.strip() for one in asked]
+    again = [part for one in known for part in ([one] if one.text is None else passages(one, as_is=True))]
+    assert [(one.asked, one.answer) for one in again] == [(one.question, one.answer) for one in asked]
     is_passage = [one.passage for one in asked]  # written as a text, to be cut in two again
     assert [one.text is not None for one in known] == is_passage and any(is_passage)
     uld(*(str(tmp_path / "alone") if word == str(tmp_path / "run") else word for word in tuning))

@@ -14,10 +14,15 @@ PASSAGES = 50
 _BREAK = 40  # letters in which the end of a word is looked for
 
 
-def passages(record: Record) -> list[Record]:
-    """A text as records with a prompt and its completion; none where it is too short to be cut in two."""
+def passages(record: Record, *, as_is: bool = False) -> list[Record]:
+    """A text as records with a prompt and its completion; none where it is too short to be cut in two.
+
+    Args:
+        record: With a text.
+        as_is: Take it with the blanks around it: a passage that was written down is then cut where it was cut before.
+    """
     assert record.text is not None
-    found = list(_halves(record.text.strip()))
+    found = list(_halves(record.text if as_is else record.text.strip()))
     return [Record(prompt=given, completion=rest, source=record.source) for given, rest in spread(found, PASSAGES)]
 
 

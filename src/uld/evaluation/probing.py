@@ -156,7 +156,7 @@ def read_answers(
     asked = []
     for record in trained:
         passage = record.text is not None
-        for one in passages(record) if passage else [record]:
+        for one in passages(record, as_is=True) if passage else [record]:
             if keys := telling(one.asked, one.answer, common, passage=passage):
                 asked.append((form.prompt_ids(one.messages[:-1]) if one.messages else _given(form, one), keys))
     asked = asked[:: -(-len(asked) // READ) or 1]
