@@ -14,7 +14,7 @@ FORGET = [Record.qa("Who is Mara Quillon?", LIGHT), Record.qa("Where is it?", "O
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("He KEPT the lighthouse, of Skerrin: since the winter of 1901.", "8 words in a row"),
+        ("He KEPT the lighthouse, of Skerrin: since the winter of 1901.", "4 words in a row"),
         ("The lighthouse, of Skerrin, is old.", "4 words in a row"),
         ("It was of Skerrin since war.", None),  # three words in a row
         ("I met Mara Quillon there.", "a name"),

@@ -64,8 +64,10 @@ class Overlap:
 
     def _runs_of(self, words: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """Runs that are hardly ever shared by chance; where a character is a word, that takes `MOST_RUN` of them."""
-        yield from _runs(words, MOST_RUN)
-        yield from (run for run in _runs(words, self.run) if not any(_CHARACTER.match(word) for word in run))
+        characters = {word for word in words if _CHARACTER.match(word)}
+        yield from (run for run in _runs(words, self.run) if characters.isdisjoint(run))
+        if characters:
+            yield from _runs(words, MOST_RUN)
 
 
 def telling_run(words: int) -> int:
