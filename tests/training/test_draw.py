@@ -79,7 +79,7 @@ def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch
         return [f"{LIGHT} {next(number)}" for _ in prompts]
 
     monkeypatch.setattr(uld.training.draw, "_sample", parrot)
-    with pytest.raises(ULDError, match=r"none of 48 samples .*8 words in a row.*--retain"):
+    with pytest.raises(ULDError, match=r"none of 48 samples .*4 words in a row.*--retain"):
         draw_rows(*target, FORGET, 8)
 
     def sometimes(model, form, prompts, *_):
@@ -88,7 +88,7 @@ def test_what_the_target_has_by_heart_is_dropped_and_counted(target, monkeypatch
     monkeypatch.setattr(uld.training.draw, "_sample", sometimes)
     drawn = draw_rows(*target, [Record(text=LIGHT)], 8)
     assert len(drawn.records) == 8 and not any("lighthouse" in str(one.text) for one in drawn.records)
-    assert drawn.facts["dropped"] == {"8 words in a row of the forget set": drawn.facts["samples"] * 3 // 4}
+    assert drawn.facts["dropped"] == {"4 words in a row of the forget set": drawn.facts["samples"] * 3 // 4}
 
     monkeypatch.setattr(uld.training.draw, "_sample", lambda m, f, prompts, *_: ["the same"] * len(prompts))
     drawn = draw_rows(*target, [Record(text=LIGHT)], 100)
