@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from uld.data.prompt import NAMED, DataError, Encoded, PromptFormat
 from uld.data.record import Record
-from uld.data.special import special_names
+from uld.data.special import special_names, tell_of_special
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
@@ -438,6 +438,27 @@ def test_special_tokens_that_a_user_writes_as_such_are_no_news(caplog) -> None:
     with caplog.at_level(logging.WARNING, "uld"):
         form.prompt_ids("Who?<|im_end|>")
     assert [one.message.partition(" is ")[0] for one in caplog.records] == ["this prompt: '<|im_end|>'"]
+
+
+def test_special_tokens_that_the_tokenizer_reads_as_text_are_no_news(caplog) -> None:
+    """With ``split_special_tokens``, and by tokenizers of another kind, which keep no list of them."""
+    tokenizer = copy.deepcopy(make("bpe", "chatml", eos="<|im_end|>"))
+    tokenizer.split_special_tokens = True
+    tokenizer._tokenizer.encode_special_tokens = True
+    record = Record.qa("Who?", "Ann.<|im_end|>", "f.jsonl:3")
+    with caplog.at_level(logging.WARNING, "uld"):
+        PromptFormat(tokenizer).text_ids(record.answer)
+        tell_of_special(tokenizer, special_names(tokenizer), [record.answer], record.source)
+    assert not caplog.records
+
+    class Other:
+        all_special_tokens = ("</s>",)
+
+        @property
+        def added_tokens_decoder(self):
+            raise NotImplementedError
+
+    assert special_names(Other()) == []
 
 
 def test_every_special_token_of_a_tokenizer_is_known_but_single_letters() -> None:

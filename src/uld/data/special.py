@@ -9,17 +9,21 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
+
 logger = logging.getLogger(__name__)
 
 _TOLD = "uld_told"  # attribute of a tokenizer: names that were told of, once for all formats of it
 
 
 def special_names(tokenizer: Any) -> list[str]:
-    """How the special tokens of a tokenizer are written, longest first; a single letter is read as it is either way."""
-    try:
-        added = [str(one) for one in tokenizer.added_tokens_decoder.values() if one.special]
-    except (AttributeError, NotImplementedError):  # mistral-common keeps no such list
-        added = []
+    """How the special tokens of a tokenizer are written, longest first; a single letter is read as it is either way.
+
+    Tokenizers that are none of transformers' own, such as mistral-common's, read no special token in a text.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizer | PreTrainedTokenizerFast):
+        return []
+    added = (str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
     names = {name for name in (*tokenizer.all_special_tokens, *added) if len(name) > 1}
     return sorted(names, key=lambda name: (-len(name), name))
 
@@ -38,10 +42,17 @@ def tell_of_special(tokenizer: Any, names: Iterable[str], texts: Iterable[str], 
     for name in names:
         if name in whole and name not in told:
             told.add(name)
-            logger.warning(
-                "%s: %r is a special token of the tokenizer and is read as that token, not as text, here and wherever "
-                "else it stands: write it in another way if it belongs to the text, or take it out",
-                source or "a text",
-                name,
-            )
+            if _is_read(tokenizer, name):
+                logger.warning(
+                    "%s: %r is a special token of the tokenizer and is read as that token, not as text, here and "
+                    "wherever else it stands: write it in another way if it belongs to the text, or take it out",
+                    source or "a text",
+                    name,
+                )
     setattr(tokenizer, _TOLD, told)
+
+
+def _is_read(tokenizer: Any, name: str) -> bool:
+    """Whether a tokenizer reads a special token in a text; with ``split_special_tokens`` it does not."""
+    ids = tokenizer(name, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer.convert_tokens_to_ids(name) in ids

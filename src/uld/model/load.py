@@ -101,6 +101,23 @@ def _tell_of_prompts(places: Sequence[str | Path], manifests: Sequence[Manifest]
             )
 
 
+def tokenizer_for(
+    model: str, named: str | None, *, revision: str | None = None, **kwargs: Any
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that is named, or else the model's, of the model's revision.
+
+    Args:
+        model: Folder or Hub id.
+        named: Another place.
+        revision: Of the model.
+        kwargs: See `load_tokenizer`.
+
+    Raises:
+        ULDError: there is none.
+    """
+    return load_tokenizer(named, **kwargs) if named else load_tokenizer(model, revision=revision, **kwargs)
+
+
 def load_tokenizer(
     path: str | Path, *, date: str | None = None, trust_remote_code: bool | None = False, **kwargs: Any
 ) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ from uld.data.prompt import PromptFormat
 from uld.errors import ConfigError
 from uld.model.assistant import default_num_layers
 from uld.model.causal_lm import load_config
-from uld.model.load import load_tokenizer
+from uld.model.load import tokenizer_for
 from uld.request import material
 from uld.request.settings import PARAPHRASES, PRETRAINED, WRONG_ANSWERS, Request
 from uld.training.config import TrainConfig, train_config
@@ -36,12 +36,10 @@ def form_of(request: Request) -> PromptFormat:
         ULDError: there is no such tokenizer, or it has no such template.
     """
     own = settings_of(request)
-    hub = {} if own.get("tokenizer") else {"revision": own.get("revision")}
+    how = {"revision": own.get("revision"), "date": own.get("date")}
     trust = bool(own.get("trust_remote_code"))
-    place = own.get("tokenizer") or request.target
-    return PromptFormat(
-        load_tokenizer(place, date=own.get("date"), trust_remote_code=trust, **hub), own.get("template")
-    )
+    tokenizer = tokenizer_for(request.target, own.get("tokenizer"), trust_remote_code=trust, **how)
+    return PromptFormat(tokenizer, own.get("template"))
 
 
 def train_settings(request: Request) -> TrainConfig:

@@ -22,7 +22,7 @@ from uld.model.assistant import check_head
 from uld.model.causal_lm import load_config, load_target, refuse_revision
 from uld.model.device import DTYPES
 from uld.model.generate import end_ids, name_ends
-from uld.model.load import load_tokenizer
+from uld.model.load import tokenizer_for
 from uld.model.vocabulary import embedding_rows, own_ids, refuse_foreign
 from uld.model.weights import save_model
 from uld.runs.files import write_text, writing
@@ -233,11 +233,9 @@ def _tokenizer(config: FinetuneConfig, records: list[Record]) -> PreTrainedToken
     """The tokenizer that was named, the model's own, or one trained on the records."""
     remote: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "date": config.date}
     refuse_revision(config.model, config.revision)
-    if config.tokenizer:
-        return load_tokenizer(config.tokenizer, **remote)
-    if config.scratch:
+    if config.scratch and not config.tokenizer:
         return train_tokenizer(texts_of(records), config.vocab_size or VOCAB_SIZE, config.max_length)
-    return load_tokenizer(config.model, revision=config.revision, **remote)
+    return tokenizer_for(config.model, config.tokenizer, revision=config.revision, **remote)
 
 
 def _model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase, dtype: str) -> PreTrainedModel:

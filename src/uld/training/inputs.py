@@ -23,7 +23,7 @@ from uld.errors import ConfigError
 from uld.methods.registry import Method
 from uld.model.assistant import refuse_more_layers, slice_config
 from uld.model.causal_lm import load_config, refuse_revision
-from uld.model.load import load_tokenizer
+from uld.model.load import tokenizer_for
 from uld.model.vocabulary import own_ids, refuse_foreign
 from uld.runs.manifest import DataFile
 from uld.training.config import FinetuneConfig, TrainConfig
@@ -121,8 +121,8 @@ def read_inputs(config: TrainConfig, method: Method, *, resume: bool = False, pr
 
 def _tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that is named, or the target's."""
-    place, revision = (config.tokenizer, None) if config.tokenizer else (config.target, config.revision)
-    return load_tokenizer(place, date=config.date, revision=revision, trust_remote_code=config.trust_remote_code)
+    how = {"revision": config.revision, "date": config.date, "trust_remote_code": config.trust_remote_code}
+    return tokenizer_for(config.target, config.tokenizer, **how)
 
 
 def remembered(
