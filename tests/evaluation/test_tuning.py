@@ -304,6 +304,23 @@ def test_passages_of_texts_are_read_and_no_further_than_nothing_comes_back(micro
     assert given == {one.asked for one in halves}
 
 
+def test_a_passage_that_was_written_down_is_asked_as_the_check_asks_it(micro, monkeypatch):
+    model, tokenizer = load(micro.run)
+    form, asked = PromptFormat(tokenizer), []
+    cut = passages(Record(text=" ".join(f"ba{n}de  \n kilo{n} mara{n}   vane" for n in range(200))))
+    written = [Record(text=f"{one.prompt}{one.completion}") for one in cut]
+    assert any(record.text[0] == " " for record in written if record.text)  # it belongs to the passage
+
+    def answers(_, __, given, **how):
+        asked.extend(given)
+        return ["nothing"] * len(given)
+
+    monkeypatch.setattr("uld.evaluation.probing.generate_answers", answers)
+    read_answers(model, tokenizer, form, written, [], [Combination()])
+    rows = [form.encode(one, 10_000) for one in cut]
+    assert sorted(asked) == sorted(row.ids[: row.learn.index(True)] for row in rows)
+
+
 def test_a_prompt_and_its_completion_are_read_as_a_question_is(micro, monkeypatch):
     model, tokenizer = load(micro.run)
     form = PromptFormat(tokenizer)
